@@ -1,0 +1,72 @@
+"""FLUX transformer in a diffusers folder (`FluxTransformer2DModel.save_pretrained`)."""
+
+from pathlib import Path
+
+from mllmsubj.convert.engine import Table, linear, load, norm, read_config, repeat
+from mllmsubj.models.dit import FluxConfig, FluxTransformer
+from mllmsubj.models.layers import abstract_params
+from mllmsubj.typing import Params
+
+
+def load_transformer(folder: str | Path) -> tuple[FluxConfig, Params]:
+    """Sizes and parameters (numpy, in the file's dtype) of a FLUX transformer."""
+    raw = read_config(folder)
+    config = FluxConfig(
+        in_channels=raw["in_channels"],
+        num_layers=raw["num_layers"],
+        num_single_layers=raw["num_single_layers"],
+        attention_head_dim=raw["attention_head_dim"],
+        num_attention_heads=raw["num_attention_heads"],
+        joint_attention_dim=raw["joint_attention_dim"],
+        pooled_projection_dim=raw["pooled_projection_dim"],
+        guidance_embeds=raw["guidance_embeds"],
+        axes_dims_rope=tuple(raw["axes_dims_rope"]),
+    )
+    return config, load(folder, table(config), abstract_params(FluxTransformer(config)))
+
+
+def table(config: FluxConfig) -> Table:
+    """Every tensor of `FluxTransformer2DModel`, and its path here."""
+    embedders = ["text_embedder", "timestep_embedder", *["guidance_embedder"] * config.guidance_embeds]
+    return [
+        *linear("x_embedder", "x_embedder"),
+        *linear("context_embedder", "context_embedder"),
+        *(entry for name in embedders for entry in _two_layer(f"time_text_embed.{name}", f"time_text_embed/{name}")),
+        *repeat(config.num_layers, "transformer_blocks.{i}.", "double_blocks/", _double_block()),
+        *repeat(config.num_single_layers, "single_transformer_blocks.{i}.", "single_blocks/", _single_block()),
+        *linear("norm_out.linear", "norm_out/linear"),
+        *linear("proj_out", "proj_out"),
+    ]
+
+
+def _two_layer(source: str, target: str) -> Table:
+    return [entry for name in ("linear_1", "linear_2") for entry in linear(f"{source}.{name}", f"{target}/{name}")]
+
+
+def _double_block() -> Table:
+    projections = ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+    return [
+        *linear("norm1.linear", "norm1/linear"),
+        *linear("norm1_context.linear", "norm1_context/linear"),
+        *(entry for name in projections for entry in linear(f"attn.{name}", f"attn/{name}")),
+        *linear("attn.to_out.0", "attn/to_out"),
+        *(
+            entry
+            for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
+            for entry in norm(f"attn.{name}", f"attn/{name}")
+        ),
+        *linear("ff.net.0.proj", "ff/ff_in"),
+        *linear("ff.net.2", "ff/ff_out"),
+        *linear("ff_context.net.0.proj", "ff_context/ff_in"),
+        *linear("ff_context.net.2", "ff_context/ff_out"),
+    ]
+
+
+def _single_block() -> Table:
+    return [
+        *linear("norm.linear", "norm/linear"),
+        *(entry for name in ("to_q", "to_k", "to_v") for entry in linear(f"attn.{name}", name)),
+        *(entry for name in ("norm_q", "norm_k") for entry in norm(f"attn.{name}", name)),
+        *linear("proj_mlp", "proj_mlp"),
+        *linear("proj_out", "proj_out"),
+    ]

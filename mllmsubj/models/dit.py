@@ -1,0 +1,260 @@
+"""The FLUX transformer. Source: diffusers `FluxTransformer2DModel`; black-forest-labs/flux `src/flux/model.py`.
+
+Two streams share every attention: `txt` (the condition's tokens) and `img` (noisy tokens, then the reference's).
+Double blocks keep the streams' weights apart, single blocks run both through one set of weights.
+"""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from mllmsubj.models.layers import Compute, Dense, RMSNorm, layer_norm, stack
+from mllmsubj.models.lora import LoRAConfig
+from mllmsubj.ops.attention import attend
+from mllmsubj.ops.rope import Rotation, axial_rotation, rotate_interleaved
+from mllmsubj.sharding import constrain
+from mllmsubj.typing import Array, Bool, Float
+
+EPS = 1e-6
+THETA = 10_000.0
+MLP_RATIO = 4
+FREQUENCIES = 256
+"""Width of the sinusoidal embedding of timestep and guidance."""
+
+
+@dataclass(frozen=True)
+class FluxConfig:
+    """Sizes, named as in a diffusers `config.json`."""
+
+    in_channels: int
+    """Channels of a token: latent channels × 2 × 2."""
+    num_layers: int
+    """Double blocks."""
+    num_single_layers: int
+    attention_head_dim: int
+    num_attention_heads: int
+    joint_attention_dim: int
+    """Width of the condition's tokens before `context_embedder`."""
+    pooled_projection_dim: int
+    """Width of the CLIP vector."""
+    guidance_embeds: bool
+    axes_dims_rope: tuple[int, ...]
+    """Channels of a head turned by each of the three id axes; they add up to `attention_head_dim`."""
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+
+class FluxTransformer(nn.Module):
+    """Velocity of a flow-matching step over packed tokens."""
+
+    config: FluxConfig
+    compute: Compute = Compute()
+    lora: LoRAConfig | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        hidden_states: Float[Array, "b n c"],
+        encoder_hidden_states: Float[Array, "b s e"],
+        pooled_projections: Float[Array, "b p"],
+        timestep: Float[Array, " b"],
+        img_ids: Float[Array, "n 3"],
+        txt_ids: Float[Array, "s 3"],
+        guidance: Float[Array, " b"] | None = None,
+        mask: Bool[Array, "b m"] | None = None,
+        output_tokens: int | None = None,
+    ) -> Float[Array, "b o c"]:
+        """Velocity of the first `output_tokens` image tokens (all of them by default).
+
+        `timestep` lies in [0, 1], 1 is noise; `guidance` is the distilled scale (2.5, not 2500). `mask` [b, s + n]
+        is False at tokens, condition first, that nobody may attend to; dropping them gives the same velocity.
+        """
+        config, dtype = self.config, self.compute.dtype
+        keys = None if mask is None else mask[:, None, None, :]
+        rotation = axial_rotation(jnp.concatenate([txt_ids, img_ids]), config.axes_dims_rope, THETA)
+
+        img = Dense(config.width, name="x_embedder")(hidden_states.astype(dtype))
+        txt = Dense(config.width, name="context_embedder")(encoder_hidden_states.astype(dtype))
+        vec = Modulator(config, name="time_text_embed")(timestep, guidance, pooled_projections.astype(dtype))
+        img, txt = constrain(img, "batch", "seq", "embed"), constrain(txt, "batch", "seq", "embed")
+
+        blocks = (config, self.compute, self.lora)
+        double = stack(DoubleBlock, config.num_layers, self.compute)(*blocks, name="double_blocks")
+        single = stack(SingleBlock, config.num_single_layers, self.compute)(*blocks, name="single_blocks")
+        (img, txt), _ = double((img, txt), vec, rotation, keys)
+        both, _ = single(jnp.concatenate([txt, img], axis=1), vec, rotation, keys)
+
+        img = both[:, txt.shape[1] :][:, :output_tokens]
+        scale, shift = _modulation("norm_out", vec, config.width, 2)
+        return Dense(config.in_channels, name="proj_out")(layer_norm(img, EPS) * (1 + scale) + shift)
+
+    def example(self) -> tuple[Array, ...]:
+        """The smallest inputs that touch every parameter."""
+        c, one, ids = self.config, jnp.ones((1,)), jnp.zeros((1, 3))
+        img, txt = jnp.zeros((1, 1, c.in_channels)), jnp.zeros((1, 1, c.joint_attention_dim))
+        return img, txt, jnp.zeros((1, c.pooled_projection_dim)), one, ids, ids, one if c.guidance_embeds else None
+
+
+class Modulator(nn.Module):
+    """One vector from timestep, guidance and the pooled prompt; every block's scales and shifts come from it."""
+
+    config: FluxConfig
+
+    @nn.compact
+    def __call__(
+        self, timestep: Float[Array, " b"], guidance: Float[Array, " b"] | None, pooled: Float[Array, "b p"]
+    ) -> Float[Array, "b d"]:
+        width, dtype = self.config.width, pooled.dtype
+        vec = TwoLayer(width, name="text_embedder")(pooled)
+        vec += TwoLayer(width, name="timestep_embedder")(sinusoid(timestep).astype(dtype))
+        if self.config.guidance_embeds:
+            if guidance is None:
+                raise ValueError("this transformer embeds guidance: pass `guidance` [b]")
+            vec += TwoLayer(width, name="guidance_embedder")(sinusoid(guidance).astype(dtype))
+        return vec
+
+
+class TwoLayer(nn.Module):
+    """Linear, SiLU, linear."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b p"]) -> Float[Array, "b d"]:
+        return Dense(self.width, name="linear_2")(jax.nn.silu(Dense(self.width, name="linear_1")(x)))
+
+
+class DoubleBlock(nn.Module):
+    """Joint attention of both streams, each with its own weights, then an MLP each."""
+
+    config: FluxConfig
+    compute: Compute
+    lora: LoRAConfig | None
+
+    @nn.compact
+    def __call__(
+        self,
+        streams: tuple[Float[Array, "b n d"], Float[Array, "b s d"]],
+        vec: Float[Array, "b d"],
+        rotation: Rotation,
+        keys: Bool[Array, "b 1 1 m"] | None,
+    ) -> tuple[tuple[Float[Array, "b n d"], Float[Array, "b s d"]], None]:
+        img, txt = streams
+        width = self.config.width
+        img_mod = _modulation("norm1", vec, width, 6)
+        txt_mod = _modulation("norm1_context", vec, width, 6)
+
+        attention = JointAttention(self.config, self.compute, self.lora, name="attn")
+        img_out, txt_out = attention(_enter(img, *img_mod[:2]), _enter(txt, *txt_mod[:2]), rotation, keys)
+        img, txt = img + img_mod[2] * img_out, txt + txt_mod[2] * txt_out
+
+        img += img_mod[5] * FeedForward(width, name="ff")(_enter(img, *img_mod[3:5]))
+        txt += txt_mod[5] * FeedForward(width, name="ff_context")(_enter(txt, *txt_mod[3:5]))
+        return (constrain(img, "batch", "seq", "embed"), constrain(txt, "batch", "seq", "embed")), None
+
+
+class JointAttention(nn.Module):
+    """Queries, keys and values of both streams, one softmax over all of them."""
+
+    config: FluxConfig
+    compute: Compute
+    lora: LoRAConfig | None
+
+    @nn.compact
+    def __call__(
+        self,
+        img: Float[Array, "b n d"],
+        txt: Float[Array, "b s d"],
+        rotation: Rotation,
+        keys: Bool[Array, "b 1 1 m"] | None,
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b s d"]]:
+        def project(name: str, x: Array) -> Array:
+            return Dense(self.config.width, lora=self.lora, name=name)(x)
+
+        q, k, v = (_heads(project(f"to_{part}", img), self.config) for part in "qkv")
+        txt_q, txt_k, txt_v = (_heads(project(f"add_{part}_proj", txt), self.config) for part in "qkv")
+        q, k = RMSNorm(EPS, name="norm_q")(q), RMSNorm(EPS, name="norm_k")(k)
+        txt_q, txt_k = RMSNorm(EPS, name="norm_added_q")(txt_q), RMSNorm(EPS, name="norm_added_k")(txt_k)
+        q, k, v = (jnp.concatenate(pair, axis=1) for pair in ((txt_q, q), (txt_k, k), (txt_v, v)))
+        out = _rotated_attention(q, k, v, rotation, keys, self.compute)
+        return project("to_out", out[:, txt.shape[1] :]), project("to_add_out", out[:, : txt.shape[1]])
+
+
+class SingleBlock(nn.Module):
+    """Attention and MLP side by side over both streams, joined by one output projection."""
+
+    config: FluxConfig
+    compute: Compute
+    lora: LoRAConfig | None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b m d"],
+        vec: Float[Array, "b d"],
+        rotation: Rotation,
+        keys: Bool[Array, "b 1 1 m"] | None,
+    ) -> tuple[Float[Array, "b m d"], None]:
+        width = self.config.width
+        shift, scale, gate = _modulation("norm", vec, width, 3)
+        h = _enter(x, shift, scale)
+        q, k, v = (_heads(Dense(width, lora=self.lora, name=f"to_{part}")(h), self.config) for part in "qkv")
+        q, k = RMSNorm(EPS, name="norm_q")(q), RMSNorm(EPS, name="norm_k")(k)
+        attended = _rotated_attention(q, k, v, rotation, keys, self.compute)
+        hidden = jax.nn.gelu(Dense(MLP_RATIO * width, lora=self.lora, name="proj_mlp")(h), approximate=True)
+        hidden = constrain(hidden, "batch", "seq", "hidden")
+        out = Dense(width, lora=self.lora, name="proj_out")(jnp.concatenate([attended, hidden], axis=-1))
+        return constrain(x + gate * out, "batch", "seq", "embed"), None
+
+
+class FeedForward(nn.Module):
+    """Linear, tanh-approximated GELU, linear."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        hidden = jax.nn.gelu(Dense(MLP_RATIO * self.width, name="ff_in")(x), approximate=True)
+        return Dense(self.width, name="ff_out")(constrain(hidden, "batch", "seq", "hidden"))
+
+
+def sinusoid(t: Float[Array, " b"]) -> Float[Array, "b f"]:
+    """cos and sin of 1000·t at 128 frequencies, float32. Source: diffusers `get_timestep_embedding`, flipped."""
+    half = FREQUENCIES // 2
+    frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = 1000.0 * t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class _Modulation(nn.Module):
+    width: int
+    parts: int
+
+    @nn.compact
+    def __call__(self, vec: Float[Array, "b d"]) -> tuple[Float[Array, "b 1 d"], ...]:
+        out = Dense(self.parts * self.width, name="linear")(jax.nn.silu(vec))
+        return tuple(jnp.split(out[:, None, :], self.parts, axis=-1))
+
+
+def _modulation(name: str, vec: Array, width: int, parts: int) -> tuple[Array, ...]:
+    return _Modulation(width, parts, name=name)(vec)
+
+
+def _enter(x: Array, shift: Array, scale: Array) -> Array:
+    return layer_norm(x, EPS) * (1 + scale) + shift
+
+
+def _heads(x: Array, config: FluxConfig) -> Array:
+    return rearrange(x, "b s (h k) -> b s h k", k=config.attention_head_dim)
+
+
+def _rotated_attention(q: Array, k: Array, v: Array, rotation: Rotation, keys: Array | None, compute: Compute) -> Array:
+    q, k = rotate_interleaved(q, rotation), rotate_interleaved(k, rotation)
+    q, k, v = (constrain(x, "batch", "seq", "heads", "embed") for x in (q, k, v))
+    out = attend(q, k, v, keys, implementation=compute.attention)
+    return rearrange(out, "b s h k -> b s (h k)")

@@ -1,0 +1,48 @@
+"""Rotary position embeddings: FLUX's (interleaved pairs, several axes) and Qwen2's (split halves, one axis)."""
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from mllmsubj.typing import Array, Float, Int
+
+Rotation = tuple[Float[Array, "*s k2"], Float[Array, "*s k2"]]
+"""cos and sin of one angle per position and pair of channels, float32."""
+
+
+def axial_rotation(ids: Float[Array, "s a"] | Int[Array, "s a"], axes_dim: tuple[int, ...], theta: float) -> Rotation:
+    """Angles of FLUX's positions: axis i of `ids` turns `axes_dim[i] // 2` pairs of channels.
+
+    Source: black-forest-labs/flux `src/flux/math.py` (`rope`), diffusers `FluxPosEmbed`.
+    """
+    angles = [ids[:, axis, None].astype(jnp.float32) * _frequencies(dim, theta) for axis, dim in enumerate(axes_dim)]
+    angle = jnp.concatenate(angles, axis=-1)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotation(positions: Int[Array, " s"], dim: int, theta: float) -> Rotation:
+    """Angles of a plain sequence, `dim // 2` pairs. Source: transformers `Qwen2RotaryEmbedding`."""
+    angle = positions[:, None].astype(jnp.float32) * _frequencies(dim, theta)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate_interleaved(x: Float[Array, "b s h k"], by: Rotation) -> Float[Array, "b s h k"]:
+    """Turns channel pairs (0, 1), (2, 3), … of every head, in float32."""
+    pairs = rearrange(x.astype(jnp.float32), "b s h (k two) -> two b s h k", two=2)
+    turned = jnp.stack(_turn(pairs[0], pairs[1], by), axis=-1)
+    return rearrange(turned, "b s h k two -> b s h (k two)").astype(x.dtype)
+
+
+def rotate_halves(x: Float[Array, "b s h k"], by: Rotation) -> Float[Array, "b s h k"]:
+    """Turns channel pairs (0, k/2), (1, k/2 + 1), … of every head, in float32."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate(_turn(first, second, by), axis=-1).astype(x.dtype)
+
+
+def _turn(first: Array, second: Array, by: Rotation) -> tuple[Array, Array]:
+    cos, sin = (part[:, None, :] for part in by)
+    return first * cos - second * sin, first * sin + second * cos
+
+
+def _frequencies(dim: int, theta: float) -> np.ndarray:
+    return (1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)).astype(np.float32)

@@ -1,0 +1,150 @@
+"""Device mesh, the strict table of parameter shardings, and `constrain` for activations.
+
+Mesh axes: `data` (batch), `fsdp` (batch, and every large parameter's rows), `tensor` (heads, hidden units).
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mllmsubj.errors import UserError
+from mllmsubj.typing import Array, Params, PyTree
+
+AXES = ("data", "fsdp", "tensor")
+
+ACTIVATION_AXES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "seq": None,
+    "embed": None,
+    "heads": "tensor",
+    "hidden": "tensor",
+}
+"""Logical name of an activation's axis -> the mesh axes that split it."""
+
+_IN = PartitionSpec("fsdp", "tensor")  # [in, out] of a projection that widens or makes heads
+_OUT = PartitionSpec("tensor", "fsdp")  # [in, out] of the projection that comes back from there
+_WHOLE = PartitionSpec()
+
+PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    # Low-rank factors: the wide side as the kernel they sit on, the rank whole.
+    (r".*/lora_a", PartitionSpec("fsdp", None)),
+    (r".*/lora_b", PartitionSpec(None, "tensor")),
+    # Projections, by what they are called in every model.
+    (r".*/(to_q|to_k|to_v|add_q_proj|add_k_proj|add_v_proj|q_proj|k_proj|v_proj|to_gate)/kernel", _IN),
+    (r".*/(to_out|to_add_out|o_proj|out_proj|attn/proj)/kernel", _OUT),
+    (r".*/(gate_proj|up_proj|proj_mlp|ff_in|fc1)/kernel", _IN),
+    (r".*/(down_proj|ff_out|fc2)/kernel", _OUT),
+    (r"transformer/single_blocks/proj_out/kernel", _OUT),
+    (r"transformer/.*/(linear|linear_1|linear_2|x_embedder|context_embedder|proj_out)/kernel", _IN),
+    (r"transformer/(x_embedder|context_embedder|proj_out)/kernel", _IN),
+    (r"(mllm/projector|dla)/.*(linear_1|linear_2|down|up)/kernel", _IN),
+    (r"dla/.*/pool/kernel", _WHOLE),
+    (r"mllm/.*/lm_head/kernel", _IN),
+    (r".*/(embed_tokens|token_embedding)/embedding", PartitionSpec("tensor", "fsdp")),
+    (r".*/(position_embedding|class_token|patch_embedding/kernel)", _WHOLE),
+    # Convolutions of the VAE: [height, width, in, out].
+    (r"vae/.*(conv\w*)/kernel", PartitionSpec(None, None, None, "fsdp")),
+    # Vectors are small: everybody holds them.
+    (r".*/(bias|scale|layer_scale\w*|layer_norms)", _WHOLE),
+)
+"""Path regex (whole path) -> sharding of the trailing axes; a stack of layers in front stays whole. First match wins."""
+
+STACKED = re.compile(r"(^|.*/)(double_blocks|single_blocks|layers|blocks)/")
+"""Subtrees whose leaves carry a leading axis of layers."""
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices; one axis may be −1, which takes what the others leave."""
+    devices = devices or jax.devices()
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1 or fixed < 1 or len(devices) % fixed or (not free and fixed != len(devices)):
+        raise UserError(
+            f"mesh {sizes} does not fit {len(devices)} devices; set one axis to -1 and let the others divide the count"
+        )
+    for axis in free:
+        sizes[axis] = len(devices) // fixed
+    return jax.make_mesh(
+        tuple(sizes.values()), AXES, devices=devices, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES)
+    )
+
+
+def constrain(x: Array, *names: str) -> Array:
+    """Pins the sharding of an activation by logical axis names; the identity where no mesh is set.
+
+    An axis that the mesh does not divide stays whole, so that one picture can be made on eight chips.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    spec = PartitionSpec(*(ACTIVATION_AXES[name] for name in names))
+    return jax.lax.with_sharding_constraint(x, _fit(spec, x.shape, dict(mesh.shape)))
+
+
+def parameter_specs(params: Params) -> PyTree:
+    """The tree of PartitionSpec for a tree of arrays or ShapeDtypeStruct, before any mesh is known.
+
+    Raises ValueError listing every path that no rule names or whose rule has more axes than the array.
+    """
+    problems: list[str] = []
+    specs = {path: _spec(path, np.ndim(leaf), problems) for path, leaf in flatten(params)}
+    if problems:
+        raise ValueError("no sharding for: " + "; ".join(problems))
+    return unflatten(specs)
+
+
+def parameter_shardings(params: Params, mesh: Mesh) -> PyTree:
+    """NamedSharding for every leaf; an axis that the mesh does not divide stays whole."""
+
+    def place(leaf: Any, spec: PartitionSpec) -> NamedSharding:
+        return NamedSharding(mesh, _fit(spec, leaf.shape, dict(mesh.shape)))
+
+    return jax.tree.map(place, params, parameter_specs(params))
+
+
+def flatten(params: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, leaf) of a nested dict, in order."""
+    for name, value in params.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from flatten(value, path + "/")
+        else:
+            yield path, value
+
+
+def unflatten(leaves: dict[str, Any]) -> Params:
+    """Inverse of `flatten`."""
+    tree: Params = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def _spec(path: str, ndim: int, problems: list[str]) -> PartitionSpec:
+    for pattern, spec in PARAMETER_RULES:
+        if re.fullmatch(pattern, path):
+            leading = 1 if STACKED.match(path) else 0
+            if spec == _WHOLE or len(spec) + leading == ndim:
+                return spec if spec == _WHOLE else PartitionSpec(*(None,) * leading, *spec)
+            problems.append(f"{path} has {ndim} axes, rule {pattern!r} names {len(spec) + leading}")
+            return _WHOLE
+    problems.append(f"{path} matches no rule")
+    return _WHOLE
+
+
+def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: dict[str, int]) -> PartitionSpec:
+    def keep(axis: str | tuple[str, ...] | None, size: int) -> str | tuple[str, ...] | None:
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        return axis if size % math.prod(mesh[name] for name in names) == 0 else None
+
+    return PartitionSpec(*(keep(axis, size) for axis, size in zip(spec, shape, strict=False)))

@@ -1,0 +1,30 @@
+"""The one legend of axis letters, and the array types that signatures use.
+
+Single letters name axis sizes and nothing else:
+
+    b  batch                         d  width of a token (channels)
+    n  tokens of an image stream     h  attention heads (g: key/value heads where fewer)
+    s  tokens of any sequence        k  width of one head
+    r  reference images              l  layers of a stack
+    t  tiles given to the MLLM       c  channels of a picture or latent
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+__all__ = ["Array", "Bool", "Float", "Int", "Params", "PyTree", "UInt8", "Velocity"]
+
+Array = jax.Array | np.ndarray
+
+PyTree = Any
+"""Any nesting of containers with arrays as leaves."""
+
+Params = dict[str, Any]
+"""Plain nested dict of arrays; a parameter's path is its keys joined by '/'."""
+
+Velocity = Callable[..., jax.Array]
+"""`(latents [b n d], t [b], condition, attends) -> velocity [b n d]`; all that a sampler knows of a network."""
