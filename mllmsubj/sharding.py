@@ -44,7 +44,7 @@ PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"transformer/(x_embedder|context_embedder|proj_out)/kernel", _IN),
     (r"(mllm/projector|dla)/.*(linear_1|linear_2|down|up)/kernel", _IN),
     (r"dla/.*/pool/kernel", _WHOLE),
-    (r"mllm/.*/lm_head/kernel", _IN),
+    (r"mllm/lm_head/kernel", _IN),
     (r".*/(embed_tokens|token_embedding)/embedding", PartitionSpec("tensor", "fsdp")),
     (r".*/(position_embedding|class_token|patch_embedding/kernel)", _WHOLE),
     # Convolutions of the VAE: [height, width, in, out].
@@ -54,7 +54,7 @@ PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
 )
 """Path regex (whole path) -> sharding of the trailing axes; a stack of layers in front stays whole. First match wins."""
 
-STACKED = re.compile(r"(^|.*/)(double_blocks|single_blocks|layers|blocks)/")
+STACKED = re.compile(r"(^|.*/)(double_blocks|single_blocks|layers|blocks|refiner_blocks)/")
 """Subtrees whose leaves carry a leading axis of layers."""
 
 

@@ -10,13 +10,14 @@ Single letters name axis sizes and nothing else:
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-__all__ = ["Array", "Bool", "Float", "Int", "Params", "PyTree", "UInt8", "Velocity"]
+__all__ = ["Array", "Attends", "Bool", "Float", "Int", "Params", "PyTree", "UInt8", "Velocity"]
 
 Array = jax.Array | np.ndarray
 
@@ -26,5 +27,24 @@ PyTree = Any
 Params = dict[str, Any]
 """Plain nested dict of arrays; a parameter's path is its keys joined by '/'."""
 
-Velocity = Callable[..., jax.Array]
-"""`(latents [b n d], t [b], condition, attends) -> velocity [b n d]`; all that a sampler knows of a network."""
+
+@dataclass(frozen=True)
+class Attends:
+    """The groups of tokens in the sequence beside the noisy ones; what is not named is not there at all."""
+
+    null: bool = False
+    """The MLLM's tokens of an empty prompt: stands in where nothing else fills the context."""
+    text: bool = False
+    """The MLLM's text tokens."""
+    image: bool = False
+    """The MLLM's tokens of the reference pictures."""
+    reference: bool = False
+    """The VAE's tokens of the reference pictures."""
+
+    @property
+    def mllm(self) -> bool:
+        return self.text or self.image
+
+
+Velocity = Callable[[Array, Array, PyTree, Attends], Array]
+"""`(latents [b n d], t [b], condition, attends) -> velocity [b n d]`: all that a sampler knows of a network."""

@@ -5,7 +5,7 @@ over on either side is an error, and all errors are reported together.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,12 +74,19 @@ def _bias(source: str, target: str, present: bool) -> Table:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The folder's `config.json`."""
+    """The folder's `config.json`; a key that it lacks is a UserError where it is asked for."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{path} is not there; give the folder that a diffusers or transformers model was saved in")
+
+    class Section(dict):
+        def __missing__(self, key: str) -> None:
+            raise UserError(
+                f"{path} has no {key!r}; it is not the config of this model, or of a version not known here"
+            )
+
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(), object_hook=Section)
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
@@ -122,16 +129,19 @@ class TensorFiles(Mapping[str, np.ndarray]):
         return len(self._file_of)
 
 
-def convert(tensors: Mapping[str, np.ndarray], table: Table, expected: Params, where: str) -> Params:
+def convert(
+    tensors: Mapping[str, np.ndarray], table: Table, expected: Params, where: str, ignored: Set[str] = frozenset()
+) -> Params:
     """Our tree of numpy arrays from a source's tensors.
 
-    `expected` is the tree of shapes and dtypes that the model wants (`abstract_params`). Raises UserError,
-    with everything that is wrong, where a tensor is missing, left over, or of another shape.
+    `expected` is the tree of shapes and dtypes that the model wants (`abstract_params`), `ignored` names tensors
+    that a source may hold and that are no parameters. Raises UserError, with everything that is wrong, where a
+    tensor is missing, left over, or of another shape.
     """
-    shapes = {path: leaf for path, leaf in flatten(expected)}
+    shapes = dict(flatten(expected))
     sources = {entry.source for entry in table}
     problems = [f"missing tensor {name!r}" for name in sorted(sources - set(tensors))]
-    problems += [f"unexpected tensor {name!r}" for name in sorted(set(tensors) - sources)]
+    problems += [f"unexpected tensor {name!r}" for name in sorted(set(tensors) - sources - ignored)]
     problems += [f"nothing fills {path!r}" for path in sorted(set(shapes) - {entry.target for entry in table})]
     _raise(problems, where)
 

@@ -8,6 +8,9 @@ from mllmsubj.typing import Array, Float
 PATCH = 2
 """FLUX packs 2 × 2 latent pixels into one token."""
 
+TOKEN_PIXELS = 8 * PATCH
+"""Pixels of a token's side, the VAE's factor of 8 included: sides of pictures are multiples of it."""
+
 
 def pack(latents: Float[Array, "b height width c"]) -> Float[Array, "b n d"]:
     """Latents to tokens of 4·c channels, ordered (c, row, column). Source: diffusers `FluxPipeline._pack_latents`."""

@@ -1,0 +1,5 @@
+"""`python -m mllmsubj COMMAND`."""
+
+from mllmsubj.app.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The front doors: Python, command line, web page. Nothing imports them."""

@@ -1,0 +1,88 @@
+"""The command line: `mllmsubj COMMAND --flag=value …`; `python -m mllmsubj` is the same.
+
+A user's mistake is one line on stderr and exit code 2.
+"""
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from mllmsubj.errors import UserError, nearest
+
+COMMANDS = {
+    "generate": "draw the subject of a picture as a prompt says",
+    "demo": "the whole thing on this machine: a photograph and a prompt in, a picture out",
+    "bench": "speed against a peer, in one run, as ratios",
+}
+"""Name -> what it does; each is a module of `mllmsubj.app.commands` with `define(flags)` and `run(flags, argv)`."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command and exits: 0 done, 2 a mistake in what was given, 130 interrupted."""
+    argv = list(sys.argv if argv is None else argv)
+    try:
+        run(argv)
+    except (UserError, flags.Error) as error:
+        print(f"mllmsubj: error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("mllmsubj: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(argv: list[str]) -> None:
+    """One command, `argv[0]` being the program; raises UserError or absl's flags.Error."""
+    if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
+        print(_usage())
+        return
+    name, rest = argv[1], argv[2:]
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}; known: {', '.join(COMMANDS)}")
+    command = importlib.import_module(f"mllmsubj.app.commands.{name}")
+    values = flags.FlagValues()
+    command.define(values)
+    if {"-h", "--help"} & set(rest):
+        print(f"mllmsubj {name}: {COMMANDS[name]}\n\n{command.__doc__}\n{values.get_help(include_special_flags=False)}")
+        return
+    _set_up()
+    command.run(values, [f"mllmsubj {name}", *rest])
+
+
+def parse(values: flags.FlagValues, argv: list[str]) -> None:
+    """Reads flags; raises UserError for one that is unknown, and for words that are no flags."""
+    try:
+        words = values(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(f"unknown flag --{error.flagname}{nearest(error.flagname, values)}") from None
+    if words:
+        raise UserError(f"unexpected argument {words[0]!r}; every argument is a --flag=value")
+
+
+def _set_up() -> None:
+    """Compiled programs are kept between runs; warnings are one line."""
+    import jax
+
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser() / "mllmsubj" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    warnings.showwarning = lambda message, *_, **__: print(f"mllmsubj: warning: {message}", file=sys.stderr)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return (
+        "usage: mllmsubj COMMAND [--flag=value …]\n\n"
+        + "\n".join(lines)
+        + "\n\nmllmsubj COMMAND --help lists its flags"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,186 @@
+"""The Python front door: `Pipeline.load("tiny").generate(references=[photo], prompt="…").images`."""
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from mllmsubj import checkpoint as checkpoints
+from mllmsubj.data.images import check_references, mllm_tile, open_image, to_pil, to_rgb, vae_picture
+from mllmsubj.data.prompts import PromptEncoder
+from mllmsubj.diffusion.settings import SamplingConfig
+from mllmsubj.errors import UserError, nearest
+from mllmsubj.experiment import Experiment
+from mllmsubj.generate import Generator
+from mllmsubj.models.lora import merge_lora
+from mllmsubj.models.subject import Layout, SubjectInputs, SubjectModel
+from mllmsubj.sharding import make_mesh, parameter_shardings
+from mllmsubj.typing import Params
+
+TINY = Path(__file__).parents[1] / "assets" / "tiny"
+
+Reference = Image.Image | str | Path
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `generate` returns."""
+
+    images: list[Image.Image]
+    metadata: list[dict[str, Any]]
+    """Per picture: prompt, seed and index, settings, checkpoint; what `save` writes into the PNG."""
+
+    def save(self, path: str | Path, index: int = 0) -> None:
+        """Writes picture `index` as a PNG, under a temporary name first; raises UserError if it cannot."""
+        path = Path(path)
+        info = PngInfo()
+        info.add_text("Software", f"mllmsubj {version('mllmsubj')}")
+        info.add_itxt("Description", self.metadata[index]["prompt"])
+        info.add_itxt("mllmsubj", json.dumps(self.metadata[index], ensure_ascii=False))
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.images[index].save(partial, format="PNG", pnginfo=info)
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+
+
+class Pipeline:
+    """A checkpoint ready to draw."""
+
+    def __init__(
+        self, experiment: Experiment, model: SubjectModel, params: Params, folder: Path, mesh: jax.sharding.Mesh
+    ):
+        self.experiment, self.params, self.mesh = experiment, params, mesh
+        self.checkpoint = checkpoints.fingerprint(folder)
+        self._generator = Generator(model, experiment.shift)
+        self._encoder = PromptEncoder(
+            folder / "tokenizer", folder / "clip_tokenizer", experiment.prompt, experiment.model.mllm.tokens_per_tile
+        )
+
+    @classmethod
+    def load(cls, checkpoint: str | Path = "tiny", config: ConfigDict | None = None) -> "Pipeline":
+        """A checkpoint folder, or "tiny", the one that is shipped; `config` replaces the checkpoint's own.
+
+        Adapters are folded into the transformer. Raises UserError for a folder that is no checkpoint, a config
+        that is none, or parameters of other shapes.
+        """
+        folder = TINY if str(checkpoint) == "tiny" else Path(checkpoint)
+        experiment = Experiment.from_config(config if config is not None else checkpoints.read_config(folder))
+        model = SubjectModel(experiment.model, experiment.compute.resolve())
+        mesh = make_mesh(**asdict(experiment.mesh))
+        expected = model.abstract_params()
+        if checkpoints.has_params(folder) or folder != TINY:
+            params = checkpoints.restore(folder, expected, mesh)
+        else:
+            warnings.warn(
+                "checkpoint 'tiny' has no trained weights yet: these are random, from the config's seed, and so "
+                "are the pictures",
+                stacklevel=2,
+            )
+            params = _random(model, expected, experiment.seed, mesh)
+        if experiment.model.lora is not None:
+            merge = jax.jit(merge_lora, static_argnums=1)
+            params["transformer"] = merge(params["transformer"], experiment.model.lora)
+            model = replace(model, config=replace(experiment.model, lora=None))
+        return cls(experiment, model, params, folder, mesh)
+
+    def generate(
+        self,
+        references: Sequence[Reference] | Reference,
+        prompt: str,
+        num_images: int = 1,
+        seed: int = 0,
+        progress: bool = False,
+        **sampling: Any,
+    ) -> Result:
+        """Draws the subject of `references` as `prompt` says.
+
+        `references`: pictures of one subject or of several, PIL or paths. `seed`: 0 to 2³² − 1; picture i depends on
+        (seed, i) alone. `progress` shows a bar on stderr and runs each step as a call of its own. `sampling`
+        overrides the config's `sampling` keys (height, width, steps, tau1, tau2, guidance, …).
+        Raises UserError for anything of this that cannot be.
+        """
+        settings = self.settings(**sampling)
+        _check_request(prompt, num_images, seed)
+        if isinstance(references, Image.Image | str | Path):
+            references = [references]
+        pictures = [open_image(r) if isinstance(r, str | Path) else to_rgb(r) for r in references]
+        inputs = self.inputs(pictures, prompt)
+        with jax.set_mesh(self.mesh), _Bar(progress) as bar:
+            pixels = self._generator(self.params, inputs, settings, seed, num_images, bar.update if progress else None)
+        shared = {"prompt": prompt, "seed": seed, **asdict(settings), "checkpoint": self.checkpoint}
+        shared["references"] = [Path(r).name if isinstance(r, str | Path) else None for r in references]
+        return Result([to_pil(p) for p in pixels], [shared | {"index": i} for i in range(num_images)])
+
+    def settings(self, **sampling: Any) -> SamplingConfig:
+        """The config's sampling settings with some replaced."""
+        known = asdict(self.experiment.sampling)
+        for name in sampling:
+            if name not in known:
+                raise UserError(f"unknown sampling setting {name!r}{nearest(name, known)}")
+        return replace(self.experiment.sampling, **sampling)
+
+    def inputs(self, pictures: Sequence[Image.Image], prompt: str) -> SubjectInputs:
+        """The arrays of one request, batch 1; `pictures` are RGB."""
+        config, size = self.experiment.reference, self.experiment.model.mllm.vision.image_size
+        check_references(list(pictures), config)
+        tokens, null = self._encoder(prompt, len(pictures)), self._encoder("", 0)
+        return SubjectInputs(
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            null_ids=null.input_ids,
+            clip_ids=tokens.clip_ids,
+            pixel_values=np.stack([mllm_tile(picture, (size, size), config) for picture in pictures]),
+            references=tuple(vae_picture(picture, len(pictures) > 1, config)[None] for picture in pictures),
+            layout=Layout(tokens.text, tokens.images),
+            null_text=null.text,
+        )
+
+
+def _random(model: SubjectModel, expected: Params, seed: int, mesh: jax.sharding.Mesh) -> Params:
+    def init(key: jax.Array) -> Params:
+        return jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), model.init(key), expected)
+
+    return jax.jit(init, out_shardings=parameter_shardings(expected, mesh))(jax.random.key(seed))
+
+
+class _Bar:
+    """A tqdm bar on stderr, made at the first update, when the number of steps is known."""
+
+    def __init__(self, shown: bool):
+        self._shown, self._bar = shown, None
+
+    def update(self, done: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = tqdm(total=total, unit="step", file=sys.stderr, leave=False)
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _check_request(prompt: str, num_images: int, seed: int) -> None:
+    if not prompt.strip():
+        raise UserError('no prompt; say what to draw with --prompt="…"')
+    if num_images < 1:
+        raise UserError(f"num_images is {num_images}; it must be at least 1")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}; it must be from 0 to {2**32 - 1}")

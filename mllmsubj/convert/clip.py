@@ -1,0 +1,80 @@
+"""CLIP text tower in a transformers folder (`CLIPTextModel.save_pretrained`)."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from mllmsubj.convert.engine import Entry, Table, TensorFiles, convert, inside, linear, norm, read_config, repeat
+from mllmsubj.errors import UserError
+from mllmsubj.models.clip import ACTIVATIONS, CLIPTextConfig, CLIPTextModel
+from mllmsubj.models.layers import abstract_params
+from mllmsubj.typing import Params
+
+PREFIX = "text_model."
+"""transformers before 5 put it in front of every name."""
+IGNORED = "embeddings.position_ids"
+"""A constant that older versions of transformers saved."""
+
+
+def load_clip_text(folder: str | Path) -> tuple[CLIPTextConfig, Params]:
+    """Sizes and parameters (numpy, in the file's dtype) of a CLIP text tower.
+
+    Raises UserError for a config of another model, an unknown activation, or several end tokens.
+    """
+    raw = read_config(folder)
+    for key, value, wanted in _refused(raw):
+        raise UserError(
+            f"{folder}/config.json: {key} is {value!r}, not {wanted}; give the text_encoder folder of a FLUX model"
+        )
+    config = CLIPTextConfig(
+        vocab_size=raw["vocab_size"],
+        hidden_size=raw["hidden_size"],
+        intermediate_size=raw["intermediate_size"],
+        num_hidden_layers=raw["num_hidden_layers"],
+        num_attention_heads=raw["num_attention_heads"],
+        max_position_embeddings=raw["max_position_embeddings"],
+        hidden_act=raw["hidden_act"],
+        layer_norm_eps=raw["layer_norm_eps"],
+        eos_token_id=raw["eos_token_id"],
+    )
+    tensors = TensorFiles(folder)
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
+    expected = abstract_params(CLIPTextModel(config))
+    entries = inside(prefix, "", table(config))
+    return config, convert(tensors, entries, expected, str(folder), ignored={prefix + IGNORED})
+
+
+def _refused(raw: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    if raw.get("model_type") != "clip_text_model":
+        yield "model_type", raw.get("model_type"), "'clip_text_model'"
+    for field in fields(CLIPTextConfig):
+        if raw.get(field.name) is None:
+            yield field.name, None, "set"
+    if raw["hidden_act"] not in ACTIVATIONS:
+        yield "hidden_act", raw["hidden_act"], " or ".join(map(repr, ACTIVATIONS))
+    if not isinstance(raw["eos_token_id"], int):
+        yield "eos_token_id", raw["eos_token_id"], "one id"
+
+
+def table(config: CLIPTextConfig) -> Table:
+    """Every tensor of `CLIPTextModel`, and its path here."""
+    return [
+        Entry("embeddings.token_embedding.weight", "token_embedding/embedding"),
+        Entry("embeddings.position_embedding.weight", "position_embedding"),
+        *repeat(config.num_hidden_layers, "encoder.layers.{i}.", "layers/", _layer()),
+        *norm("final_layer_norm", "final_layer_norm", bias=True),
+    ]
+
+
+def _layer() -> Table:
+    return [
+        *norm("layer_norm1", "layer_norm1", bias=True),
+        *(
+            entry
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj")
+            for entry in linear(f"self_attn.{name}", f"self_attn/{name}")
+        ),
+        *norm("layer_norm2", "layer_norm2", bias=True),
+        *(entry for name in ("fc1", "fc2") for entry in linear(f"mlp.{name}", f"mlp/{name}")),
+    ]

@@ -1,0 +1,108 @@
+"""FLUX autoencoder in a diffusers folder (`AutoencoderKL.save_pretrained`)."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from mllmsubj.convert.engine import Entry, Table, conv, inside, linear, load, norm, read_config
+from mllmsubj.errors import UserError
+from mllmsubj.models.layers import abstract_params
+from mllmsubj.models.vae import AutoencoderKL, VAEConfig
+from mllmsubj.typing import Params
+
+IMPLEMENTED = {
+    "_class_name": "AutoencoderKL",
+    "act_fn": "silu",
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "latents_mean": None,
+    "latents_std": None,
+}
+"""The only values that the model knows; a key that is absent counts as None."""
+
+
+def load_vae(folder: str | Path) -> tuple[VAEConfig, Params]:
+    """Sizes and parameters (numpy, in the file's dtype) of a FLUX autoencoder.
+
+    Raises UserError for an autoencoder of another kind: quant convolutions, other blocks, no scale or shift.
+    """
+    raw = read_config(folder)
+    for key, value, wanted in _refused(raw):
+        raise UserError(f"{folder}/config.json: {key} is {value!r}, not {wanted}; give the vae folder of a FLUX model")
+    config = VAEConfig(
+        in_channels=raw["in_channels"],
+        out_channels=raw["out_channels"],
+        block_out_channels=tuple(raw["block_out_channels"]),
+        layers_per_block=raw["layers_per_block"],
+        latent_channels=raw["latent_channels"],
+        norm_num_groups=raw["norm_num_groups"],
+        mid_block_add_attention=raw["mid_block_add_attention"],
+        scaling_factor=raw["scaling_factor"],
+        shift_factor=raw["shift_factor"],
+    )
+    return config, load(folder, table(config), abstract_params(AutoencoderKL(config)))
+
+
+def _refused(raw: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    for key, wanted in IMPLEMENTED.items():
+        if raw.get(key) != wanted:
+            yield key, raw.get(key), repr(wanted)
+    for field in fields(VAEConfig):
+        if raw.get(field.name) is None:
+            yield field.name, None, "set"
+    for key, wanted in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        levels = len(raw["block_out_channels"])
+        if raw.get(key) != [wanted] * levels:
+            yield key, raw.get(key), f"{levels} × {wanted!r}"
+
+
+def table(config: VAEConfig) -> Table:
+    """Every tensor of `AutoencoderKL`, and its path here."""
+    down, depth = config.block_out_channels, config.layers_per_block
+    up = down[::-1]
+    return [
+        *inside("encoder.", "encoder/", _ends(config)),
+        *inside("decoder.", "decoder/", _ends(config)),
+        *_levels("encoder.down_blocks", "encoder/down_blocks", (down[0], *down), depth, "downsample"),
+        *_levels("decoder.up_blocks", "decoder/up_blocks", (up[0], *up), depth + 1, "upsample"),
+    ]
+
+
+def _ends(config: VAEConfig) -> Table:
+    attention = [
+        *norm("group_norm", "group_norm", bias=True),
+        *(entry for name in ("to_q", "to_k", "to_v") for entry in linear(name, name)),
+        *linear("to_out.0", "to_out"),
+    ]
+    return [
+        *conv("conv_in", "conv_in"),
+        *inside("mid_block.resnets.0.", "mid_block/resnets_0/", _resnet(shortcut=False)),
+        *inside("mid_block.attentions.0.", "mid_block/attentions_0/", attention * config.mid_block_add_attention),
+        *inside("mid_block.resnets.1.", "mid_block/resnets_1/", _resnet(shortcut=False)),
+        *norm("conv_norm_out", "conv_norm_out", bias=True),
+        *conv("conv_out", "conv_out"),
+    ]
+
+
+def _levels(source: str, target: str, widths: tuple[int, ...], depth: int, resample: str) -> Iterator[Entry]:
+    """Levels between neighbouring `widths`; all but the last change resolution."""
+    for level, (before, after) in enumerate(pairwise(widths)):
+        for i in range(depth):
+            shortcut = i == 0 and before != after
+            yield from inside(
+                f"{source}.{level}.resnets.{i}.", f"{target}_{level}/resnets_{i}/", _resnet(shortcut=shortcut)
+            )
+        if level < len(widths) - 2:
+            yield from conv(f"{source}.{level}.{resample}rs.0.conv", f"{target}_{level}/{resample}/conv")
+
+
+def _resnet(shortcut: bool) -> Table:
+    return [
+        *norm("norm1", "norm1", bias=True),
+        *conv("conv1", "conv1"),
+        *norm("norm2", "norm2", bias=True),
+        *conv("conv2", "conv2"),
+        *(conv("conv_shortcut", "conv_shortcut") if shortcut else []),
+    ]

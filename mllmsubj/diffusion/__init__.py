@@ -1,0 +1,1 @@
+"""Flow matching: schedules, stages, guidance and the sampling loop. Never imports a network."""

@@ -1,0 +1,25 @@
+"""True classifier-free guidance as a wrapper around a velocity: same signature in, same signature out."""
+
+from mllmsubj.diffusion.stages import NOTHING, VAE
+from mllmsubj.typing import Array, Attends, Float, PyTree, Velocity
+
+
+def guided(velocity: Velocity, text_scale: Array | float, reference_scale: Array | float) -> Velocity:
+    """v∅ + s_r · (v_r − v∅) + s_t · (v − v_r): the MLLM's and the VAE's pull on the picture, scaled apart.
+
+    v attends to what the stage does, v_r to the VAE's reference tokens alone, v∅ to nothing. Where a stage has
+    only one of the two, the other term is zero and its evaluation is left out. Scales of 1 give v itself.
+    Source: InstructPix2Pix (arXiv 2211.09800), Eq. 3, with the reference as the picture.
+    """
+
+    def wrapped(latents: Float[Array, "b n d"], t: Float[Array, " b"], condition: PyTree, attends: Attends) -> Array:
+        full = velocity(latents, t, condition, attends)
+        null = velocity(latents, t, condition, NOTHING)
+        if not attends.reference:
+            return null + text_scale * (full - null)
+        if not attends.mllm:
+            return null + reference_scale * (full - null)
+        reference = velocity(latents, t, condition, VAE)
+        return null + reference_scale * (reference - null) + text_scale * (full - reference)
+
+    return wrapped

@@ -1,0 +1,36 @@
+"""The time grid of a sampler: t = 1 is noise, t = 0 the picture."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ShiftConfig:
+    """FLUX's shift: the more tokens a picture has, the longer its time grid stays near noise."""
+
+    base_tokens: int
+    """Tokens of a picture whose shift is `base_shift`."""
+    max_tokens: int
+    base_shift: float
+    max_shift: float
+
+
+def shift_exponent(tokens: int, shift: ShiftConfig) -> float:
+    """mu of a picture of `tokens` tokens, on the line through the two given points.
+
+    Source: diffusers `pipeline_flux.calculate_shift`.
+    """
+    slope = (shift.max_shift - shift.base_shift) / (shift.max_tokens - shift.base_tokens)
+    return shift.base_shift + slope * (tokens - shift.base_tokens)
+
+
+def time_grid(steps: int, tokens: int, shift: ShiftConfig) -> np.ndarray:
+    """`steps + 1` falling times, float64, from 1 to 0: evenly spaced, then t ← e^mu / (e^mu + 1/t − 1).
+
+    Source: diffusers `FluxPipeline.__call__` and `FlowMatchEulerDiscreteScheduler.time_shift`.
+    """
+    even = np.linspace(1.0, 1.0 / steps, steps)
+    scale = math.exp(shift_exponent(tokens, shift))
+    return np.append(scale / (scale + 1.0 / even - 1.0), 0.0)

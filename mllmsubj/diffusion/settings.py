@@ -1,0 +1,50 @@
+"""What a user may set for one sampling run, checked in one place."""
+
+import math
+from dataclasses import dataclass
+
+from mllmsubj.diffusion.stages import LastStage
+from mllmsubj.errors import UserError
+from mllmsubj.ops.patchify import TOKEN_PIXELS
+
+MAX_SIDE = 4096
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Settings of a run; see configs/base.py for units and defaults. Raises UserError for any that cannot be."""
+
+    height: int
+    width: int
+    steps: int
+    tau1: float
+    tau2: float
+    last_stage: LastStage
+    guidance: float
+    text_guidance: float
+    reference_guidance: float
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value % TOKEN_PIXELS or not TOKEN_PIXELS <= value <= MAX_SIDE:
+                near = min(max(round(value / TOKEN_PIXELS), 1) * TOKEN_PIXELS, MAX_SIDE)
+                raise UserError(
+                    f"{name} is {value}; it must be a multiple of {TOKEN_PIXELS} from {TOKEN_PIXELS} to {MAX_SIDE}, such as {near}"
+                )
+        for name, low, high in (("steps", 1, 1000), ("batch_size", 1, 1024)):
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be from {low} to {high}")
+        for name in ("guidance", "text_guidance", "reference_guidance"):
+            if not (math.isfinite(getattr(self, name)) and 0 <= getattr(self, name) <= 100):
+                raise UserError(f"{name} is {getattr(self, name)}; it must be from 0 to 100")
+        if not 0.0 <= self.tau2 <= self.tau1 <= 1.0:
+            raise UserError(
+                f"tau1={self.tau1:g}, tau2={self.tau2:g}: they must satisfy 0 <= tau2 <= tau1 <= 1 (the paper: 0.95, 0.85)"
+            )
+
+    @property
+    def true_guidance(self) -> bool:
+        """Whether the velocity is a mix of several evaluations; scales of 1 are the plain velocity."""
+        return (self.text_guidance, self.reference_guidance) != (1.0, 1.0)

@@ -1,0 +1,45 @@
+"""The paper's three sampling stages (Eq. 5): which condition tokens each step's attention sees."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mllmsubj.typing import Attends
+
+LastStage = Literal["drop_all", "keep_text"]
+
+TOLERANCE = 1e-6
+"""A step this near a border counts as on it, so that float rounding never moves a step to another stage."""
+
+
+NOTHING = Attends(null=True)
+MLLM = Attends(text=True, image=True)
+BOTH = Attends(text=True, image=True, reference=True)
+VAE = Attends(null=True, reference=True)
+VAE_AND_TEXT = Attends(text=True, reference=True)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps `start` to `stop` (exclusive) of the time grid, all with the same tokens."""
+
+    attends: Attends
+    start: int
+    stop: int
+
+
+def plan_stages(times: np.ndarray, tau1: float, tau2: float, last_stage: LastStage = "drop_all") -> tuple[Stage, ...]:
+    """Splits a falling time grid at τ1 ≥ τ2: MLLM where t ≥ τ1, both where τ2 ≤ t < τ1, VAE where t < τ2.
+
+    `times` has one entry more than there are steps. Stages without a step are left out; τ1 = τ2 = 0 is MLLM
+    at every step.
+    Source: arXiv 2605.26111, Eq. 5; whether the last stage keeps the text is open there, the default drops it.
+    """
+    assert 0.0 <= tau2 <= tau1 <= 1.0
+    starts = times[:-1]
+    first = int(np.sum(starts >= tau1 - TOLERANCE))
+    second = int(np.sum(starts >= tau2 - TOLERANCE))
+    last = VAE if last_stage == "drop_all" else VAE_AND_TEXT
+    stages = (Stage(MLLM, 0, first), Stage(BOTH, first, second), Stage(last, second, len(starts)))
+    return tuple(stage for stage in stages if stage.stop > stage.start)

@@ -1,0 +1,139 @@
+"""A config file or a checkpoint's config, as ConfigDict, and the same typed and checked as `Experiment`."""
+
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from mllmsubj.data.images import ReferenceConfig
+from mllmsubj.data.prompts import PromptConfig
+from mllmsubj.diffusion.schedule import ShiftConfig
+from mllmsubj.diffusion.settings import SamplingConfig
+from mllmsubj.errors import UserError, nearest
+from mllmsubj.models.layers import Compute
+from mllmsubj.models.subject import SubjectConfig
+from mllmsubj.ops.attention import Implementation
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How the model runs; see `models.layers.Compute`."""
+
+    dtype: Literal["auto", "float32", "bfloat16"]
+    remat: bool
+    attention: Implementation
+    unroll: int
+
+    def resolve(self) -> Compute:
+        """ "auto" is bfloat16 on accelerators and float32 on CPUs, which multiply it twice as fast."""
+        on_cpu = jax.default_backend() == "cpu"
+        name = ("float32" if on_cpu else "bfloat16") if self.dtype == "auto" else self.dtype
+        return Compute(jnp.dtype(name), self.remat, self.attention, self.unroll)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one may be -1."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Every key of an experiment's config; see configs/base.py for units."""
+
+    seed: int
+    model: SubjectConfig
+    compute: ComputeConfig
+    mesh: MeshConfig
+    prompt: PromptConfig
+    reference: ReferenceConfig
+    shift: ShiftConfig
+    sampling: SamplingConfig
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "Experiment":
+        """Raises UserError for an unknown, missing or mistyped key, and for sizes that do not fit together."""
+        experiment = typed(cls, config, "config")
+        _check(experiment.model)
+        return experiment
+
+
+def load_config(spec: str) -> ConfigDict:
+    """`get_config(variant)` of the file in "FILE" or "FILE:variant"; raises UserError if it cannot be loaded."""
+    path = Path(spec.partition(":")[0])
+    if not path.is_file():
+        raise UserError(f"config file {str(path)!r} is not there")
+    # A config imports its parents as `configs.…`, from the folder that holds `configs`.
+    root = next((parent.parent for parent in path.resolve().parents if parent.name == "configs"), path.resolve().parent)
+    sys.path.insert(0, str(root))
+    try:
+        return config_flags.ConfigFileFlagParser("config").parse(spec)
+    except (AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"config file {spec!r} fails to load: {type(error).__name__}: {reason}") from None
+    finally:
+        sys.path.remove(str(root))
+
+
+def typed(cls: type[T], config: Mapping[str, Any], path: str) -> T:
+    """A frozen dataclass from a mapping with exactly its fields, nested dataclasses included.
+
+    Raises UserError naming the key, and the nearest one that exists, where a key is unknown, missing or of
+    another type.
+    """
+    fields = typing.get_type_hints(cls)
+    unknown = [key for key in config if key not in fields]
+    if unknown:
+        raise UserError(f"unknown config key {path}.{unknown[0]}{nearest(unknown[0], fields)}")
+    missing = [name for name in fields if name not in config]
+    if missing:
+        raise UserError(f"missing config key {path}.{missing[0]}")
+    return cls(**{name: _value(kind, config[name], f"{path}.{name}") for name, kind in fields.items()})
+
+
+def _value(kind: Any, value: Any, path: str) -> Any:
+    if isinstance(kind, types.UnionType):
+        if value is None and types.NoneType in kind.__args__:
+            return None
+        kind = next(arg for arg in kind.__args__ if arg is not types.NoneType)
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping | ConfigDict):
+        return typed(kind, value, path)
+    origin = typing.get_origin(kind)
+    if origin is tuple and isinstance(value, tuple | list):
+        return tuple(value)
+    if origin is Literal and value in kind.__args__:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    expected = " or ".join(map(repr, kind.__args__)) if origin is Literal else getattr(kind, "__name__", str(kind))
+    raise UserError(f"config key {path} is {value!r}; expected {expected}")
+
+
+def _check(model: SubjectConfig) -> None:
+    dla, mllm, dit = model.dla, model.mllm, model.transformer
+    for name, value, other, want in (
+        ("dla.num_states", dla.num_states, "mllm.text.num_hidden_layers + 1", mllm.text.num_hidden_layers + 1),
+        ("dla.input_dim", dla.input_dim, "mllm.text.hidden_size", mllm.text.hidden_size),
+        ("dla.context_dim", dla.context_dim, "transformer.joint_attention_dim", dit.joint_attention_dim),
+        ("transformer.in_channels", dit.in_channels, "4 * vae.latent_channels", 4 * model.vae.latent_channels),
+        ("transformer.pooled_projection_dim", dit.pooled_projection_dim, "clip.hidden_size", model.clip.hidden_size),
+        ("transformer.attention_head_dim", dit.attention_head_dim, "sum of axes_dims_rope", sum(dit.axes_dims_rope)),
+    ):
+        if value != want:
+            raise UserError(f"config key model.{name} is {value} but {other} is {want}; make them equal")

@@ -1,0 +1,163 @@
+"""The Dual Layer Aggregator: what every layer of the MLLM knows, pooled into one token per token.
+
+Two Layerwise Attention Pooling modules (LAP), one for the text tokens, one for the image tokens, attend across
+the layer axis and pool it away; a two-layer connector then maps each to the width the DiT's context wants.
+"""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from mllmsubj.models.layers import Compute, Dense, RMSNorm, rms_norm, stack
+from mllmsubj.ops.attention import attend
+from mllmsubj.sharding import constrain
+from mllmsubj.typing import Array, Bool, Float
+
+
+@dataclass(frozen=True)
+class DLAConfig:
+    """Sizes of both LAP modules and their connectors."""
+
+    num_states: int
+    """Hidden states pooled: the MLLM's layers + 1."""
+    input_dim: int
+    """Width of the MLLM."""
+    width: int
+    """Width of the LAP blocks; where it differs from `input_dim`, a projection without bias comes first."""
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+    num_blocks: int
+    """Blocks across layers, per token. 2 in UniFusion."""
+    num_refiner_blocks: int
+    """Blocks across tokens after pooling, bidirectional. 0 or 2."""
+    norm_states: bool
+    """Whether each incoming state gets an RMS norm of its own: their scales differ by orders of magnitude."""
+    eps: float
+    context_dim: int
+    """Width of the tokens that come out: the DiT's `joint_attention_dim`."""
+
+
+class DualLayerAggregator(nn.Module):
+    """Text and image tokens of the MLLM, all layers, to context tokens of the DiT; modalities never mix.
+
+    Source: "Squeezing Capacity from Multimodal Large Language Models for Subject-driven Generation"
+    (arXiv 2605.26111), Dual Layer Aggregator; the connector is UniWorld-V1's form (our choice).
+    """
+
+    config: DLAConfig
+    compute: Compute = Compute()
+
+    def setup(self) -> None:
+        self.text = Aggregator(self.config, self.compute)
+        self.image = Aggregator(self.config, self.compute)
+
+    def __call__(
+        self,
+        text: Float[Array, "l b s d"],
+        image: Float[Array, "l b n d"],
+        text_mask: Bool[Array, "b s"] | None = None,
+    ) -> tuple[Float[Array, "b s e"], Float[Array, "b n e"]]:
+        """`text_mask` is False at padding; only the refiner, which looks across tokens, heeds it."""
+        return self.text(text, text_mask), self.image(image)
+
+    def aggregate_text(self, text: Float[Array, "l b s d"]) -> Float[Array, "b s e"]:
+        """Text tokens alone, as for the empty prompt."""
+        return self.text(text)
+
+    def example(self) -> tuple[Array, ...]:
+        """The smallest inputs that touch every parameter."""
+        states = jnp.zeros((self.config.num_states, 1, 1, self.config.input_dim))
+        return states, states
+
+
+class Aggregator(nn.Module):
+    """LAP, then RMSNorm, linear, SiLU, linear."""
+
+    config: DLAConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self, states: Float[Array, "l b s d"], mask: Bool[Array, "b s"] | None = None
+    ) -> Float[Array, "b s e"]:
+        x = LayerwiseAttentionPooling(self.config, self.compute, name="lap")(states, mask)
+        x = RMSNorm(self.config.eps, name="norm")(x)
+        x = jax.nn.silu(Dense(self.config.context_dim, name="linear_1")(x))
+        return Dense(self.config.context_dim, name="linear_2")(x)
+
+
+class LayerwiseAttentionPooling(nn.Module):
+    """Per token, transformer blocks across the layer axis, then one weight per layer.
+
+    Source: UniFusion (arXiv 2510.12789), LAP; with `width == input_dim`, `norm_states` off and the same sizes it
+    is the function of diffusers' `Krea2TextFusion`.
+    """
+
+    config: DLAConfig
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(
+        self, states: Float[Array, "l b s d"], mask: Bool[Array, "b s"] | None = None
+    ) -> Float[Array, "b s w"]:
+        config, compute = self.config, self.compute
+        batch = states.shape[1]
+        x = rearrange(states.astype(compute.dtype), "l b s d -> (b s) l d")
+        if config.norm_states:
+            scale = self.param("layer_norms", nn.initializers.ones_init(), (config.num_states, config.input_dim))
+            x = rms_norm(x, scale, config.eps)
+        if config.width != config.input_dim:
+            x = Dense(config.width, use_bias=False, name="down")(x)
+        x, _ = stack(Block, config.num_blocks, compute)(config, compute, name="blocks")(x, None)
+
+        mean = nn.initializers.constant(1 / config.num_states)
+        x = Dense(1, use_bias=False, kernel_init=mean, name="pool")(rearrange(x, "n l d -> n d l"))
+        x = rearrange(x, "(b s) d 1 -> b s d", b=batch)
+        if config.num_refiner_blocks:
+            keys = None if mask is None else mask[:, None, None, :]
+            x, _ = stack(Block, config.num_refiner_blocks, compute)(config, compute, name="refiner_blocks")(x, keys)
+        return x
+
+    def example(self) -> tuple[Array, ...]:
+        """The smallest inputs that touch every parameter."""
+        return (jnp.zeros((self.config.num_states, 1, 1, self.config.input_dim)),)
+
+
+class Block(nn.Module):
+    """Pre-norm attention with normed queries and keys and a sigmoid output gate, then a SwiGLU; no biases."""
+
+    config: DLAConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b s d"], keys: Bool[Array, "b 1 1 s"] | None
+    ) -> tuple[Float[Array, "b s d"], None]:
+        config = self.config
+
+        def project(width: int, name: str, x: Array) -> Array:
+            return Dense(width, use_bias=False, name=name)(x)
+
+        h = RMSNorm(config.eps, name="norm1")(x)
+        head = config.width // config.num_heads
+        q, k, v = (
+            rearrange(project(head * heads, name, h), "b s (h k) -> b s h k", h=heads)
+            for name, heads in (
+                ("to_q", config.num_heads),
+                ("to_k", config.num_kv_heads),
+                ("to_v", config.num_kv_heads),
+            )
+        )
+        q, k = RMSNorm(config.eps, name="norm_q")(q), RMSNorm(config.eps, name="norm_k")(k)
+        attended = rearrange(attend(q, k, v, keys, implementation=self.compute.attention), "b s h k -> b s (h k)")
+        attended *= jax.nn.sigmoid(project(config.width, "to_gate", h))
+        x += project(config.width, "to_out", attended)
+
+        h = RMSNorm(config.eps, name="norm2")(x)
+        hidden = jax.nn.silu(project(config.intermediate_size, "gate_proj", h))
+        hidden *= project(config.intermediate_size, "up_proj", h)
+        return x + project(config.width, "down_proj", constrain(hidden, "batch", "seq", "hidden")), None

@@ -1,0 +1,136 @@
+"""The Qwen2 decoder, run once over a whole sequence. Source: transformers `Qwen2Model`."""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from mllmsubj.models.layers import Compute, Dense, RMSNorm, stack
+from mllmsubj.ops.attention import attend
+from mllmsubj.ops.rope import Rotation, rotate_halves, rotation
+from mllmsubj.sharding import constrain
+from mllmsubj.typing import Array, Bool, Float, Int
+
+
+@dataclass(frozen=True)
+class Qwen2Config:
+    """Sizes, named as in `text_config` of a transformers `config.json`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    """Each serves `num_attention_heads / num_key_value_heads` neighbouring query heads."""
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    """Longest sequence, tokens. Up to here "dynamic" RoPE scaling is the same as none."""
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+class Qwen2Decoder(nn.Module):
+    """Hidden states of every layer; the token embedding is a method apart."""
+
+    config: Qwen2Config
+    compute: Compute = Compute()
+
+    def setup(self) -> None:
+        config, initial = self.config, nn.initializers.normal(0.02)
+        self.embed_tokens = nn.Embed(
+            config.vocab_size, config.hidden_size, dtype=self.compute.dtype, embedding_init=initial
+        )
+        self.layers = stack(DecoderLayer, config.num_hidden_layers, self.compute)(config, self.compute)
+        self.norm = RMSNorm(config.rms_norm_eps)
+
+    def __call__(
+        self, inputs_embeds: Float[Array, "b s d"], attention_mask: Int[Array, "b s"] | Bool[Array, "b s"]
+    ) -> Float[Array, "states b s d"]:
+        """Element 0 is `inputs_embeds`, element i the output of layer i, the last one after the final norm.
+
+        A token looks at itself and at what comes before it, where `attention_mask` is nonzero; positions count
+        from 0 whatever the padding, and what stands at padding is finite but means nothing. Raises ValueError
+        where the sequence is longer than `max_position_embeddings`.
+        """
+        config, length = self.config, inputs_embeds.shape[1]
+        if length > config.max_position_embeddings:
+            raise ValueError(
+                f"sequence of {length} tokens, max_position_embeddings is {config.max_position_embeddings}"
+            )
+        turn = rotation(jnp.arange(length), config.head_dim, config.rope_theta)
+        keys = jnp.asarray(attention_mask).astype(bool)[:, None, None, :]
+        x = constrain(jnp.asarray(inputs_embeds, self.compute.dtype), "batch", "seq", "embed")
+        last, entered = self.layers(x, turn, keys)
+        if self.is_initializing():
+            self.embed(jnp.zeros((1, 1), jnp.int32))
+        return jnp.concatenate([entered, self.norm(last)[None]])
+
+    def embed(self, input_ids: Int[Array, "b s"]) -> Float[Array, "b s d"]:
+        """Rows of the token embedding."""
+        return self.embed_tokens(input_ids)
+
+    def unembed(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s vocab"]:
+        """Logits by the token embedding, for models that tie it to their head."""
+        return self.embed_tokens.attend(hidden)
+
+    def example(self) -> tuple[Array, ...]:
+        """The smallest inputs that touch every parameter."""
+        return jnp.zeros((1, 1, self.config.hidden_size)), jnp.ones((1, 1), jnp.int32)
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm causal attention and gated MLP; hands out what came in, so that the stack keeps it."""
+
+    config: Qwen2Config
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b s d"], turn: Rotation, keys: Bool[Array, "b 1 1 s"]
+    ) -> tuple[Float[Array, "b s d"], Float[Array, "b s d"]]:
+        config, entered = self.config, x
+        attention = DecoderAttention(config, self.compute, name="attn")
+        x = x + attention(RMSNorm(config.rms_norm_eps, name="input_layernorm")(x), turn, keys)
+        x = x + GatedMLP(config, name="mlp")(RMSNorm(config.rms_norm_eps, name="post_attention_layernorm")(x))
+        return constrain(x, "batch", "seq", "embed"), entered
+
+
+class DecoderAttention(nn.Module):
+    """Grouped-query attention with rotary positions; queries, keys and values have a bias, the output has none."""
+
+    config: Qwen2Config
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b s d"], turn: Rotation, keys: Bool[Array, "b 1 1 s"]) -> Float[Array, "b s d"]:
+        config = self.config
+
+        def heads(name: str, count: int) -> Array:
+            y = rearrange(Dense(count * config.head_dim, name=name)(x), "b s (h k) -> b s h k", h=count)
+            return constrain(y, "batch", "seq", "heads", "embed")
+
+        q = rotate_halves(heads("q_proj", config.num_attention_heads), turn)
+        k = rotate_halves(heads("k_proj", config.num_key_value_heads), turn)
+        v = heads("v_proj", config.num_key_value_heads)
+        out = attend(q, k, v, keys, causal=True, implementation=self.compute.attention)
+        return Dense(config.hidden_size, use_bias=False, name="o_proj")(rearrange(out, "b s h k -> b s (h k)"))
+
+
+class GatedMLP(nn.Module):
+    """down(SiLU(gate x) · up x), without biases."""
+
+    config: Qwen2Config
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        gate, up = (
+            Dense(self.config.intermediate_size, use_bias=False, name=f"{part}_proj")(x) for part in ("gate", "up")
+        )
+        hidden = constrain(jax.nn.silu(gate) * up, "batch", "seq", "hidden")
+        return Dense(self.config.hidden_size, use_bias=False, name="down_proj")(hidden)

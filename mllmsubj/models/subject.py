@@ -1,0 +1,243 @@
+"""The whole model: `encode` (frozen towers) → `aggregate` (trained) = `condition`, then `velocity` at every step.
+
+Parameters are one dict with a subtree a part: mllm, dla, vae, clip, transformer. Training and sampling share
+everything here; there is no second copy for inference.
+"""
+
+from dataclasses import dataclass
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from mllmsubj.models.clip import CLIPTextConfig, CLIPTextModel
+from mllmsubj.models.dit import FluxConfig, FluxTransformer
+from mllmsubj.models.dla import DLAConfig, DualLayerAggregator
+from mllmsubj.models.layers import Compute, init_params
+from mllmsubj.models.lora import LoRAConfig, is_lora
+from mllmsubj.models.mllm import InternVL, InternVLConfig
+from mllmsubj.models.vae import AutoencoderKL, VAEConfig
+from mllmsubj.ops.patchify import PATCH, TOKEN_PIXELS, image_ids, pack, reference_ids, unpack
+from mllmsubj.sharding import flatten, unflatten
+from mllmsubj.typing import Array, Attends, Bool, Float, Int, Params
+
+
+@dataclass(frozen=True)
+class SubjectConfig:
+    """Sizes of every part."""
+
+    mllm: InternVLConfig
+    dla: DLAConfig
+    vae: VAEConfig
+    clip: CLIPTextConfig
+    transformer: FluxConfig
+    lora: LoRAConfig | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a prompt's tokens lie in the MLLM's sequence; the same for every row of a batch."""
+
+    text: tuple[int, int]
+    """Start and stop of the prompt and what follows it, padding included."""
+    images: tuple[tuple[int, int], ...]
+    """Start and stop of each reference's visual tokens."""
+
+
+@flax.struct.dataclass
+class SubjectInputs:
+    """What one batch gives the frozen towers; every array of a fixed shape."""
+
+    input_ids: Int[Array, "b s"]
+    attention_mask: Bool[Array, "b s"]
+    null_ids: Int[Array, "1 z"]
+    """The template with an empty prompt and no reference."""
+    clip_ids: Int[Array, "b u"]
+    pixel_values: Float[Array, "t height width 3"]
+    """One tile per row and reference, row-major, normalised as the MLLM wants it."""
+    references: tuple[Float[Array, "b height_ width_ 3"], ...]
+    """The same references for the VAE, in [-1, 1], sides multiples of 16; each its own size."""
+    layout: Layout = flax.struct.field(pytree_node=False)
+    null_text: tuple[int, int] = flax.struct.field(pytree_node=False)
+    """Start and stop of the text in `null_ids`."""
+
+
+@flax.struct.dataclass
+class Features:
+    """What the frozen towers say; constant in training, so it can be cached."""
+
+    text: Float[Array, "l b s d"]
+    text_mask: Bool[Array, "b s"]
+    image: Float[Array, "l b m d"]
+    null: Float[Array, "l 1 z d"]
+    pooled: Float[Array, "b p"]
+    references: Float[Array, "b n c"]
+    """Packed VAE latents of all references, one behind the other."""
+    reference_sizes: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False)
+    """Rows and columns of tokens of each reference."""
+
+
+@flax.struct.dataclass
+class Condition:
+    """All that `velocity` reads besides latents and time; made once per sample."""
+
+    text: Float[Array, "b s e"]
+    image: Float[Array, "b m e"]
+    null: Float[Array, "b z e"]
+    reference: Float[Array, "b n c"]
+    pooled: Float[Array, "b p"]
+    guidance: Float[Array, " b"]
+    """The distilled scale: 1.0 in training, 2.5 in the paper's sampling."""
+    text_mask: Bool[Array, "b s"]
+    """False at padding, and at all tokens of a condition that is dropped; the same for the masks below."""
+    image_mask: Bool[Array, "b m"]
+    null_mask: Bool[Array, "b z"]
+    reference_mask: Bool[Array, "b n"]
+    reference_sizes: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False)
+
+
+@dataclass(frozen=True)
+class SubjectModel:
+    """Pure functions of (params, arrays) over the five parts."""
+
+    config: SubjectConfig
+    compute: Compute = Compute()
+
+    @property
+    def mllm(self) -> InternVL:
+        return InternVL(self.config.mllm, self.compute)
+
+    @property
+    def dla(self) -> DualLayerAggregator:
+        return DualLayerAggregator(self.config.dla, self.compute)
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        return AutoencoderKL(self.config.vae, self.compute)
+
+    @property
+    def clip(self) -> CLIPTextModel:
+        return CLIPTextModel(self.config.clip, self.compute)
+
+    @property
+    def transformer(self) -> FluxTransformer:
+        return FluxTransformer(self.config.transformer, self.compute, self.config.lora)
+
+    def init(self, key: Array) -> Params:
+        """Random parameters of every part."""
+        parts = {name: getattr(self, name) for name in ("mllm", "dla", "vae", "clip", "transformer")}
+        return {name: init_params(part, jax.random.fold_in(key, i)) for i, (name, part) in enumerate(parts.items())}
+
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes without allocating: trained parameters in float32, frozen ones in the compute dtype."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+
+        def stored(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if is_trained(path) else self.compute.dtype)
+
+        return unflatten({path: stored(path, leaf) for path, leaf in flatten(shapes)})
+
+    def encode(self, params: Params, inputs: SubjectInputs) -> Features:
+        """The frozen towers: MLLM over prompt and references together, CLIP over the prompt, VAE over references."""
+        states = self.mllm.apply(
+            {"params": params["mllm"]}, inputs.input_ids, inputs.attention_mask, inputs.pixel_values
+        )
+        null = self.mllm.apply({"params": params["mllm"]}, inputs.null_ids, jnp.ones_like(inputs.null_ids, bool), None)
+        text, layout = slice(*inputs.layout.text), inputs.layout
+        latents = [self._encode_reference(params["vae"], picture) for picture in inputs.references]
+        return Features(
+            text=states[:, :, text],
+            text_mask=inputs.attention_mask[:, text],
+            image=jnp.concatenate([states[:, :, slice(*span)] for span in layout.images], axis=2),
+            null=null[:, :, slice(*inputs.null_text)],
+            pooled=self.clip.apply({"params": params["clip"]}, inputs.clip_ids),
+            references=jnp.concatenate(latents, axis=1),
+            reference_sizes=tuple(token_grid(*picture.shape[1:3]) for picture in inputs.references),
+        )
+
+    def aggregate(self, params: Params, features: Features, guidance: Float[Array, " b"]) -> Condition:
+        """The trained part: DLA over all layers' states, for the prompt and for the empty one."""
+        dla = {"params": params["dla"]}
+        text, image = self.dla.apply(dla, features.text, features.image, features.text_mask)
+        null = self.dla.apply(dla, features.null, method="aggregate_text")
+        batch = text.shape[0]
+
+        def everything(tokens: Array) -> Array:
+            return jnp.ones((batch, tokens.shape[1]), bool)
+
+        return Condition(
+            text=text,
+            image=image,
+            null=jnp.broadcast_to(null, (batch, *null.shape[1:])),
+            reference=features.references,
+            pooled=features.pooled,
+            guidance=guidance,
+            text_mask=features.text_mask,
+            image_mask=everything(image),
+            null_mask=everything(null),
+            reference_mask=everything(features.references),
+            reference_sizes=features.reference_sizes,
+        )
+
+    def condition(self, params: Params, inputs: SubjectInputs, guidance: Float[Array, " b"]) -> Condition:
+        """`aggregate` after `encode`."""
+        return self.aggregate(params, self.encode(params, inputs), guidance)
+
+    def velocity(
+        self,
+        params: Params,
+        grid: tuple[int, int],
+        latents: Float[Array, "b n c"],
+        t: Float[Array, " b"],
+        condition: Condition,
+        attends: Attends,
+    ) -> Float[Array, "b n c"]:
+        """Velocity of noisy tokens on a `grid` of rows × columns, at t in [0, 1] (1 is noise).
+
+        Context is [null; text; image] and the image stream [noisy; references], of which only what `attends`
+        names is there. With `params` and `grid` bound it is what `diffusion` calls a velocity.
+        """
+        context = [part for part in ("null", "text", "image") if getattr(attends, part)]
+        tokens, masks = latents, [getattr(condition, f"{part}_mask") for part in context]
+        masks.append(jnp.ones(latents.shape[:2], bool))
+        ids = image_ids(*grid)
+        if attends.reference:
+            tokens = jnp.concatenate([latents, condition.reference.astype(latents.dtype)], axis=1)
+            masks.append(condition.reference_mask)
+            ids = jnp.concatenate([ids, reference_ids(grid, list(condition.reference_sizes))])
+        states = jnp.concatenate([getattr(condition, part) for part in context], axis=1)
+        return self.transformer.apply(
+            {"params": params["transformer"]},
+            tokens,
+            states,
+            condition.pooled,
+            t,
+            jnp.asarray(ids),
+            jnp.zeros((states.shape[1], 3)),
+            condition.guidance if self.config.transformer.guidance_embeds else None,
+            mask=jnp.concatenate(masks, axis=1),
+            output_tokens=latents.shape[1],
+        )
+
+    def decode(
+        self, params: Params, latents: Float[Array, "b n c"], grid: tuple[int, int]
+    ) -> Float[Array, "b height width 3"]:
+        """Pictures in [-1, 1] from packed latents."""
+        rows, columns = grid
+        spatial = unpack(latents, rows * PATCH, columns * PATCH)
+        return self.vae.apply({"params": params["vae"]}, self.vae.from_latents(spatial), method="decode")
+
+    def _encode_reference(self, params: Params, picture: Float[Array, "b height width 3"]) -> Float[Array, "b n c"]:
+        """The posterior's mean, so that a reference always reads the same."""
+        mean, _ = self.vae.apply({"params": params}, picture, method="encode")
+        return pack(self.vae.to_latents(mean))
+
+
+def is_trained(path: str) -> bool:
+    """Whether training changes a parameter: the DLA's and the adapters'; all others stay frozen."""
+    return path.startswith("dla/") or is_lora(path)
+
+
+def token_grid(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of tokens of a picture of `height` × `width` pixels."""
+    return height // TOKEN_PIXELS, width // TOKEN_PIXELS

@@ -1,0 +1,232 @@
+"""FLUX's autoencoder. Source: diffusers `AutoencoderKL` without quant convolutions; black-forest-labs/flux
+`src/flux/modules/autoencoder.py`.
+
+Channels last. Each level but the last halves height and width, so four levels make latents of an eighth the size.
+"""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+
+from mllmsubj.models.layers import Compute, Dense
+from mllmsubj.ops.attention import attend
+from mllmsubj.sharding import constrain
+from mllmsubj.typing import Array, Float
+
+EPS = 1e-6
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Sizes, named as in a diffusers `config.json`."""
+
+    in_channels: int
+    out_channels: int
+    block_out_channels: tuple[int, ...]
+    """Width of each level, from full resolution down."""
+    layers_per_block: int
+    """Residual blocks of an encoder level; a decoder level has one more."""
+    latent_channels: int
+    norm_num_groups: int
+    """Groups of every group norm; divides every width."""
+    mid_block_add_attention: bool
+    scaling_factor: float
+    shift_factor: float
+
+
+class AutoencoderKL(nn.Module):
+    """Pictures to a Gaussian over latents, and latents to pictures."""
+
+    config: VAEConfig
+    compute: Compute = Compute()
+
+    def setup(self):
+        self.encoder = Encoder(self.config, self.compute)
+        self.decoder = Decoder(self.config, self.compute)
+
+    def __call__(self, images: Float[Array, "b height width c"]) -> Float[Array, "b height width c"]:
+        """Reconstruction from the mean: touches every parameter."""
+        return self.decode(self.encode(images)[0])
+
+    def encode(
+        self, images: Float[Array, "b height width c"]
+    ) -> tuple[Float[Array, "b y x z"], Float[Array, "b y x z"]]:
+        """Mean and log variance (in [−30, 20]) of raw latents, from images in [−1, 1]."""
+        mean, logvar = jnp.split(self.encoder(images.astype(self.compute.dtype)), 2, axis=-1)
+        return mean, jnp.clip(logvar, *LOGVAR_RANGE)
+
+    def decode(self, latents: Float[Array, "b y x z"]) -> Float[Array, "b height width c"]:
+        """Images, about in [−1, 1] and not clipped, from raw latents (`from_latents` of what a transformer makes)."""
+        return self.decoder(latents.astype(self.compute.dtype))
+
+    def to_latents(self, raw: Float[Array, "b y x z"]) -> Float[Array, "b y x z"]:
+        """(raw − shift) · scale: what the transformer sees, near unit variance."""
+        return (raw - self.config.shift_factor) * self.config.scaling_factor
+
+    def from_latents(self, latents: Float[Array, "b y x z"]) -> Float[Array, "b y x z"]:
+        """Inverse of `to_latents`."""
+        return latents / self.config.scaling_factor + self.config.shift_factor
+
+    def example(self) -> tuple[Array, ...]:
+        """The smallest inputs that touch every parameter: one latent pixel."""
+        size = 2 ** (len(self.config.block_out_channels) - 1)
+        return (jnp.zeros((1, size, size, self.config.in_channels)),)
+
+
+class Encoder(nn.Module):
+    """Images to mean and log variance, side by side in the channels."""
+
+    config: VAEConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b height width c"]) -> Float[Array, "b y x z"]:
+        config, widths = self.config, self.config.block_out_channels
+        x = _conv("conv_in", x, widths[0])
+        for level, width in enumerate(widths):
+            last = level == len(widths) - 1
+            resample = None if last else "downsample"
+            block = Level(config, self.compute, width, config.layers_per_block, resample, name=f"down_blocks_{level}")
+            x = block(x)
+        x = MidBlock(config, self.compute, name="mid_block")(x)
+        x = jax.nn.silu(GroupNorm(config.norm_num_groups, name="conv_norm_out")(x))
+        return _conv("conv_out", x, 2 * config.latent_channels)
+
+
+class Decoder(nn.Module):
+    """Latents to images: the encoder's levels backwards, each one residual block deeper."""
+
+    config: VAEConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b y x z"]) -> Float[Array, "b height width c"]:
+        config, widths = self.config, self.config.block_out_channels[::-1]
+        x = _conv("conv_in", x, widths[0])
+        x = MidBlock(config, self.compute, name="mid_block")(x)
+        for level, width in enumerate(widths):
+            last = level == len(widths) - 1
+            resample = None if last else "upsample"
+            block = Level(config, self.compute, width, config.layers_per_block + 1, resample, name=f"up_blocks_{level}")
+            x = block(x)
+        x = jax.nn.silu(GroupNorm(config.norm_num_groups, name="conv_norm_out")(x))
+        return _conv("conv_out", x, config.out_channels)
+
+
+class Level(nn.Module):
+    """Residual blocks of one width, then a change of resolution by two."""
+
+    config: VAEConfig
+    compute: Compute
+    width: int
+    depth: int
+    resample: str | None
+    """"downsample", "upsample" or neither."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b height width c"]) -> Float[Array, "b y x d"]:
+        resnet = _resnet(self.compute)
+        for i in range(self.depth):
+            x = resnet(self.width, self.config.norm_num_groups, name=f"resnets_{i}")(x)
+        if self.resample == "downsample":
+            return Downsample(name="downsample")(x)
+        return Upsample(name="upsample")(x) if self.resample == "upsample" else x
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention over all pixels, residual block, at the lowest resolution."""
+
+    config: VAEConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b y x d"]) -> Float[Array, "b y x d"]:
+        resnet, groups = _resnet(self.compute), self.config.norm_num_groups
+        x = resnet(x.shape[-1], groups, name="resnets_0")(x)
+        if self.config.mid_block_add_attention:
+            x = PixelAttention(groups, name="attentions_0")(x)
+        return resnet(x.shape[-1], groups, name="resnets_1")(x)
+
+
+class ResnetBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1 × 1 convolution on x where the width changes."""
+
+    width: int
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b height width c"]) -> Float[Array, "b height width d"]:
+        h = _conv("conv1", jax.nn.silu(GroupNorm(self.groups, name="norm1")(x)), self.width)
+        h = _conv("conv2", jax.nn.silu(GroupNorm(self.groups, name="norm2")(h)), self.width)
+        if x.shape[-1] != self.width:
+            x = _conv("conv_shortcut", x, self.width, kernel=1)
+        return constrain(x + h, "batch", "seq", "seq", "embed")
+
+
+class PixelAttention(nn.Module):
+    """One-head attention of every pixel to every pixel, added to its input.
+
+    Always the plain implementation: the head is as wide as the level (512), more than fused kernels take.
+    """
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b y x d"]) -> Float[Array, "b y x d"]:
+        height, width, channels = x.shape[1:]
+        h = rearrange(GroupNorm(self.groups, name="group_norm")(x), "b y x d -> b (y x) d")
+        q, k, v = (Dense(channels, name=f"to_{part}")(h)[:, :, None, :] for part in "qkv")
+        out = Dense(channels, name="to_out")(rearrange(attend(q, k, v), "b s h k -> b s (h k)"))
+        return x + rearrange(out, "b (y x) d -> b y x d", y=height, x=width)
+
+
+class Downsample(nn.Module):
+    """3 × 3 convolution of stride 2, padded below and to the right only."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b height width d"]) -> Float[Array, "b y x d"]:
+        return _conv("conv", x, x.shape[-1], stride=2, padding=((0, 1), (0, 1)))
+
+
+class Upsample(nn.Module):
+    """Every pixel twice in both directions, then a 3 × 3 convolution."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b y x d"]) -> Float[Array, "b height width d"]:
+        return _conv("conv", repeat(x, "b y x d -> b (y p) (x q) d", p=2, q=2), x.shape[-1])
+
+
+class GroupNorm(nn.Module):
+    """Norm over all pixels and the channels of a group, then scale and bias per channel, in float32."""
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b height width d"]) -> Float[Array, "b height width d"]:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
+        wide = rearrange(x.astype(jnp.float32), "b y x (g c) -> b y x g c", g=self.groups)
+        wide -= jnp.mean(wide, axis=(1, 2, 4), keepdims=True)
+        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=(1, 2, 4), keepdims=True) + EPS)
+        return (rearrange(wide, "b y x g c -> b y x (g c)") * scale + bias).astype(x.dtype)
+
+
+def _resnet(compute: Compute) -> type[nn.Module]:
+    return nn.remat(ResnetBlock) if compute.remat else ResnetBlock
+
+
+def _conv(
+    name: str,
+    x: Array,
+    features: int,
+    kernel: int = 3,
+    stride: int = 1,
+    padding: tuple[tuple[int, int], ...] | None = None,
+) -> Array:
+    """A square convolution; without `padding` the picture keeps its size."""
+    padding = padding or ((kernel // 2, kernel // 2),) * 2
+    return nn.Conv(features, (kernel, kernel), (stride, stride), padding, dtype=x.dtype, name=name)(x)
