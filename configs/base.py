@@ -17,8 +17,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.compute = ConfigDict()
     config.compute.dtype = "auto"  # of activations and frozen weights: bfloat16 on accelerators, float32 on CPUs
     config.compute.remat = True  # recompute blocks in the backward pass; nothing changes without one
-    config.compute.attention = "xla"  # "xla", or "cudnn" on NVIDIA GPUs
-    config.compute.unroll = 1  # blocks laid out per step of the loop over layers
+    config.compute.attention = "auto"  # "xla", "heads" (CPUs), or "cudnn" (NVIDIA); "auto" chooses
+    config.compute.layers = "auto"  # "scan" (one compiled block in a loop), or "unrolled", for small models on CPUs
 
     config.mesh = ConfigDict()  # devices along each axis; -1 takes what the others leave
     config.mesh.data = 1

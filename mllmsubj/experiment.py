@@ -33,13 +33,14 @@ class ComputeConfig:
     dtype: Literal["auto", "float32", "bfloat16"]
     remat: bool
     attention: Implementation
-    unroll: int
+    layers: Literal["auto", "scan", "unrolled"]
 
     def resolve(self) -> Compute:
-        """ "auto" is bfloat16 on accelerators and float32 on CPUs, which multiply it twice as fast."""
+        """Where it says "auto": bfloat16 and scanned layers on accelerators, float32 and unrolled layers on CPUs."""
         on_cpu = jax.default_backend() == "cpu"
-        name = ("float32" if on_cpu else "bfloat16") if self.dtype == "auto" else self.dtype
-        return Compute(jnp.dtype(name), self.remat, self.attention, self.unroll)
+        dtype = ("float32" if on_cpu else "bfloat16") if self.dtype == "auto" else self.dtype
+        scan = not on_cpu if self.layers == "auto" else self.layers == "scan"
+        return Compute(jnp.dtype(dtype), self.remat, self.attention, scan)
 
 
 @dataclass(frozen=True)

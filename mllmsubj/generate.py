@@ -80,7 +80,8 @@ class Generator:
         true: bool,
     ) -> Float[Array, "b n c"]:
         velocity = partial(self.model.velocity, params, grid)
-        return sample(guided(velocity, *scales) if true else velocity, condition, noise, times, stages)
+        prepare = partial(self.model.prepare, params)
+        return sample(guided(velocity, *scales) if true else velocity, condition, noise, times, stages, prepare)
 
 
 def _in_steps(

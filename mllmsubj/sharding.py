@@ -40,8 +40,8 @@ PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r".*/(gate_proj|up_proj|proj_mlp|ff_in|fc1)/kernel", _IN),
     (r".*/(down_proj|ff_out|fc2)/kernel", _OUT),
     (r"transformer/single_blocks/proj_out/kernel", _OUT),
-    (r"transformer/.*/(linear|linear_1|linear_2|x_embedder|context_embedder|proj_out)/kernel", _IN),
-    (r"transformer/(x_embedder|context_embedder|proj_out)/kernel", _IN),
+    (r"transformer/(x_embedder|context_embedder|proj_out|time_text_embed/.*|modulation/out)/kernel", _IN),
+    (r"transformer/modulation/(double_img|double_txt|single)/kernel", PartitionSpec("fsdp", None, "tensor")),
     (r"(mllm/projector|dla)/.*(linear_1|linear_2|down|up)/kernel", _IN),
     (r"dla/.*/pool/kernel", _WHOLE),
     (r"mllm/lm_head/kernel", _IN),
@@ -52,10 +52,10 @@ PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     # Vectors are small: everybody holds them.
     (r".*/(bias|scale|layer_scale\w*|layer_norms)", _WHOLE),
 )
-"""Path regex (whole path) -> sharding of the trailing axes; a stack of layers in front stays whole. First match wins."""
+"""Path regex (whole path) -> sharding of the trailing axes; layers in front stay whole. First match wins."""
 
-STACKED = re.compile(r"(^|.*/)(double_blocks|single_blocks|layers|blocks|refiner_blocks)/")
-"""Subtrees whose leaves carry a leading axis of layers."""
+STACKED = re.compile(r"(^|.*/)(double_blocks|single_blocks|layers|blocks|refiner_blocks)/(?!\d)")
+"""Subtrees whose leaves carry a leading axis of layers; a number next means that the layers were taken apart."""
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: list[jax.Device] | None = None) -> Mesh:

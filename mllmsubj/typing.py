@@ -17,12 +17,15 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-__all__ = ["Array", "Attends", "Bool", "Float", "Int", "Params", "PyTree", "UInt8", "Velocity"]
+__all__ = ["Array", "Attends", "Bool", "Float", "Int", "Leaf", "Params", "PyTree", "UInt8", "Velocity"]
 
 Array = jax.Array | np.ndarray
 
 PyTree = Any
 """Any nesting of containers with arrays as leaves."""
+
+Leaf = Any
+"""An array field of a struct, its shape in the docstring: shapes and shardings pass through such fields too."""
 
 Params = dict[str, Any]
 """Plain nested dict of arrays; a parameter's path is its keys joined by '/'."""

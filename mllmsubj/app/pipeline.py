@@ -23,6 +23,7 @@ from mllmsubj.diffusion.settings import SamplingConfig
 from mllmsubj.errors import UserError, nearest
 from mllmsubj.experiment import Experiment
 from mllmsubj.generate import Generator
+from mllmsubj.models.layers import unstack
 from mllmsubj.models.lora import merge_lora
 from mllmsubj.models.subject import Layout, SubjectInputs, SubjectModel
 from mllmsubj.sharding import make_mesh, parameter_shardings
@@ -80,7 +81,8 @@ class Pipeline:
         """
         folder = TINY if str(checkpoint) == "tiny" else Path(checkpoint)
         experiment = Experiment.from_config(config if config is not None else checkpoints.read_config(folder))
-        model = SubjectModel(experiment.model, experiment.compute.resolve())
+        compute = experiment.compute.resolve()
+        model = SubjectModel(experiment.model, replace(compute, scan_layers=True))  # as checkpoints are laid out
         mesh = make_mesh(**asdict(experiment.mesh))
         expected = model.abstract_params()
         if checkpoints.has_params(folder) or folder != TINY:
@@ -96,6 +98,8 @@ class Pipeline:
             merge = jax.jit(merge_lora, static_argnums=1)
             params["transformer"] = merge(params["transformer"], experiment.model.lora)
             model = replace(model, config=replace(experiment.model, lora=None))
+        if not compute.scan_layers:
+            params, model = unstack(params), replace(model, compute=compute)
         return cls(experiment, model, params, folder, mesh)
 
     def generate(

@@ -35,6 +35,8 @@ class Entry:
     layout: str = "same"
     index: int | None = None
     """Row of the stacked leaf, where `target` is a stack of layers."""
+    axis: int = 0
+    """Axis of the stack."""
 
 
 Table = list[Entry]
@@ -55,10 +57,19 @@ def norm(source: str, target: str, bias: bool = False) -> Table:
     return [Entry(f"{source}.weight", f"{target}/scale"), *_bias(source, target, bias)]
 
 
-def repeat(length: int, source: str, target: str, entries: Iterable[Entry]) -> Table:
-    """The entries of one layer for `length` layers: '{i}' in `source` counts them, `target` stacks them."""
+def repeat(length: int, source: str, target: str, entries: Iterable[Entry], kernel_axis: int = 0) -> Table:
+    """The entries of one layer for `length` layers: '{i}' in `source` counts them, `target` stacks them.
+
+    Layers come first in every leaf; `kernel_axis` says where else they are in kernels.
+    """
+
+    def axis(entry: Entry) -> int:
+        return kernel_axis if entry.target.endswith("/kernel") else 0
+
     return [
-        replace(entry, source=source.format(i=i) + entry.source, target=target + entry.target, index=i)
+        replace(
+            entry, source=source.format(i=i) + entry.source, target=target + entry.target, index=i, axis=axis(entry)
+        )
         for entry in entries
         for i in range(length)
     ]
@@ -148,13 +159,14 @@ def convert(
     leaves: dict[str, np.ndarray] = {}
     for entry in table:
         tensor, leaf = LAYOUTS[entry.layout](tensors[entry.source]), shapes[entry.target]
-        want = leaf.shape if entry.index is None else leaf.shape[1:]
+        want = leaf.shape if entry.index is None else tuple(np.delete(leaf.shape, entry.axis))
         if tensor.shape != want:
             problems.append(f"{entry.source!r} has shape {tensor.shape}, {entry.target!r} wants {want}")
         elif entry.index is None:
             leaves[entry.target] = np.ascontiguousarray(tensor)
         else:
-            leaves.setdefault(entry.target, np.empty(leaf.shape, tensor.dtype))[entry.index] = tensor
+            stacked = leaves.setdefault(entry.target, np.empty(leaf.shape, tensor.dtype))
+            stacked[(slice(None),) * entry.axis + (entry.index,)] = tensor
     _raise(problems, where)
     return unflatten(leaves)
 

@@ -34,9 +34,16 @@ def table(config: FluxConfig) -> Table:
         *(entry for name in embedders for entry in _two_layer(f"time_text_embed.{name}", f"time_text_embed/{name}")),
         *repeat(config.num_layers, "transformer_blocks.{i}.", "double_blocks/", _double_block()),
         *repeat(config.num_single_layers, "single_transformer_blocks.{i}.", "single_blocks/", _single_block()),
-        *linear("norm_out.linear", "norm_out/linear"),
+        *_modulation(config.num_layers, "transformer_blocks.{i}.norm1.linear", "double_img"),
+        *_modulation(config.num_layers, "transformer_blocks.{i}.norm1_context.linear", "double_txt"),
+        *_modulation(config.num_single_layers, "single_transformer_blocks.{i}.norm.linear", "single"),
+        *linear("norm_out.linear", "modulation/out"),
         *linear("proj_out", "proj_out"),
     ]
+
+
+def _modulation(layers: int, source: str, target: str) -> Table:
+    return repeat(layers, source, f"modulation/{target}", linear("", ""), kernel_axis=1)
 
 
 def _two_layer(source: str, target: str) -> Table:
@@ -46,8 +53,6 @@ def _two_layer(source: str, target: str) -> Table:
 def _double_block() -> Table:
     projections = ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
     return [
-        *linear("norm1.linear", "norm1/linear"),
-        *linear("norm1_context.linear", "norm1_context/linear"),
         *(entry for name in projections for entry in linear(f"attn.{name}", f"attn/{name}")),
         *linear("attn.to_out.0", "attn/to_out"),
         *(
@@ -64,7 +69,6 @@ def _double_block() -> Table:
 
 def _single_block() -> Table:
     return [
-        *linear("norm.linear", "norm/linear"),
         *(entry for name in ("to_q", "to_k", "to_v") for entry in linear(f"attn.{name}", name)),
         *(entry for name in ("norm_q", "norm_k") for entry in norm(f"attn.{name}", name)),
         *linear("proj_mlp", "proj_mlp"),

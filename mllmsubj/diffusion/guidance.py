@@ -12,7 +12,7 @@ def guided(velocity: Velocity, text_scale: Array | float, reference_scale: Array
     Source: InstructPix2Pix (arXiv 2211.09800), Eq. 3, with the reference as the picture.
     """
 
-    def wrapped(latents: Float[Array, "b n d"], t: Float[Array, " b"], condition: PyTree, attends: Attends) -> Array:
+    def wrapped(latents: Float[Array, "b n d"], t: PyTree, condition: PyTree, attends: Attends) -> Array:
         full = velocity(latents, t, condition, attends)
         null = velocity(latents, t, condition, NOTHING)
         if not attends.reference:

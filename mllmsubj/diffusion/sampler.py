@@ -1,12 +1,14 @@
 """The sampling loop: a scan per stage, each over a sequence that holds only what its stage attends to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from mllmsubj.diffusion.stages import Stage
 from mllmsubj.typing import Array, Attends, Float, PyTree, Velocity
+
+Prepare = Callable[[Array, PyTree], PyTree]
 
 
 def sample(
@@ -15,14 +17,21 @@ def sample(
     noise: Float[Array, "b n d"],
     times: Float[Array, " steps1"],
     stages: Sequence[Stage],
+    prepare: Prepare | None = None,
 ) -> Float[Array, "b n d"]:
     """Latents at t = 0 from noise at t = 1; trace it once under jit, with `stages` static.
 
     Leaving tokens out is exact: it equals masking them as keys, since nobody else reads what they compute.
+    `prepare(times [steps, b], condition)` makes of all times at once what `velocity` then gets in place of t, a step's
+    slice a step; without it `velocity` gets t [b].
     """
-    latents = noise
+    starts = jnp.broadcast_to(times[:-1, None], (len(times) - 1, noise.shape[0]))
+    moments = starts if prepare is None else prepare(starts, condition)
+    latents = noise.astype(jnp.float32)
     for stage in stages:
-        latents = euler(velocity, condition, latents, times[stage.start : stage.stop + 1], stage.attends)
+        steps = slice(stage.start, stage.stop)
+        inputs = jax.tree.map(lambda x, steps=steps: x[steps], (moments, jnp.diff(times)))
+        latents = euler(velocity, condition, latents, inputs, stage.attends)
     return latents
 
 
@@ -30,17 +39,16 @@ def euler(
     velocity: Velocity,
     condition: PyTree,
     latents: Float[Array, "b n d"],
-    times: Float[Array, " steps1"],
+    steps: tuple[PyTree, Float[Array, " steps"]],
     attends: Attends,
 ) -> Float[Array, "b n d"]:
-    """Euler steps x ← x + (t' − t) · v(x, t) along `times`, latents in float32.
+    """Euler steps x ← x + Δt · v(x, t), latents in float32; `steps` holds each step's t (or moment) and Δt < 0.
 
     Source: diffusers `FlowMatchEulerDiscreteScheduler.step`.
     """
 
-    def step(x: Array, interval: tuple[Array, Array]) -> tuple[Array, None]:
-        now, then = interval
-        v = velocity(x, jnp.full(x.shape[:1], now), condition, attends)
-        return x + (then - now) * v.astype(x.dtype), None
+    def step(x: Array, moment_and_length: tuple[PyTree, Array]) -> tuple[Array, None]:
+        moment, length = moment_and_length
+        return x + length * velocity(x, moment, condition, attends).astype(x.dtype), None
 
-    return jax.lax.scan(step, latents.astype(jnp.float32), (times[:-1], times[1:]))[0]
+    return jax.lax.scan(step, latents, steps)[0]

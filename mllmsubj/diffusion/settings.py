@@ -31,7 +31,7 @@ class SamplingConfig:
             if value % TOKEN_PIXELS or not TOKEN_PIXELS <= value <= MAX_SIDE:
                 near = min(max(round(value / TOKEN_PIXELS), 1) * TOKEN_PIXELS, MAX_SIDE)
                 raise UserError(
-                    f"{name} is {value}; it must be a multiple of {TOKEN_PIXELS} from {TOKEN_PIXELS} to {MAX_SIDE}, such as {near}"
+                    f"{name} is {value}; it must be a multiple of {TOKEN_PIXELS} up to {MAX_SIDE}, such as {near}"
                 )
         for name, low, high in (("steps", 1, 1000), ("batch_size", 1, 1024)):
             if not low <= getattr(self, name) <= high:
@@ -40,9 +40,8 @@ class SamplingConfig:
             if not (math.isfinite(getattr(self, name)) and 0 <= getattr(self, name) <= 100):
                 raise UserError(f"{name} is {getattr(self, name)}; it must be from 0 to 100")
         if not 0.0 <= self.tau2 <= self.tau1 <= 1.0:
-            raise UserError(
-                f"tau1={self.tau1:g}, tau2={self.tau2:g}: they must satisfy 0 <= tau2 <= tau1 <= 1 (the paper: 0.95, 0.85)"
-            )
+            taus = f"tau1={self.tau1:g}, tau2={self.tau2:g}"
+            raise UserError(f"{taus}: they must satisfy 0 <= tau2 <= tau1 <= 1 (the paper: 0.95, 0.85)")
 
     @property
     def true_guidance(self) -> bool:

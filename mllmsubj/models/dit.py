@@ -7,6 +7,7 @@ Double blocks keep the streams' weights apart, single blocks run both through on
 from dataclasses import dataclass
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -16,13 +17,16 @@ from mllmsubj.models.lora import LoRAConfig
 from mllmsubj.ops.attention import attend
 from mllmsubj.ops.rope import Rotation, axial_rotation, rotate_interleaved
 from mllmsubj.sharding import constrain
-from mllmsubj.typing import Array, Bool, Float
+from mllmsubj.typing import Array, Bool, Float, Leaf
 
 EPS = 1e-6
 THETA = 10_000.0
 MLP_RATIO = 4
 FREQUENCIES = 256
 """Width of the sinusoidal embedding of timestep and guidance."""
+
+Keys = Bool[Array, "b 1 1 m"] | None
+"""False at tokens that nobody may attend to."""
 
 
 @dataclass(frozen=True)
@@ -56,42 +60,64 @@ class FluxTransformer(nn.Module):
     compute: Compute = Compute()
     lora: LoRAConfig | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        config = self.config
+        self.x_embedder = Dense(config.width)
+        self.context_embedder = Dense(config.width)
+        self.time_text_embed = TimeTextEmbedding(config)
+        self.modulation = Modulator(config)
+        blocks = (config, self.compute, self.lora)
+        self.double_blocks = stack(DoubleBlock, config.num_layers, self.compute, own_input=True)(*blocks)
+        self.single_blocks = stack(SingleBlock, config.num_single_layers, self.compute, own_input=True)(*blocks)
+        self.proj_out = Dense(config.in_channels)
+
     def __call__(
         self,
         hidden_states: Float[Array, "b n c"],
         encoder_hidden_states: Float[Array, "b s e"],
         pooled_projections: Float[Array, "b p"],
-        timestep: Float[Array, " b"],
+        timestep: Float[Array, " b"] | None,
         img_ids: Float[Array, "n 3"],
         txt_ids: Float[Array, "s 3"],
         guidance: Float[Array, " b"] | None = None,
         mask: Bool[Array, "b m"] | None = None,
         output_tokens: int | None = None,
+        modulation: "Modulation | None" = None,
     ) -> Float[Array, "b o c"]:
         """Velocity of the first `output_tokens` image tokens (all of them by default).
 
         `timestep` lies in [0, 1], 1 is noise; `guidance` is the distilled scale (2.5, not 2500). `mask` [b, s + n]
         is False at tokens, condition first, that nobody may attend to; dropping them gives the same velocity.
+        `modulation`, from `modulate`, stands for time, guidance and pooled vector, which are then not read.
         """
         config, dtype = self.config, self.compute.dtype
         keys = None if mask is None else mask[:, None, None, :]
         rotation = axial_rotation(jnp.concatenate([txt_ids, img_ids]), config.axes_dims_rope, THETA)
+        if modulation is None:
+            modulation = self.modulate(timestep, pooled_projections, guidance)
 
-        img = Dense(config.width, name="x_embedder")(hidden_states.astype(dtype))
-        txt = Dense(config.width, name="context_embedder")(encoder_hidden_states.astype(dtype))
-        vec = Modulator(config, name="time_text_embed")(timestep, guidance, pooled_projections.astype(dtype))
-        img, txt = constrain(img, "batch", "seq", "embed"), constrain(txt, "batch", "seq", "embed")
-
-        blocks = (config, self.compute, self.lora)
-        double = stack(DoubleBlock, config.num_layers, self.compute)(*blocks, name="double_blocks")
-        single = stack(SingleBlock, config.num_single_layers, self.compute)(*blocks, name="single_blocks")
-        (img, txt), _ = double((img, txt), vec, rotation, keys)
-        both, _ = single(jnp.concatenate([txt, img], axis=1), vec, rotation, keys)
+        img = constrain(self.x_embedder(hidden_states.astype(dtype)), "batch", "seq", "embed")
+        txt = constrain(self.context_embedder(encoder_hidden_states.astype(dtype)), "batch", "seq", "embed")
+        (img, txt), _ = self.double_blocks((img, txt), modulation.double, (rotation, keys))
+        both, _ = self.single_blocks(jnp.concatenate([txt, img], axis=1), modulation.single, (rotation, keys))
 
         img = both[:, txt.shape[1] :][:, :output_tokens]
-        scale, shift = _modulation("norm_out", vec, config.width, 2)
-        return Dense(config.in_channels, name="proj_out")(layer_norm(img, EPS) * (1 + scale) + shift)
+        scale, shift = _parts(modulation.out, 2)
+        return self.proj_out(layer_norm(img, EPS) * (1 + scale) + shift)
+
+    def modulate(
+        self,
+        timestep: Float[Array, "*steps b"],
+        pooled_projections: Float[Array, "b p"],
+        guidance: Float[Array, " b"] | None,
+    ) -> "Modulation":
+        """Every block's scales, shifts and gates, for one step or, with axes in front, for many at once.
+
+        A quarter of FLUX's parameters do only this. A sampler knows all its times beforehand: it makes the
+        modulation of every step in one product and reads those 3.2 B parameters once, not once a step.
+        """
+        vec = jax.nn.silu(self.time_text_embed(timestep, guidance, pooled_projections.astype(self.compute.dtype)))
+        return self.modulation(vec)
 
     def example(self) -> tuple[Array, ...]:
         """The smallest inputs that touch every parameter."""
@@ -100,23 +126,64 @@ class FluxTransformer(nn.Module):
         return img, txt, jnp.zeros((1, c.pooled_projection_dim)), one, ids, ids, one if c.guidance_embeds else None
 
 
-class Modulator(nn.Module):
-    """One vector from timestep, guidance and the pooled prompt; every block's scales and shifts come from it."""
+@flax.struct.dataclass
+class Modulation:
+    """Shifts, scales and gates of all blocks at one time; leaves may have axes of steps in front."""
+
+    double: tuple[Leaf, Leaf]
+    """[*steps, layers, b, 6·d] for each stream: img, txt."""
+    single: Leaf
+    """[*steps, layers, b, 3·d]."""
+    out: Leaf
+    """[*steps, b, 2·d]: scale and shift before the last projection."""
+
+
+class TimeTextEmbedding(nn.Module):
+    """One vector from timestep, guidance and the pooled prompt."""
 
     config: FluxConfig
 
     @nn.compact
     def __call__(
-        self, timestep: Float[Array, " b"], guidance: Float[Array, " b"] | None, pooled: Float[Array, "b p"]
-    ) -> Float[Array, "b d"]:
+        self, timestep: Float[Array, "*steps b"], guidance: Float[Array, " b"] | None, pooled: Float[Array, "b p"]
+    ) -> Float[Array, "*steps b d"]:
         width, dtype = self.config.width, pooled.dtype
-        vec = TwoLayer(width, name="text_embedder")(pooled)
-        vec += TwoLayer(width, name="timestep_embedder")(sinusoid(timestep).astype(dtype))
+        vec = TwoLayer(width, name="timestep_embedder")(sinusoid(timestep).astype(dtype))
+        vec += TwoLayer(width, name="text_embedder")(pooled)
         if self.config.guidance_embeds:
             if guidance is None:
                 raise ValueError("this transformer embeds guidance: pass `guidance` [b]")
             vec += TwoLayer(width, name="guidance_embedder")(sinusoid(guidance).astype(dtype))
         return vec
+
+
+class Modulator(nn.Module):
+    """The projections from that vector (after its SiLU) to every block's modulation, stacked over layers."""
+
+    config: FluxConfig
+
+    @nn.compact
+    def __call__(self, vec: Float[Array, "*steps b d"]) -> Modulation:
+        config = self.config
+        img, txt = (
+            LayerwiseDense(config.num_layers, 6 * config.width, name=name)(vec) for name in ("double_img", "double_txt")
+        )
+        single = LayerwiseDense(config.num_single_layers, 3 * config.width, name="single")(vec)
+        return Modulation((img, txt), single, Dense(2 * config.width, name="out")(vec))
+
+
+class LayerwiseDense(nn.Module):
+    """The same input through one projection per layer, as one product; `kernel` [in, layers, out]."""
+
+    layers: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*steps b d"]) -> Float[Array, "*steps l b e"]:
+        init = nn.initializers.lecun_normal(in_axis=0, out_axis=2, batch_axis=(1,))
+        kernel = self.param("kernel", init, (x.shape[-1], self.layers, self.features)).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.layers, self.features)).astype(x.dtype)
+        return jnp.moveaxis(jnp.einsum("...bd,dle->...ble", x, kernel) + bias, -2, -3)
 
 
 class TwoLayer(nn.Module):
@@ -125,7 +192,7 @@ class TwoLayer(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b p"]) -> Float[Array, "b d"]:
+    def __call__(self, x: Float[Array, "*b p"]) -> Float[Array, "*b d"]:
         return Dense(self.width, name="linear_2")(jax.nn.silu(Dense(self.width, name="linear_1")(x)))
 
 
@@ -140,17 +207,15 @@ class DoubleBlock(nn.Module):
     def __call__(
         self,
         streams: tuple[Float[Array, "b n d"], Float[Array, "b s d"]],
-        vec: Float[Array, "b d"],
-        rotation: Rotation,
-        keys: Bool[Array, "b 1 1 m"] | None,
+        modulation: tuple[Float[Array, "b e"], Float[Array, "b e"]],
+        shared: tuple[Rotation, Keys],
     ) -> tuple[tuple[Float[Array, "b n d"], Float[Array, "b s d"]], None]:
         img, txt = streams
         width = self.config.width
-        img_mod = _modulation("norm1", vec, width, 6)
-        txt_mod = _modulation("norm1_context", vec, width, 6)
+        img_mod, txt_mod = (_parts(part, 6) for part in modulation)
 
         attention = JointAttention(self.config, self.compute, self.lora, name="attn")
-        img_out, txt_out = attention(_enter(img, *img_mod[:2]), _enter(txt, *txt_mod[:2]), rotation, keys)
+        img_out, txt_out = attention(_enter(img, *img_mod[:2]), _enter(txt, *txt_mod[:2]), *shared)
         img, txt = img + img_mod[2] * img_out, txt + txt_mod[2] * txt_out
 
         img += img_mod[5] * FeedForward(width, name="ff")(_enter(img, *img_mod[3:5]))
@@ -171,7 +236,7 @@ class JointAttention(nn.Module):
         img: Float[Array, "b n d"],
         txt: Float[Array, "b s d"],
         rotation: Rotation,
-        keys: Bool[Array, "b 1 1 m"] | None,
+        keys: Keys,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b s d"]]:
         def project(name: str, x: Array) -> Array:
             return Dense(self.config.width, lora=self.lora, name=name)(x)
@@ -196,19 +261,18 @@ class SingleBlock(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b m d"],
-        vec: Float[Array, "b d"],
-        rotation: Rotation,
-        keys: Bool[Array, "b 1 1 m"] | None,
+        modulation: Float[Array, "b f"],
+        shared: tuple[Rotation, Keys],
     ) -> tuple[Float[Array, "b m d"], None]:
         width = self.config.width
-        shift, scale, gate = _modulation("norm", vec, width, 3)
+        shift, scale, gate = _parts(modulation, 3)
         h = _enter(x, shift, scale)
         q, k, v = (_heads(Dense(width, lora=self.lora, name=f"to_{part}")(h), self.config) for part in "qkv")
         q, k = RMSNorm(EPS, name="norm_q")(q), RMSNorm(EPS, name="norm_k")(k)
-        attended = _rotated_attention(q, k, v, rotation, keys, self.compute)
+        attended = _rotated_attention(q, k, v, *shared, self.compute)
         hidden = jax.nn.gelu(Dense(MLP_RATIO * width, lora=self.lora, name="proj_mlp")(h), approximate=True)
         hidden = constrain(hidden, "batch", "seq", "hidden")
-        out = Dense(width, lora=self.lora, name="proj_out")(jnp.concatenate([attended, hidden], axis=-1))
+        out = Dense(width, lora=self.lora, name="proj_out")(attended, hidden)
         return constrain(x + gate * out, "batch", "seq", "embed"), None
 
 
@@ -223,26 +287,17 @@ class FeedForward(nn.Module):
         return Dense(self.width, name="ff_out")(constrain(hidden, "batch", "seq", "hidden"))
 
 
-def sinusoid(t: Float[Array, " b"]) -> Float[Array, "b f"]:
+def sinusoid(t: Float[Array, "*b"]) -> Float[Array, "*b f"]:
     """cos and sin of 1000·t at 128 frequencies, float32. Source: diffusers `get_timestep_embedding`, flipped."""
     half = FREQUENCIES // 2
     frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-    angle = 1000.0 * t.astype(jnp.float32)[:, None] * frequencies
+    angle = 1000.0 * t.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
-class _Modulation(nn.Module):
-    width: int
-    parts: int
-
-    @nn.compact
-    def __call__(self, vec: Float[Array, "b d"]) -> tuple[Float[Array, "b 1 d"], ...]:
-        out = Dense(self.parts * self.width, name="linear")(jax.nn.silu(vec))
-        return tuple(jnp.split(out[:, None, :], self.parts, axis=-1))
-
-
-def _modulation(name: str, vec: Array, width: int, parts: int) -> tuple[Array, ...]:
-    return _Modulation(width, parts, name=name)(vec)
+def _parts(modulation: Array, count: int) -> list[Array]:
+    """[b, count·d] -> `count` arrays [b, 1, d] that broadcast over tokens."""
+    return jnp.split(modulation[:, None, :], count, axis=-1)
 
 
 def _enter(x: Array, shift: Array, scale: Array) -> Array:

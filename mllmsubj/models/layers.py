@@ -6,6 +6,8 @@ and norms, rotations and softmax work in float32 and come back in the dtype they
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import flax.linen as nn
@@ -14,24 +16,25 @@ import jax.numpy as jnp
 
 from mllmsubj.models.lora import LoRAConfig
 from mllmsubj.ops.attention import Implementation
-from mllmsubj.typing import Array, Float, Params
+from mllmsubj.sharding import STACKED, flatten, unflatten
+from mllmsubj.typing import Array, Float, Params, PyTree
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How a model runs, as opposed to what it is: none of this changes parameters or their shapes."""
+    """How a model runs, as opposed to what it is; parameters are the same, but for what `scan_layers` says."""
 
     dtype: Any = jnp.float32
     """Dtype of activations: bfloat16 on accelerators, float32 on CPUs."""
     remat: bool = False
     """Recompute each block in the backward pass instead of storing what is inside it."""
-    attention: Implementation = "xla"
-    unroll: int = 1
-    """Blocks laid out per step of the loop over layers."""
+    attention: Implementation = "auto"
+    scan_layers: bool = True
+    """One compiled block in a loop over layers; False lays the layers out, for parameters that `unstack` took apart."""
 
 
 class Dense(nn.Module):
-    """Linear projection with an optional low-rank adapter; parameters `kernel` [in, out], `bias`, `lora_a`, `lora_b`."""
+    """Linear projection, perhaps with a low-rank adapter; parameters `kernel` [in, out], `bias`, `lora_a`, `lora_b`."""
 
     features: int
     use_bias: bool = True
@@ -39,16 +42,23 @@ class Dense(nn.Module):
     kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows e"]:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = jnp.matmul(x, kernel.astype(x.dtype))
+    def __call__(self, *parts: Float[Array, "*rows _"]) -> Float[Array, "*rows e"]:
+        """Of several inputs it is the projection of their channels side by side, without laying them there."""
+        dtype, width = parts[0].dtype, sum(part.shape[-1] for part in parts)
+        y = _product(parts, self.param("kernel", self.kernel_init, (width, self.features)))
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(x.dtype)
+            y += self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(dtype)
         if self.lora is not None and self.name in self.lora.targets:
-            down = self.param("lora_a", nn.initializers.lecun_normal(), (x.shape[-1], self.lora.rank))
+            down = self.param("lora_a", nn.initializers.lecun_normal(), (width, self.lora.rank))
             up = self.param("lora_b", nn.initializers.zeros_init(), (self.lora.rank, self.features))
-            y += self.lora.scale * ((x @ down.astype(x.dtype)) @ up.astype(x.dtype))
+            y += self.lora.scale * _product((_product(parts, down),), up)
         return y
+
+
+def _product(parts: tuple[Array, ...], kernel: Array) -> Array:
+    splits = list(accumulate(part.shape[-1] for part in parts))[:-1]
+    rows = jnp.split(kernel.astype(parts[0].dtype), splits) if splits else [kernel.astype(parts[0].dtype)]
+    return sum(jnp.matmul(part, row) for part, row in zip(parts, rows, strict=True))
 
 
 class RMSNorm(nn.Module):
@@ -88,21 +98,53 @@ def layer_norm(x: Array, eps: float) -> Array:
     return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)).astype(x.dtype)
 
 
-def stack(block: type[nn.Module], length: int, compute: Compute) -> Callable[..., nn.Module]:
-    """The constructor of `length` equal blocks as one scanned module, each leaf with a leading axis of layers.
+def stack(
+    block: type[nn.Module], length: int, compute: Compute, *, own_input: bool = False
+) -> Callable[..., nn.Module]:
+    """The constructor of `length` equal blocks as one module, scanned: each leaf has a leading axis of layers.
 
-    `block.__call__(x, *shared)` returns `(x, out)`: `x` goes on to the next block, `shared` is the same for
-    all of them, and the `out`s come back stacked (None stays None).
+    `block.__call__(x, *shared)` returns `(x, out)`: `x` goes on to the next block, `shared` is the same for all of
+    them, and the `out`s come back stacked (None stays None). With `own_input` it is `block.__call__(x, own, shared)`,
+    `own` being the block's slice of a tree with a leading axis of layers.
     """
-    body = nn.remat(block, prevent_cse=False) if compute.remat else block
-    return nn.scan(
-        body,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=nn.broadcast,
-        length=length,
-        unroll=compute.unroll,
-    )
+    body = nn.remat(block, prevent_cse=not compute.scan_layers) if compute.remat else block
+    if not compute.scan_layers:
+        return lambda *fields, name=None: LaidOut(partial(body, *fields), length, own_input, name=name)
+    axes = (0, nn.broadcast) if own_input else nn.broadcast
+    return nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=axes, length=length)
+
+
+class LaidOut(nn.Module):
+    """A stack without a loop: the layers' parameters lie apart under "0", "1", …
+
+    A CPU copies each layer's slice out of a stacked leaf before it multiplies by it; this saves that, at the cost
+    of compiling every layer.
+    """
+
+    block: Callable[..., nn.Module]
+    length: int
+    own_input: bool
+
+    @nn.compact
+    def __call__(self, x: PyTree, *args: PyTree) -> tuple[PyTree, PyTree]:
+        outs = []
+        for i in range(self.length):
+            own = [jax.tree.map(lambda leaf, i=i: leaf[i], args[0])] if self.own_input else []
+            x, out = self.block(name=str(i))(x, *own, *args[len(own) :])
+            outs.append(out)
+        return x, jax.tree.map(lambda *layers: jnp.stack(layers), *outs)
+
+
+def unstack(params: Params) -> Params:
+    """Parameters for `scan_layers=False` from stacked ones: every stack of layers taken apart."""
+    leaves: Params = {}
+    for path, leaf in flatten(params):
+        if match := STACKED.match(path):
+            inside = path[match.end() :]
+            leaves |= {f"{match[0]}{i}/{inside}": leaf[i] for i in range(leaf.shape[0])}
+        else:
+            leaves[path] = leaf
+    return unflatten(leaves)
 
 
 def init_params(model: nn.Module, key: Array) -> Params:

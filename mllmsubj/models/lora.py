@@ -1,4 +1,4 @@
-"""Low-rank adapters over projections: `y = x W + b + scale · (x A) B`, beside the frozen `kernel`, not instead of it."""
+"""Low-rank adapters over projections: `y = x W + b + scale · (x A) B`, beside the frozen `kernel`."""
 
 import re
 from dataclasses import dataclass

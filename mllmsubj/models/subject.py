@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mllmsubj.models.clip import CLIPTextConfig, CLIPTextModel
-from mllmsubj.models.dit import FluxConfig, FluxTransformer
+from mllmsubj.models.dit import FluxConfig, FluxTransformer, Modulation
 from mllmsubj.models.dla import DLAConfig, DualLayerAggregator
 from mllmsubj.models.layers import Compute, init_params
 from mllmsubj.models.lora import LoRAConfig, is_lora
@@ -19,7 +19,7 @@ from mllmsubj.models.mllm import InternVL, InternVLConfig
 from mllmsubj.models.vae import AutoencoderKL, VAEConfig
 from mllmsubj.ops.patchify import PATCH, TOKEN_PIXELS, image_ids, pack, reference_ids, unpack
 from mllmsubj.sharding import flatten, unflatten
-from mllmsubj.typing import Array, Attends, Bool, Float, Int, Params
+from mllmsubj.typing import Array, Attends, Float, Leaf, Params
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,18 @@ class Layout:
 class SubjectInputs:
     """What one batch gives the frozen towers; every array of a fixed shape."""
 
-    input_ids: Int[Array, "b s"]
-    attention_mask: Bool[Array, "b s"]
-    null_ids: Int[Array, "1 z"]
-    """The template with an empty prompt and no reference."""
-    clip_ids: Int[Array, "b u"]
-    pixel_values: Float[Array, "t height width 3"]
-    """One tile per row and reference, row-major, normalised as the MLLM wants it."""
-    references: tuple[Float[Array, "b height_ width_ 3"], ...]
-    """The same references for the VAE, in [-1, 1], sides multiples of 16; each its own size."""
+    input_ids: Leaf
+    """[b, s] int32."""
+    attention_mask: Leaf
+    """[b, s], False at padding."""
+    null_ids: Leaf
+    """[1, z] int32: the template with an empty prompt and no reference."""
+    clip_ids: Leaf
+    """[b, u] int32."""
+    pixel_values: Leaf
+    """[b · references, height, width, 3]: a tile per row and reference, row-major, normalised as the MLLM wants it."""
+    references: tuple[Leaf, ...]
+    """The same references for the VAE, each [b, height, width, 3] in [-1, 1], sides multiples of 16."""
     layout: Layout = flax.struct.field(pytree_node=False)
     null_text: tuple[int, int] = flax.struct.field(pytree_node=False)
     """Start and stop of the text in `null_ids`."""
@@ -66,13 +69,18 @@ class SubjectInputs:
 class Features:
     """What the frozen towers say; constant in training, so it can be cached."""
 
-    text: Float[Array, "l b s d"]
-    text_mask: Bool[Array, "b s"]
-    image: Float[Array, "l b m d"]
-    null: Float[Array, "l 1 z d"]
-    pooled: Float[Array, "b p"]
-    references: Float[Array, "b n c"]
-    """Packed VAE latents of all references, one behind the other."""
+    text: Leaf
+    """[l, b, s, d]: every layer's state of the prompt's tokens."""
+    text_mask: Leaf
+    """[b, s], False at padding."""
+    image: Leaf
+    """[l, b, m, d]: every layer's state of the references' visual tokens."""
+    null: Leaf
+    """[l, 1, z, d]: as `text`, of the empty prompt."""
+    pooled: Leaf
+    """[b, p]."""
+    references: Leaf
+    """[b, n, c]: packed VAE latents of all references, one behind the other."""
     reference_sizes: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False)
     """Rows and columns of tokens of each reference."""
 
@@ -81,19 +89,27 @@ class Features:
 class Condition:
     """All that `velocity` reads besides latents and time; made once per sample."""
 
-    text: Float[Array, "b s e"]
-    image: Float[Array, "b m e"]
-    null: Float[Array, "b z e"]
-    reference: Float[Array, "b n c"]
-    pooled: Float[Array, "b p"]
-    guidance: Float[Array, " b"]
-    """The distilled scale: 1.0 in training, 2.5 in the paper's sampling."""
-    text_mask: Bool[Array, "b s"]
-    """False at padding, and at all tokens of a condition that is dropped; the same for the masks below."""
-    image_mask: Bool[Array, "b m"]
-    null_mask: Bool[Array, "b z"]
-    reference_mask: Bool[Array, "b n"]
-    reference_sizes: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False)
+    text: Leaf
+    """[b, s, e]."""
+    image: Leaf
+    """[b, m, e]."""
+    null: Leaf
+    """[b, z, e]."""
+    reference: Leaf
+    """[b, n, c]."""
+    pooled: Leaf
+    """[b, p]."""
+    guidance: Leaf
+    """[b], the distilled scale: 1.0 in training, 2.5 in the paper's sampling."""
+    text_mask: Leaf
+    """[b, s], False at padding and where a row's condition is dropped; so the masks below. None: all are there."""
+    image_mask: Leaf = None
+    """[b, m]."""
+    null_mask: Leaf = None
+    """[b, z]."""
+    reference_mask: Leaf = None
+    """[b, n]."""
+    reference_sizes: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False, default=())
 
 
 @dataclass(frozen=True)
@@ -101,7 +117,7 @@ class SubjectModel:
     """Pure functions of (params, arrays) over the five parts."""
 
     config: SubjectConfig
-    compute: Compute = Compute()
+    compute: Compute
 
     @property
     def mllm(self) -> InternVL:
@@ -160,22 +176,14 @@ class SubjectModel:
         dla = {"params": params["dla"]}
         text, image = self.dla.apply(dla, features.text, features.image, features.text_mask)
         null = self.dla.apply(dla, features.null, method="aggregate_text")
-        batch = text.shape[0]
-
-        def everything(tokens: Array) -> Array:
-            return jnp.ones((batch, tokens.shape[1]), bool)
-
         return Condition(
             text=text,
             image=image,
-            null=jnp.broadcast_to(null, (batch, *null.shape[1:])),
+            null=jnp.broadcast_to(null, (len(text), *null.shape[1:])),
             reference=features.references,
             pooled=features.pooled,
             guidance=guidance,
             text_mask=features.text_mask,
-            image_mask=everything(image),
-            null_mask=everything(null),
-            reference_mask=everything(features.references),
             reference_sizes=features.reference_sizes,
         )
 
@@ -188,35 +196,43 @@ class SubjectModel:
         params: Params,
         grid: tuple[int, int],
         latents: Float[Array, "b n c"],
-        t: Float[Array, " b"],
+        t: Float[Array, " b"] | Modulation,
         condition: Condition,
         attends: Attends,
     ) -> Float[Array, "b n c"]:
-        """Velocity of noisy tokens on a `grid` of rows × columns, at t in [0, 1] (1 is noise).
+        """Velocity of noisy tokens on a `grid` of rows × columns; `t` in [0, 1], or what `prepare` made of it.
 
         Context is [null; text; image] and the image stream [noisy; references], of which only what `attends`
         names is there. With `params` and `grid` bound it is what `diffusion` calls a velocity.
         """
         context = [part for part in ("null", "text", "image") if getattr(attends, part)]
-        tokens, masks = latents, [getattr(condition, f"{part}_mask") for part in context]
-        masks.append(jnp.ones(latents.shape[:2], bool))
-        ids = image_ids(*grid)
-        if attends.reference:
-            tokens = jnp.concatenate([latents, condition.reference.astype(latents.dtype)], axis=1)
-            masks.append(condition.reference_mask)
-            ids = jnp.concatenate([ids, reference_ids(grid, list(condition.reference_sizes))])
         states = jnp.concatenate([getattr(condition, part) for part in context], axis=1)
+        parts = [(getattr(condition, part), getattr(condition, f"{part}_mask")) for part in context]
+        parts.append((latents, None))
+        tokens, ids = latents, image_ids(*grid)
+        if attends.reference:
+            parts.append((condition.reference, condition.reference_mask))
+            tokens = jnp.concatenate([latents, condition.reference.astype(latents.dtype)], axis=1)
+            ids = jnp.concatenate([ids, reference_ids(grid, list(condition.reference_sizes))])
+        prepared = isinstance(t, Modulation)
         return self.transformer.apply(
             {"params": params["transformer"]},
             tokens,
             states,
             condition.pooled,
-            t,
+            None if prepared else t,
             jnp.asarray(ids),
             jnp.zeros((states.shape[1], 3)),
-            condition.guidance if self.config.transformer.guidance_embeds else None,
-            mask=jnp.concatenate(masks, axis=1),
+            condition.guidance,
+            mask=_joined(parts),
             output_tokens=latents.shape[1],
+            modulation=t if prepared else None,
+        )
+
+    def prepare(self, params: Params, times: Float[Array, "steps b"], condition: Condition) -> Modulation:
+        """All that the transformer makes of time alone, for many steps at once."""
+        return self.transformer.apply(
+            {"params": params["transformer"]}, times, condition.pooled, condition.guidance, method="modulate"
         )
 
     def decode(
@@ -231,6 +247,14 @@ class SubjectModel:
         """The posterior's mean, so that a reference always reads the same."""
         mean, _ = self.vae.apply({"params": params}, picture, method="encode")
         return pack(self.vae.to_latents(mean))
+
+
+def _joined(parts: list[tuple[Array, Array | None]]) -> Array | None:
+    """One mask over the tokens of all parts, or None if nothing is masked anywhere."""
+    if all(mask is None for _, mask in parts):
+        return None
+    masks = [jnp.ones(tokens.shape[:2], bool) if mask is None else mask for tokens, mask in parts]
+    return jnp.concatenate(masks, axis=1)
 
 
 def is_trained(path: str) -> bool:

@@ -1,0 +1,43 @@
+"""mllmsubj bench --what=sampler [--json=FILE] [--width=768 --tokens=256 --steps=8 --repeats=7]
+
+Prints the result as JSON and, with --json, writes it.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from mllmsubj.app.cli import parse
+from mllmsubj.errors import UserError
+
+WHAT = ("sampler",)
+
+
+def define(values: flags.FlagValues) -> None:
+    """The command's flags."""
+    flags.DEFINE_enum("what", None, WHAT, "what to measure", flag_values=values)
+    flags.DEFINE_string("json", None, "file to write the result to", flag_values=values)
+    for name, default, what in (
+        ("width", 768, "width of the transformer"),
+        ("tokens", 256, "image tokens, a square number"),
+        ("steps", 8, "denoising steps"),
+        ("repeats", 7, "rounds; every contestant runs once in each"),
+    ):
+        flags.DEFINE_integer(name, default, what, lower_bound=1, flag_values=values)
+
+
+def run(values: flags.FlagValues, argv: list[str]) -> None:
+    """Measures and prints."""
+    parse(values, argv)
+    if values.what is None:
+        raise UserError(f"nothing to measure; give --what=…, one of: {', '.join(WHAT)}")
+    if values.json and not Path(values.json).absolute().parent.is_dir():
+        raise UserError(f"cannot write {values.json!r}: its folder is not there")
+
+    from mllmsubj.bench import sampler
+
+    text = json.dumps(sampler.run(values.width, values.tokens, values.steps, values.repeats), indent=2)
+    print(text)
+    if values.json:
+        Path(values.json).write_text(text + "\n")

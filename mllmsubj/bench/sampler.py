@@ -1,0 +1,175 @@
+"""The sampler against diffusers' FluxPipeline, and token dropping against all tokens at every step.
+
+Same weights (random), same noise, same steps, float32, one process, so the same threads. `peer_ratio` is
+ours / diffusers; `staged.ratio` is dropping / all tokens, beside the ratio of the FLOPs that each must spend.
+"""
+
+import tempfile
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mllmsubj.app.pipeline import TINY
+from mllmsubj.bench.timing import alternate, summary
+from mllmsubj.checkpoint import read_config
+from mllmsubj.convert import load_transformer
+from mllmsubj.diffusion.schedule import time_grid
+from mllmsubj.diffusion.stages import BOTH, MLLM, Stage, plan_stages
+from mllmsubj.errors import UserError
+from mllmsubj.experiment import Experiment
+from mllmsubj.generate import Generator
+from mllmsubj.models.dit import FluxConfig
+from mllmsubj.models.flops import transformer_flops
+from mllmsubj.models.layers import unstack
+from mllmsubj.models.subject import Condition, SubjectModel
+from mllmsubj.ops.patchify import TOKEN_PIXELS
+from mllmsubj.typing import Params
+
+HEAD, CONTEXT, CONTEXT_WIDTH, POOLED = 64, 128, 512, 256
+ALL = replace(BOTH, null=True)
+
+
+def run(width: int, tokens: int, steps: int, repeats: int) -> dict[str, Any]:
+    """Measures at a transformer of `width` and a square picture of `tokens` tokens; returns what goes into the JSON."""
+    side = round(tokens**0.5)
+    if side * side != tokens or width % HEAD:
+        raise UserError(f"width={width}, tokens={tokens}: width must be a multiple of {HEAD}, tokens a square number")
+    with tempfile.TemporaryDirectory() as folder:
+        peer = _flux_pipeline(width, folder)
+        config, params = load_transformer(folder)
+    generator, params = _generator(config, params)
+    noise = np.random.default_rng(0).standard_normal((1, tokens, config.in_channels), np.float32)
+    condition = _condition(config, side)
+
+    def diffusers() -> np.ndarray:
+        return _peer_latents(peer, noise, condition, steps, side)
+
+    grid = (side, side)
+    times = time_grid(steps, tokens, generator.shift)
+
+    def ours(stages: tuple[Stage, ...]) -> np.ndarray:
+        run = generator.sample(
+            params,
+            condition,
+            jnp.array(noise),
+            times.astype(np.float32),
+            (1.0, 1.0),
+            grid=grid,
+            stages=stages,
+            true=False,
+        )
+        return np.asarray(run)
+
+    text_only = (Stage(MLLM, 0, steps),)
+    staged, everything = plan_stages(times, 0.95, 0.85), (Stage(ALL, 0, steps),)
+    difference = np.abs(ours(text_only) - diffusers()).max()
+    against_peer = alternate({"mllmsubj": lambda: ours(text_only), "diffusers": diffusers}, repeats)
+    against_all = alternate({"staged": lambda: ours(staged), "all_tokens": lambda: ours(everything)}, repeats)
+    flops = {
+        name: _flops(config, condition, stages, tokens) for name, stages in (("staged", staged), ("all", everything))
+    }
+    forward = transformer_flops(config, tokens, CONTEXT, tokens)
+    return {
+        "what": "sampler",
+        "device": jax.devices()[0].device_kind,
+        "width": width,
+        "image_tokens": tokens,
+        "context_tokens": CONTEXT,
+        "steps": steps,
+        "max_abs_difference_from_diffusers": float(difference),
+        "peer": summary(against_peer, "mllmsubj", "diffusers"),
+        "peer_ratio": summary(against_peer, "mllmsubj", "diffusers")["ratio"],
+        "gflop_per_second": round(forward * steps / np.median(against_peer["mllmsubj"]) / 1e9, 1),
+        "staged": summary(against_all, "staged", "all_tokens")
+        | {"flops_ratio": round(flops["staged"] / flops["all"], 4)},
+    }
+
+
+def _flux_pipeline(width: int, folder: str):
+    """A FluxPipeline around a random transformer, which is saved in `folder`."""
+    try:
+        import torch
+        import transformers
+
+        transformers.logging.set_verbosity_error()  # it misses torchvision, which nothing here needs
+        from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    except ImportError as error:
+        raise UserError(
+            f"bench --what=sampler compares with diffusers, which is not installed ({error.name})"
+        ) from None
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=HEAD,
+        num_attention_heads=width // HEAD,
+        joint_attention_dim=CONTEXT_WIDTH,
+        pooled_projection_dim=POOLED,
+        axes_dims_rope=(8, 28, 28),
+        guidance_embeds=True,
+    ).eval()
+    transformer.save_pretrained(folder)
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_image_seq_len=256, max_image_seq_len=4096, base_shift=0.5, max_shift=1.15
+    )
+    pipeline = FluxPipeline(scheduler, None, None, None, None, None, transformer)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _peer_latents(pipeline, noise: np.ndarray, condition: Condition, steps: int, side: int) -> np.ndarray:
+    import torch
+
+    return pipeline(
+        prompt_embeds=torch.tensor(np.asarray(condition.text)),
+        pooled_prompt_embeds=torch.tensor(np.asarray(condition.pooled)),
+        latents=torch.tensor(noise),
+        height=side * TOKEN_PIXELS,
+        width=side * TOKEN_PIXELS,
+        num_inference_steps=steps,
+        guidance_scale=float(condition.guidance[0]),
+        output_type="latent",
+    ).images.numpy()
+
+
+def _generator(config: FluxConfig, params: Params) -> tuple[Generator, Params]:
+    """The tiny experiment's generator around this transformer; laid out as `Pipeline.load` would."""
+    experiment = Experiment.from_config(read_config(TINY))
+    model = SubjectModel(replace(experiment.model, transformer=config, lora=None), experiment.compute.resolve())
+    params = params if model.compute.scan_layers else unstack(params)
+    return Generator(model, experiment.shift), {"transformer": jax.device_put(params)}
+
+
+def _condition(config: FluxConfig, side: int) -> Condition:
+    """Random tokens: `CONTEXT` of text, none of the MLLM's image tokens, a reference as large as the picture."""
+    rng = np.random.default_rng(1)
+
+    def tokens(count: int, channels: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal((1, count, channels), np.float32))
+
+    return Condition(
+        text=tokens(CONTEXT, config.joint_attention_dim),
+        image=tokens(0, config.joint_attention_dim),
+        null=tokens(8, config.joint_attention_dim),
+        reference=tokens(side * side, config.in_channels),
+        pooled=jnp.asarray(rng.standard_normal((1, config.pooled_projection_dim), np.float32)),
+        guidance=jnp.full((1,), 2.5),
+        text_mask=None,
+        reference_sizes=((side, side),),
+    )
+
+
+def _flops(config: FluxConfig, condition: Condition, stages: tuple[Stage, ...], tokens: int) -> int:
+    """Of all steps together."""
+    total = 0
+    for stage in stages:
+        context = sum(
+            getattr(condition, part).shape[1] for part in ("null", "text", "image") if getattr(stage.attends, part)
+        )
+        image = tokens + (condition.reference.shape[1] if stage.attends.reference else 0)
+        total += (stage.stop - stage.start) * (transformer_flops(config, image, context, tokens))
+    return total
