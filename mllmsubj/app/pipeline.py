@@ -99,7 +99,7 @@ class Pipeline:
             params["transformer"] = merge(params["transformer"], experiment.model.lora)
             model = replace(model, config=replace(experiment.model, lora=None))
         if not compute.scan_layers:
-            params, model = unstack(params), replace(model, compute=compute)
+            params, model = jax.jit(unstack)(params), replace(model, compute=compute)
         return cls(experiment, model, params, folder, mesh)
 
     def generate(
