@@ -96,7 +96,7 @@ def _in_steps(
         one = (Stage(stage.attends, 0, 1),)
         for i in range(stage.start, stage.stop):
             latents = run(noise=latents, times=grid[i : i + 2], stages=one)
-            latents.block_until_ready()
+            jax.block_until_ready(latents)
             progress(i + 1, len(times) - 1)
     return latents
 

@@ -1,13 +1,17 @@
-"""What the comparisons with PyTorch share: random weights that do something, and one bound."""
+"""What the comparisons with PyTorch share: random weights that do something, and one bound.
+
+torch is imported where it is needed, so that `pytest -m "not parity"` runs without it.
+"""
 
 from pathlib import Path
 
 import numpy as np
-import torch
 
 
-def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def randomise(module, seed: int = 0):
     """Gives every parameter, zero-initialised ones too, random values that keep activations near one."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -24,8 +28,8 @@ def save(module, folder: Path) -> Path:
 
 
 def assert_close(ours, theirs, bound: float = 1e-4) -> None:
-    """max |ours − theirs| ≤ bound · max |theirs|."""
-    ours, theirs = np.asarray(ours), theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else np.asarray(theirs)
+    """max |ours − theirs| ≤ bound · max |theirs|; either may be a torch tensor."""
+    ours, theirs = (np.asarray(x.detach() if hasattr(x, "detach") else x) for x in (ours, theirs))
     assert ours.shape == theirs.shape
     assert np.isfinite(ours).all()
     scale = np.abs(theirs).max()

@@ -27,10 +27,10 @@ def shift_exponent(tokens: int, shift: ShiftConfig) -> float:
 
 
 def time_grid(steps: int, tokens: int, shift: ShiftConfig) -> np.ndarray:
-    """`steps + 1` falling times, float64, from 1 to 0: evenly spaced, then t ← e^mu / (e^mu + 1/t − 1).
+    """`steps + 1` falling times, float64, from 1 to 0: evenly spaced, then t ← 1 / (1 + (1/t − 1) / e^mu).
 
     Source: diffusers `FluxPipeline.__call__` and `FlowMatchEulerDiscreteScheduler.time_shift`.
     """
     even = np.linspace(1.0, 1.0 / steps, steps)
     scale = math.exp(shift_exponent(tokens, shift))
-    return np.append(scale / (scale + 1.0 / even - 1.0), 0.0)
+    return np.append(1.0 / (1.0 + (1.0 / even - 1.0) / scale), 0.0)

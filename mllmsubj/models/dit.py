@@ -7,23 +7,21 @@ Double blocks keep the streams' weights apart, single blocks run both through on
 from dataclasses import dataclass
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
 from mllmsubj.models.layers import Compute, Dense, RMSNorm, layer_norm, stack
 from mllmsubj.models.lora import LoRAConfig
+from mllmsubj.models.modulation import Modulation, Modulator, TimeTextEmbedding
 from mllmsubj.ops.attention import attend
 from mllmsubj.ops.rope import Rotation, axial_rotation, rotate_interleaved
 from mllmsubj.sharding import constrain
-from mllmsubj.typing import Array, Bool, Float, Leaf
+from mllmsubj.typing import Array, Bool, Float
 
 EPS = 1e-6
 THETA = 10_000.0
 MLP_RATIO = 4
-FREQUENCIES = 256
-"""Width of the sinusoidal embedding of timestep and guidance."""
 
 Keys = Bool[Array, "b 1 1 m"] | None
 """False at tokens that nobody may attend to."""
@@ -64,8 +62,8 @@ class FluxTransformer(nn.Module):
         config = self.config
         self.x_embedder = Dense(config.width)
         self.context_embedder = Dense(config.width)
-        self.time_text_embed = TimeTextEmbedding(config)
-        self.modulation = Modulator(config)
+        self.time_text_embed = TimeTextEmbedding(config.width, config.guidance_embeds)
+        self.modulation = Modulator(config.width, config.num_layers, config.num_single_layers)
         blocks = (config, self.compute, self.lora)
         self.double_blocks = stack(DoubleBlock, config.num_layers, self.compute, own_input=True)(*blocks)
         self.single_blocks = stack(SingleBlock, config.num_single_layers, self.compute, own_input=True)(*blocks)
@@ -82,7 +80,7 @@ class FluxTransformer(nn.Module):
         guidance: Float[Array, " b"] | None = None,
         mask: Bool[Array, "b m"] | None = None,
         output_tokens: int | None = None,
-        modulation: "Modulation | None" = None,
+        modulation: Modulation | None = None,
     ) -> Float[Array, "b o c"]:
         """Velocity of the first `output_tokens` image tokens (all of them by default).
 
@@ -94,6 +92,7 @@ class FluxTransformer(nn.Module):
         keys = None if mask is None else mask[:, None, None, :]
         rotation = axial_rotation(jnp.concatenate([txt_ids, img_ids]), config.axes_dims_rope, THETA)
         if modulation is None:
+            assert timestep is not None
             modulation = self.modulate(timestep, pooled_projections, guidance)
 
         img = constrain(self.x_embedder(hidden_states.astype(dtype)), "batch", "seq", "embed")
@@ -110,7 +109,7 @@ class FluxTransformer(nn.Module):
         timestep: Float[Array, "*steps b"],
         pooled_projections: Float[Array, "b p"],
         guidance: Float[Array, " b"] | None,
-    ) -> "Modulation":
+    ) -> Modulation:
         """Every block's scales, shifts and gates, for one step or, with axes in front, for many at once.
 
         A quarter of FLUX's parameters do only this. A sampler knows all its times beforehand: it makes the
@@ -119,81 +118,11 @@ class FluxTransformer(nn.Module):
         vec = jax.nn.silu(self.time_text_embed(timestep, guidance, pooled_projections.astype(self.compute.dtype)))
         return self.modulation(vec)
 
-    def example(self) -> tuple[Array, ...]:
+    def example(self) -> tuple[Array | None, ...]:
         """The smallest inputs that touch every parameter."""
         c, one, ids = self.config, jnp.ones((1,)), jnp.zeros((1, 3))
         img, txt = jnp.zeros((1, 1, c.in_channels)), jnp.zeros((1, 1, c.joint_attention_dim))
         return img, txt, jnp.zeros((1, c.pooled_projection_dim)), one, ids, ids, one if c.guidance_embeds else None
-
-
-@flax.struct.dataclass
-class Modulation:
-    """Shifts, scales and gates of all blocks at one time; leaves may have axes of steps in front."""
-
-    double: tuple[Leaf, Leaf]
-    """[*steps, layers, b, 6·d] for each stream: img, txt."""
-    single: Leaf
-    """[*steps, layers, b, 3·d]."""
-    out: Leaf
-    """[*steps, b, 2·d]: scale and shift before the last projection."""
-
-
-class TimeTextEmbedding(nn.Module):
-    """One vector from timestep, guidance and the pooled prompt."""
-
-    config: FluxConfig
-
-    @nn.compact
-    def __call__(
-        self, timestep: Float[Array, "*steps b"], guidance: Float[Array, " b"] | None, pooled: Float[Array, "b p"]
-    ) -> Float[Array, "*steps b d"]:
-        width, dtype = self.config.width, pooled.dtype
-        vec = TwoLayer(width, name="timestep_embedder")(sinusoid(timestep).astype(dtype))
-        vec += TwoLayer(width, name="text_embedder")(pooled)
-        if self.config.guidance_embeds:
-            if guidance is None:
-                raise ValueError("this transformer embeds guidance: pass `guidance` [b]")
-            vec += TwoLayer(width, name="guidance_embedder")(sinusoid(guidance).astype(dtype))
-        return vec
-
-
-class Modulator(nn.Module):
-    """The projections from that vector (after its SiLU) to every block's modulation, stacked over layers."""
-
-    config: FluxConfig
-
-    @nn.compact
-    def __call__(self, vec: Float[Array, "*steps b d"]) -> Modulation:
-        config = self.config
-        img, txt = (
-            LayerwiseDense(config.num_layers, 6 * config.width, name=name)(vec) for name in ("double_img", "double_txt")
-        )
-        single = LayerwiseDense(config.num_single_layers, 3 * config.width, name="single")(vec)
-        return Modulation((img, txt), single, Dense(2 * config.width, name="out")(vec))
-
-
-class LayerwiseDense(nn.Module):
-    """The same input through one projection per layer, as one product; `kernel` [in, layers, out]."""
-
-    layers: int
-    features: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*steps b d"]) -> Float[Array, "*steps l b e"]:
-        init = nn.initializers.lecun_normal(in_axis=0, out_axis=2, batch_axis=(1,))
-        kernel = self.param("kernel", init, (x.shape[-1], self.layers, self.features)).astype(x.dtype)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.layers, self.features)).astype(x.dtype)
-        return jnp.moveaxis(jnp.einsum("...bd,dle->...ble", x, kernel) + bias, -2, -3)
-
-
-class TwoLayer(nn.Module):
-    """Linear, SiLU, linear."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*b p"]) -> Float[Array, "*b d"]:
-        return Dense(self.width, name="linear_2")(jax.nn.silu(Dense(self.width, name="linear_1")(x)))
 
 
 class DoubleBlock(nn.Module):
@@ -270,7 +199,7 @@ class SingleBlock(nn.Module):
         q, k, v = (_heads(Dense(width, lora=self.lora, name=f"to_{part}")(h), self.config) for part in "qkv")
         q, k = RMSNorm(EPS, name="norm_q")(q), RMSNorm(EPS, name="norm_k")(k)
         attended = _rotated_attention(q, k, v, *shared, self.compute)
-        hidden = jax.nn.gelu(Dense(MLP_RATIO * width, lora=self.lora, name="proj_mlp")(h), approximate=True)
+        hidden: Array = jax.nn.gelu(Dense(MLP_RATIO * width, lora=self.lora, name="proj_mlp")(h), approximate=True)
         hidden = constrain(hidden, "batch", "seq", "hidden")
         out = Dense(width, lora=self.lora, name="proj_out")(attended, hidden)
         return constrain(x + gate * out, "batch", "seq", "embed"), None
@@ -287,15 +216,7 @@ class FeedForward(nn.Module):
         return Dense(self.width, name="ff_out")(constrain(hidden, "batch", "seq", "hidden"))
 
 
-def sinusoid(t: Float[Array, "*b"]) -> Float[Array, "*b f"]:
-    """cos and sin of 1000·t at 128 frequencies, float32. Source: diffusers `get_timestep_embedding`, flipped."""
-    half = FREQUENCIES // 2
-    frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-    angle = 1000.0 * t.astype(jnp.float32)[..., None] * frequencies
-    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-
-
-def _parts(modulation: Array, count: int) -> list[Array]:
+def _parts(modulation: Array, count: int) -> list[jax.Array]:
     """[b, count·d] -> `count` arrays [b, 1, d] that broadcast over tokens."""
     return jnp.split(modulation[:, None, :], count, axis=-1)
 

@@ -1,6 +1,7 @@
 """Floating-point operations that a forward pass must spend, counted from sizes; a multiply-add is two."""
 
-from mllmsubj.models.dit import FREQUENCIES, MLP_RATIO, FluxConfig
+from mllmsubj.models.dit import MLP_RATIO, FluxConfig
+from mllmsubj.models.modulation import FREQUENCIES
 
 
 def transformer_flops(config: FluxConfig, image_tokens: int, context_tokens: int, output_tokens: int) -> int:

@@ -6,8 +6,9 @@ and norms, rotations and softmax work in float32 and come back in the dtype they
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import accumulate
+from operator import add
 from typing import Any
 
 import flax.linen as nn
@@ -58,7 +59,7 @@ class Dense(nn.Module):
 def _product(parts: tuple[Array, ...], kernel: Array) -> Array:
     splits = list(accumulate(part.shape[-1] for part in parts))[:-1]
     rows = jnp.split(kernel.astype(parts[0].dtype), splits) if splits else [kernel.astype(parts[0].dtype)]
-    return sum(jnp.matmul(part, row) for part, row in zip(parts, rows, strict=True))
+    return reduce(add, (jnp.matmul(part, row) for part, row in zip(parts, rows, strict=True)))
 
 
 class RMSNorm(nn.Module):
@@ -147,7 +148,7 @@ def unstack(params: Params) -> Params:
     return unflatten(leaves)
 
 
-def init_params(model: nn.Module, key: Array) -> Params:
+def init_params(model: nn.Module, key: jax.Array) -> Params:
     """Random parameters, from the model's own `example()` inputs."""
     return model.init(key, *model.example())["params"]
 

@@ -5,17 +5,20 @@ everything here; there is no second copy for inference.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mllmsubj.models.clip import CLIPTextConfig, CLIPTextModel
-from mllmsubj.models.dit import FluxConfig, FluxTransformer, Modulation
+from mllmsubj.models.dit import FluxConfig, FluxTransformer
 from mllmsubj.models.dla import DLAConfig, DualLayerAggregator
 from mllmsubj.models.layers import Compute, init_params
 from mllmsubj.models.lora import LoRAConfig, is_lora
 from mllmsubj.models.mllm import InternVL, InternVLConfig
+from mllmsubj.models.modulation import Modulation
 from mllmsubj.models.vae import AutoencoderKL, VAEConfig
 from mllmsubj.ops.patchify import PATCH, TOKEN_PIXELS, image_ids, pack, reference_ids, unpack
 from mllmsubj.sharding import flatten, unflatten
@@ -155,27 +158,24 @@ class SubjectModel:
 
     def encode(self, params: Params, inputs: SubjectInputs) -> Features:
         """The frozen towers: MLLM over prompt and references together, CLIP over the prompt, VAE over references."""
-        states = self.mllm.apply(
-            {"params": params["mllm"]}, inputs.input_ids, inputs.attention_mask, inputs.pixel_values
-        )
-        null = self.mllm.apply({"params": params["mllm"]}, inputs.null_ids, jnp.ones_like(inputs.null_ids, bool), None)
+        states = self._call("mllm", params, inputs.input_ids, inputs.attention_mask, inputs.pixel_values)
+        null = self._call("mllm", params, inputs.null_ids, jnp.ones_like(inputs.null_ids, bool), None)
         text, layout = slice(*inputs.layout.text), inputs.layout
-        latents = [self._encode_reference(params["vae"], picture) for picture in inputs.references]
+        latents = [self._encode_reference(params, picture) for picture in inputs.references]
         return Features(
             text=states[:, :, text],
             text_mask=inputs.attention_mask[:, text],
             image=jnp.concatenate([states[:, :, slice(*span)] for span in layout.images], axis=2),
             null=null[:, :, slice(*inputs.null_text)],
-            pooled=self.clip.apply({"params": params["clip"]}, inputs.clip_ids),
+            pooled=self._call("clip", params, inputs.clip_ids),
             references=jnp.concatenate(latents, axis=1),
             reference_sizes=tuple(token_grid(*picture.shape[1:3]) for picture in inputs.references),
         )
 
     def aggregate(self, params: Params, features: Features, guidance: Float[Array, " b"]) -> Condition:
         """The trained part: DLA over all layers' states, for the prompt and for the empty one."""
-        dla = {"params": params["dla"]}
-        text, image = self.dla.apply(dla, features.text, features.image, features.text_mask)
-        null = self.dla.apply(dla, features.null, method="aggregate_text")
+        text, image = self._call("dla", params, features.text, features.image, features.text_mask)
+        null = self._call("dla", params, features.null, method="aggregate_text")
         return Condition(
             text=text,
             image=image,
@@ -209,14 +209,16 @@ class SubjectModel:
         states = jnp.concatenate([getattr(condition, part) for part in context], axis=1)
         parts = [(getattr(condition, part), getattr(condition, f"{part}_mask")) for part in context]
         parts.append((latents, None))
-        tokens, ids = latents, image_ids(*grid)
+        tokens: Array = latents
+        ids: Array = image_ids(*grid)
         if attends.reference:
             parts.append((condition.reference, condition.reference_mask))
             tokens = jnp.concatenate([latents, condition.reference.astype(latents.dtype)], axis=1)
-            ids = jnp.concatenate([ids, reference_ids(grid, list(condition.reference_sizes))])
+            ids = np.concatenate([ids, reference_ids(grid, list(condition.reference_sizes))])
         prepared = isinstance(t, Modulation)
-        return self.transformer.apply(
-            {"params": params["transformer"]},
+        return self._call(
+            "transformer",
+            params,
             tokens,
             states,
             condition.pooled,
@@ -231,9 +233,7 @@ class SubjectModel:
 
     def prepare(self, params: Params, times: Float[Array, "steps b"], condition: Condition) -> Modulation:
         """All that the transformer makes of time alone, for many steps at once."""
-        return self.transformer.apply(
-            {"params": params["transformer"]}, times, condition.pooled, condition.guidance, method="modulate"
-        )
+        return self._call("transformer", params, times, condition.pooled, condition.guidance, method="modulate")
 
     def decode(
         self, params: Params, latents: Float[Array, "b n c"], grid: tuple[int, int]
@@ -241,12 +241,16 @@ class SubjectModel:
         """Pictures in [-1, 1] from packed latents."""
         rows, columns = grid
         spatial = unpack(latents, rows * PATCH, columns * PATCH)
-        return self.vae.apply({"params": params["vae"]}, self.vae.from_latents(spatial), method="decode")
+        return self._call("vae", params, self.vae.from_latents(spatial), method="decode")
 
     def _encode_reference(self, params: Params, picture: Float[Array, "b height width 3"]) -> Float[Array, "b n c"]:
         """The posterior's mean, so that a reference always reads the same."""
-        mean, _ = self.vae.apply({"params": params}, picture, method="encode")
+        mean, _ = self._call("vae", params, picture, method="encode")
         return pack(self.vae.to_latents(mean))
+
+    def _call(self, part: str, params: Params, *args: Any, **kwargs: Any) -> Any:
+        """One part with its own subtree of the parameters."""
+        return getattr(self, part).apply({"params": params[part]}, *args, **kwargs)
 
 
 def _joined(parts: list[tuple[Array, Array | None]]) -> Array | None:

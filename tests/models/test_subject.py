@@ -1,0 +1,199 @@
+"""The whole model: what a condition holds, what it must not depend on, and that devices change nothing."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mllmsubj.diffusion.schedule import ShiftConfig, time_grid
+from mllmsubj.diffusion.settings import SamplingConfig
+from mllmsubj.diffusion.stages import BOTH, MLLM, NOTHING, VAE
+from mllmsubj.generate import Generator
+from mllmsubj.models.subject import is_trained
+from mllmsubj.sharding import flatten, make_mesh, parameter_shardings, unflatten
+from mllmsubj.typing import Attends
+from tests.parity import assert_close
+from tests.small import GRID, random_like, small_condition, small_inputs, small_model
+
+ALL = Attends(null=True, text=True, image=True, reference=True)
+SETTINGS = SamplingConfig(
+    height=64,
+    width=96,
+    steps=4,
+    tau1=0.95,
+    tau2=0.85,
+    last_stage="drop_all",
+    guidance=2.5,
+    text_guidance=1.0,
+    reference_guidance=1.0,
+    batch_size=2,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return random_like(model.abstract_params())
+
+
+@pytest.fixture(scope="module")
+def condition(model, params):
+    run = jax.jit(model.condition)
+    return lambda inputs: run(params, inputs, jnp.full((len(inputs.input_ids),), 2.5))
+
+
+def test_condition_shapes(condition):
+    c = condition(small_inputs(batch=2, references=((32, 48), (16, 16))))
+    assert c.text.shape == (2, 6, 12)
+    assert c.image.shape == (2, 8, 12)  # 4 visual tokens a reference
+    assert c.null.shape == (2, 3, 12)
+    assert c.reference.shape == (2, 2 * 3 + 1, 16)
+    assert c.reference_sizes == ((2, 3), (1, 1))
+    assert c.text_mask.sum(axis=1).tolist() == [4, 4]
+
+
+def test_padding_changes_nothing(condition, model, params):
+    inputs = small_inputs()
+    changed = replace(inputs, input_ids=inputs.input_ids.copy())
+    changed.input_ids[:, -2:] = 77
+    noise = np.random.default_rng(0).standard_normal((1, GRID[0] * GRID[1], 16)).astype(np.float32)
+    run = jax.jit(partial(model.velocity, params, GRID, attends=BOTH))
+    before, after = (run(noise, jnp.full((1,), 0.9), condition(i)) for i in (inputs, changed))
+    np.testing.assert_allclose(before, after, atol=1e-5)
+
+
+def test_text_reads_the_reference_and_the_null_condition_does_not(condition):
+    inputs = small_inputs()
+    other = replace(inputs, pixel_values=inputs.pixel_values[:, ::-1])
+    before, after = condition(inputs), condition(other)
+    assert np.abs(before.text - after.text).max() > 1e-3
+    assert np.abs(before.image - after.image).max() > 1e-3
+    np.testing.assert_array_equal(before.null, after.null)
+    np.testing.assert_array_equal(before.reference, after.reference)
+
+
+@pytest.mark.parametrize(
+    ("dropped", "left"),
+    [((), BOTH), (("reference",), MLLM), (("text", "image"), VAE), (("text", "image", "reference"), NOTHING)],
+    ids=str,
+)
+def test_dropping_a_condition_by_mask_per_row(model, params, dropped, left):
+    """As training does it: all tokens are there, a row's mask says which count; row 1 keeps everything."""
+    c = small_condition(references=((3, 2), (2, 2)))
+    noise = np.random.default_rng(0).standard_normal((2, GRID[0] * GRID[1], 16)).astype(np.float32)
+    t = jnp.asarray([0.3, 0.8])
+    keep = {name: np.array([name not in dropped, True]) for name in ("text", "image", "reference")}
+    keep["null"] = np.array(["text" in dropped, False])
+    masks = {f"{name}_mask": np.broadcast_to(rows[:, None], getattr(c, name).shape[:2]) for name, rows in keep.items()}
+    masks["text_mask"] = masks["text_mask"] & c.text_mask
+    run = jax.jit(partial(model.velocity, params, GRID), static_argnames="attends")
+    together = run(noise, t, replace(c, **masks), attends=ALL)
+    np.testing.assert_allclose(together[0], run(noise, t, c, attends=left)[0], atol=2e-5)
+    np.testing.assert_allclose(together[1], run(noise, t, c, attends=BOTH)[1], atol=2e-5)
+
+
+def test_every_condition_pulls(model, params):
+    c = small_condition()
+    noise = np.random.default_rng(0).standard_normal((2, GRID[0] * GRID[1], 16)).astype(np.float32)
+    run = jax.jit(partial(model.velocity, params, GRID), static_argnames="attends")
+    outs = [run(noise, jnp.full((2,), 0.5), c, attends=a) for a in (NOTHING, MLLM, VAE, BOTH)]
+    for i, a in enumerate(outs):
+        assert all(np.abs(a - b).max() > 1e-2 for b in outs[i + 1 :])
+
+
+def test_prepared_modulation_is_the_same_velocity(model, params):
+    c = small_condition()
+    noise = np.random.default_rng(0).standard_normal((2, GRID[0] * GRID[1], 16)).astype(np.float32)
+    times = jnp.asarray([[0.9, 0.9], [0.4, 0.4]])
+    run = jax.jit(partial(model.velocity, params, GRID, attends=BOTH))
+    prepared = jax.jit(model.prepare)(params, times, c)
+    for i in range(2):
+        assert_close(run(noise, jax.tree.map(lambda x, i=i: x[i], prepared), c), run(noise, times[i], c), 1e-5)
+
+
+def test_trained_are_the_dla_and_the_adapters():
+    shapes = dict(flatten(small_model(lora=True, dtype=jnp.bfloat16).abstract_params()))
+    trained = {path for path in shapes if is_trained(path)}
+    assert {path.split("/")[0] for path in trained} == {"dla", "transformer"}
+    assert all(path.startswith("dla/") or path.rpartition("/")[2] in ("lora_a", "lora_b") for path in trained)
+    assert {leaf.dtype for path, leaf in shapes.items() if path in trained} == {jnp.dtype("float32")}
+    assert {leaf.dtype for path, leaf in shapes.items() if path not in trained} == {jnp.dtype("bfloat16")}
+
+
+def test_gradients_reach_every_trained_parameter():
+    """One step of flow matching: nothing that is trained is cut off from the loss."""
+    model = small_model(lora=True)
+    params = dict(flatten(random_like(model.abstract_params())))
+    frozen = {path: leaf for path, leaf in params.items() if not is_trained(path)}
+    trained = {path: leaf for path, leaf in params.items() if is_trained(path)}
+    noise = np.random.default_rng(0).standard_normal((1, GRID[0] * GRID[1], 16)).astype(np.float32)
+
+    def loss(trained, frozen):
+        params = unflatten(frozen | trained)
+        c = model.condition(params, small_inputs(), jnp.ones((1,)))
+        return jnp.mean(model.velocity(params, GRID, noise, jnp.full((1,), 0.7), c, ALL) ** 2)
+
+    grads = jax.jit(jax.grad(loss))(trained, frozen)
+    assert {path for path, grad in grads.items() if not np.abs(grad).max() > 0} == set()
+
+
+def test_generate_is_the_same_on_eight_devices(model, params):
+    generator, inputs = Generator(model, ShiftConfig(256, 4096, 0.5, 1.15)), small_inputs()
+    plain = generator(params, inputs, SETTINGS, seed=3, num_images=2)
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    with jax.set_mesh(mesh):
+        split = jax.device_put(params, parameter_shardings(params, mesh))
+        assert not split["transformer"]["double_blocks"]["ff"]["ff_in"]["kernel"].is_fully_replicated
+        spread = Generator(model, generator.shift)(split, inputs, SETTINGS, seed=3, num_images=2)
+    assert plain.shape == (2, 64, 96, 3)
+    assert_close(spread, plain)
+
+
+def test_picture_i_depends_on_seed_and_i_alone(model, params):
+    generator, inputs = Generator(model, ShiftConfig(256, 4096, 0.5, 1.15)), small_inputs()
+    three = generator(params, inputs, SETTINGS, seed=5, num_images=3)
+    one = generator(params, inputs, SETTINGS, seed=5, num_images=1)
+    other = generator(params, inputs, SETTINGS, seed=6, num_images=1)
+    np.testing.assert_allclose(three[:1], one, atol=1e-4)
+    assert np.abs(three[0] - three[2]).max() > 1e-2
+    assert np.abs(one - other).max() > 1e-2
+
+
+def test_step_by_step_is_the_one_program(model, params):
+    generator, inputs, calls = Generator(model, ShiftConfig(256, 4096, 0.5, 1.15)), small_inputs(), []
+    whole = generator(params, inputs, SETTINGS, seed=1, num_images=3)
+    watched = generator(params, inputs, SETTINGS, seed=1, num_images=3, progress=lambda *at: calls.append(at))
+    assert_close(watched, whole)
+    assert calls == [(i, 8) for i in range(1, 9)]  # two batches of four steps
+
+
+def test_another_guidance_does_not_compile_again(model, params):
+    generator = Generator(model, ShiftConfig(256, 4096, 0.5, 1.15))
+    for guidance, text in ((2.5, 2.0), (4.0, 3.0)):
+        settings = replace(SETTINGS, guidance=guidance, text_guidance=text)
+        generator(params, small_inputs(), settings, seed=0)
+    assert generator.sample._cache_size() == 1
+    assert generator.condition._cache_size() == 1
+
+
+def test_the_sampler_is_one_program_of_three_loops(model, params):
+    """No host in between: one jitted call whose only loops over steps are the three stages' scans."""
+    generator, grid = Generator(model, ShiftConfig(256, 4096, 0.5, 1.15)), GRID
+    times = time_grid(28, grid[0] * grid[1], generator.shift)
+    from mllmsubj.diffusion.stages import plan_stages
+
+    stages = plan_stages(times, 0.95, 0.85)
+    noise = jnp.zeros((2, grid[0] * grid[1], 16))
+    jaxpr = jax.make_jaxpr(partial(generator._sample, grid=grid, stages=stages, true=False))(
+        params, small_condition(), noise, jnp.asarray(times, jnp.float32), (1.0, 1.0)
+    )
+    scans = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+    assert [eqn.params["length"] for eqn in scans] == [stage.stop - stage.start for stage in stages]
+    assert "callback" not in str(jaxpr)

@@ -1,0 +1,97 @@
+"""A subject model of the smallest sizes that still has every part, and inputs for it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mllmsubj.experiment import Experiment, load_config
+from mllmsubj.models.layers import Compute
+from mllmsubj.models.subject import Condition, Layout, SubjectInputs, SubjectModel
+
+ROOT = Path(__file__).parents[1]
+GRID = (4, 6)
+"""Rows and columns of the noisy tokens."""
+
+
+def small_config() -> ConfigDict:
+    config = load_config(str(ROOT / "configs" / "tiny.py"))
+    with config.unlocked():
+        model = config.model
+        model.mllm.vision.update(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        model.mllm.vision.update(image_size=32, patch_size=8)
+        model.mllm.text.update(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+        model.mllm.text.update(num_key_value_heads=1)
+        model.dla.update(num_states=3, input_dim=16, width=16, num_heads=2, num_kv_heads=2, intermediate_size=16)
+        model.dla.update(context_dim=12)
+        model.vae.update(block_out_channels=(4, 4, 4, 4), latent_channels=4, norm_num_groups=2)
+        model.clip.update(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+        model.transformer.update(in_channels=16, num_layers=2, num_single_layers=2, num_attention_heads=2)
+        model.transformer.update(attention_head_dim=8, axes_dims_rope=(2, 2, 4), joint_attention_dim=12)
+        model.transformer.update(pooled_projection_dim=8)
+        model.lora.update(rank=4, alpha=8.0)
+    return config
+
+
+def small_model(lora: bool = False, **compute) -> SubjectModel:
+    sizes = Experiment.from_config(small_config()).model
+    return SubjectModel(sizes if lora else replace(sizes, lora=None), Compute(**compute))
+
+
+def random_like(tree, seed=0):
+    """Random values for a tree of shapes: activations stay near one and nothing is zero by chance of initialisation."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(shape):
+        scale = shape.shape[-2] ** -0.5 if len(shape.shape) > 1 else 0.3
+        return jnp.asarray(rng.standard_normal(shape.shape) * scale, jnp.float32)
+
+    return jax.tree.map(leaf, tree)
+
+
+def small_condition(batch=2, references=((3, 2),), text=5, image=4, null=3, seed=0) -> Condition:
+    rng = np.random.default_rng(seed)
+
+    def tokens(count, channels):
+        return jnp.asarray(rng.standard_normal((batch, count, channels)), jnp.float32)
+
+    mask = np.ones((batch, text), bool)
+    mask[-1, text - 2 :] = False
+    return Condition(
+        text=tokens(text, 12),
+        image=tokens(image, 12),
+        null=tokens(null, 12),
+        reference=tokens(sum(h * w for h, w in references), 16),
+        pooled=tokens(1, 8)[:, 0],
+        guidance=jnp.linspace(1.0, 4.0, batch),
+        text_mask=jnp.asarray(mask),
+        reference_sizes=tuple(references),
+    )
+
+
+def small_inputs(batch=1, references=((32, 48),), text=6, padding=2, seed=0) -> SubjectInputs:
+    """Ids: 2 of head, 4 visual tokens a reference with one between, then text and padding."""
+    rng = np.random.default_rng(seed)
+    head, spans = [1, 2], []
+    for _ in references:
+        spans.append((len(head), len(head) + 4))
+        head += [261] * 4 + [3]
+    length = len(head) + text
+    ids = np.full((batch, length), 5, np.int32)
+    ids[:, : len(head)] = head
+    ids[:, len(head) :] = rng.integers(10, 200, (batch, text))
+    mask = np.broadcast_to(np.arange(length) < length - padding, (batch, length))
+    pictures = [rng.uniform(-1, 1, (batch, h, w, 3)).astype(np.float32) for h, w in references]
+    return SubjectInputs(
+        input_ids=ids,
+        attention_mask=mask,
+        null_ids=np.asarray([[1, 2, 7, 8, 9]], np.int32),
+        clip_ids=np.asarray([[256, 65, 66, 257, 257]] * batch, np.int32),
+        pixel_values=rng.standard_normal((batch * len(references), 32, 32, 3)).astype(np.float32),
+        references=tuple(pictures),
+        layout=Layout((len(head), length), tuple(spans)),
+        null_text=(2, 5),
+    )
