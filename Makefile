@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint fmt lock clean
+.PHONY: install demo test lint fmt bench assets lock clean
 
 install: $(STAMP)
 
@@ -29,6 +29,15 @@ lint: install
 fmt: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The numbers of the README's section "Speed": an idle machine, please.
+bench: install
+	$(BIN)/mllmsubj bench --what=sampler --width=768 --tokens=256
+	$(BIN)/mllmsubj bench --what=sampler --width=1024 --tokens=1024 --steps=4
+
+# The shipped checkpoint's config and tokenizers, after a change of configs/tiny.py.
+assets: install
+	$(BIN)/python -m mllmsubj.assets
 
 # Pins everything that the targets above install. torch's own dependencies stay out of the file, since
 # they differ between its CPU and CUDA builds; pip takes those that the chosen build names.

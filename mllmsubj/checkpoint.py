@@ -1,4 +1,5 @@
-"""A checkpoint folder: `config.json`, `params/` (orbax), `tokenizer/`, `clip_tokenizer/`.
+"""A checkpoint folder: `config.json`, `params/` (orbax), `tokenizer/`, `clip_tokenizer/`, `files.json`
+(size and SHA-256 of each of their files).
 
 Written under a temporary name and renamed, so that a folder that has `config.json` is whole.
 """
@@ -36,12 +37,18 @@ def save(folder: str | Path, config: ConfigDict, params: Params, tokenizers: Pat
             checkpointer.save(partial / "params", params)
         for name in TOKENIZERS:
             shutil.copytree(Path(tokenizers) / name, partial / name)
-        (partial / "config.json").write_text(config.to_json_best_effort(indent=2))
+        (partial / "files.json").write_text(json.dumps(_listing(partial), indent=2))
+        (partial / "config.json").write_text(config_text(config))
         os.rename(partial, folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def config_text(config: ConfigDict) -> str:
+    """A config as `config.json` holds it."""
+    return config.to_json_best_effort(indent=2) + "\n"
 
 
 def read_config(folder: str | Path) -> ConfigDict:
@@ -52,9 +59,14 @@ def read_config(folder: str | Path) -> ConfigDict:
             f"{str(folder)!r} is no checkpoint: it has no config.json (a checkpoint is a folder, or 'tiny')"
         )
     try:
-        return ConfigDict(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+        return ConfigDict(json.loads(path.read_text(), object_hook=_with_tuples))
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no config: {' '.join(str(error).split())}") from None
+
+
+def _with_tuples(node: dict) -> dict:
+    """JSON knows lists only; a config's are tuples, which flags can override."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
 
 
 def has_params(folder: str | Path) -> bool:
@@ -65,30 +77,54 @@ def has_params(folder: str | Path) -> bool:
 def restore(folder: str | Path, expected: Params, mesh: jax.sharding.Mesh) -> Params:
     """Parameters in the shapes and dtypes of `expected`, each device reading its own shards.
 
-    Raises UserError, naming the first few, if the checkpoint's parameters are not those that are expected.
+    Raises UserError if files of the checkpoint are damaged, and if its parameters are not those that are expected,
+    naming the first few.
     """
     path = Path(folder).absolute() / "params"
     if not path.is_dir():
         raise UserError(f"{folder} has no params folder")
-    with ocp.StandardCheckpointer() as checkpointer:
-        found = dict(flatten(checkpointer.metadata(path).item_metadata.tree))
-        _compare(str(folder), found, dict(flatten(expected)))
-        shardings = parameter_shardings(expected, mesh)
-        target = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), expected, shardings
-        )
-        return checkpointer.restore(path, target)
+    _check_files(Path(folder))
+    shardings = parameter_shardings(expected, mesh)
+    target = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), expected, shardings
+    )
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            found = dict(flatten(checkpointer.metadata(path).item_metadata.tree))
+            _compare(str(folder), found, dict(flatten(expected)))
+            return checkpointer.restore(path, target)
+    except UserError:
+        raise
+    except Exception as error:  # of many types, often thousands of characters long
+        raise UserError(f"cannot read the parameters in {path}: {' '.join(str(error).split())[:200]}") from None
 
 
 def fingerprint(folder: str | Path) -> str:
-    """12 hex digits of SHA-256 over the checkpoint's config and the checksums orbax keeps of its parameters."""
-    digest = hashlib.sha256()
-    root = Path(folder)
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
-        digest.update(str(path.relative_to(root)).encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:12]
+    """12 hex digits that name a checkpoint: of SHA-256 over its config and the checksums of its files."""
+    written, config = Path(folder) / "files.json", Path(folder) / "config.json"
+    listing = written.read_text() if written.is_file() else json.dumps(_listing(Path(folder)))
+    return hashlib.sha256((config.read_text() + listing).encode()).hexdigest()[:12]
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _listing(folder: Path) -> dict[str, list]:
+    def checksum(name: str) -> str:
+        with (folder / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return {name: [size, checksum(name)] for name, size in _sizes(folder).items()}
+
+
+def _check_files(folder: Path) -> None:
+    """Raises UserError if a file that `save` wrote is missing or cut short, as after a download that broke off."""
+    written, found = folder / "files.json", _sizes(folder)
+    for name, (size, _) in json.loads(written.read_text()).items() if written.is_file() else ():
+        if found.get(name) != size:
+            state = f"has {found[name]} bytes of {size}" if name in found else "is missing"
+            raise UserError(f"checkpoint {folder} is damaged: {name} {state}; copy it again")
 
 
 def _compare(where: str, found: dict, expected: dict) -> None:

@@ -1,6 +1,7 @@
 """A config file or a checkpoint's config, as ConfigDict, and the same typed and checked as `Experiment`."""
 
 import dataclasses
+import runpy
 import sys
 import types
 import typing
@@ -11,8 +12,8 @@ from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
-from ml_collections.config_flags import config_flags
 
 from mllmsubj.data.images import ReferenceConfig
 from mllmsubj.data.prompts import PromptConfig
@@ -75,22 +76,23 @@ class Experiment:
 
 def load_config(spec: str) -> ConfigDict:
     """`get_config(variant)` of the file in "FILE" or "FILE:variant"; raises UserError if it cannot be loaded."""
-    path = Path(spec.partition(":")[0])
+    name, _, variant = spec.partition(":")
+    path = Path(name)
     if not path.is_file():
         raise UserError(f"config file {str(path)!r} is not there")
     # A config imports its parents as `configs.…`, from the folder that holds `configs`.
     root = next((parent.parent for parent in path.resolve().parents if parent.name == "configs"), path.resolve().parent)
     sys.path.insert(0, str(root))
     try:
-        return config_flags.ConfigFileFlagParser("config").parse(spec)
-    except (AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
+        return runpy.run_path(str(path))["get_config"](variant).lock()
+    except Exception as error:  # a config is a program: it can raise anything
+        reason = " ".join(str(error).split())
         raise UserError(f"config file {spec!r} fails to load: {type(error).__name__}: {reason}") from None
     finally:
         sys.path.remove(str(root))
 
 
-def typed(cls: type[T], config: Mapping[str, Any], path: str) -> T:
+def typed(cls: type[T], config: Mapping[str, Any] | ConfigDict, path: str) -> T:
     """A frozen dataclass from a mapping with exactly its fields, nested dataclasses included.
 
     Raises UserError naming the key, and the nearest one that exists, where a key is unknown, missing or of
@@ -107,15 +109,20 @@ def typed(cls: type[T], config: Mapping[str, Any], path: str) -> T:
 
 
 def _value(kind: Any, value: Any, path: str) -> Any:
+    if isinstance(value, np.generic):  # a number out of a numpy array, as in a sweep over np.linspace
+        value = value.item()
     if isinstance(kind, types.UnionType):
         if value is None and types.NoneType in kind.__args__:
             return None
         kind = next(arg for arg in kind.__args__ if arg is not types.NoneType)
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping | ConfigDict):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping | ConfigDict):
         return typed(kind, value, path)
     origin = typing.get_origin(kind)
     if origin is tuple and isinstance(value, tuple | list):
-        return tuple(value)
+        kinds = typing.get_args(kind)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        if len(kinds) == len(value):
+            return tuple(_value(kinds[i], item, f"{path}[{i}]") for i, item in enumerate(value))
     if origin is Literal and value in kind.__args__:
         return value
     if kind is float and type(value) is int:

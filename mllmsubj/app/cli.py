@@ -64,13 +64,10 @@ def parse(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _set_up() -> None:
-    """Compiled programs are kept between runs; warnings are one line."""
-    import jax
-
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser() / "mllmsubj" / "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    """Compiled programs are kept between runs; warnings are one line. JAX reads its settings when it starts, later."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "mllmsubj" / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     warnings.showwarning = lambda message, *_, **__: print(f"mllmsubj: warning: {message}", file=sys.stderr)
 
 

@@ -4,34 +4,32 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from mllmsubj import checkpoint as checkpoints
-from mllmsubj.data.images import check_references, mllm_tile, open_image, to_pil, to_rgb, vae_picture
-from mllmsubj.data.prompts import PromptEncoder
+from mllmsubj.app.request import Reference, RequestReader
+from mllmsubj.data.images import to_pil
 from mllmsubj.diffusion.settings import SamplingConfig
-from mllmsubj.errors import UserError, nearest
-from mllmsubj.experiment import Experiment
+from mllmsubj.errors import UserError
+from mllmsubj.experiment import Experiment, typed
 from mllmsubj.generate import Generator
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.lora import merge_lora
-from mllmsubj.models.subject import Layout, SubjectInputs, SubjectModel
+from mllmsubj.models.subject import SubjectModel
 from mllmsubj.sharding import make_mesh, parameter_shardings
 from mllmsubj.typing import Params
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
-
-Reference = Image.Image | str | Path
 
 
 @dataclass(frozen=True)
@@ -55,35 +53,40 @@ class Result:
             self.images[index].save(partial, format="PNG", pnginfo=info)
             partial.replace(path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+        finally:
+            with suppress(OSError):
+                partial.unlink()
 
 
 class Pipeline:
     """A checkpoint ready to draw."""
 
     def __init__(
-        self, experiment: Experiment, model: SubjectModel, params: Params, folder: Path, mesh: jax.sharding.Mesh
+        self,
+        experiment: Experiment,
+        model: SubjectModel,
+        params: Params,
+        reader: RequestReader,
+        mesh: jax.sharding.Mesh,
+        checkpoint: str,
     ):
-        self.experiment, self.params, self.mesh = experiment, params, mesh
-        self.checkpoint = checkpoints.fingerprint(folder)
-        self._generator = Generator(model, experiment.shift)
-        self._encoder = PromptEncoder(
-            folder / "tokenizer", folder / "clip_tokenizer", experiment.prompt, experiment.model.mllm.tokens_per_tile
-        )
+        """`checkpoint`: its fingerprint, for the pictures' metadata."""
+        self.experiment, self.params, self.mesh, self.checkpoint = experiment, params, mesh, checkpoint
+        self._reader, self._generator = reader, Generator(model, experiment.shift)
 
     @classmethod
     def load(cls, checkpoint: str | Path = "tiny", config: ConfigDict | None = None) -> "Pipeline":
         """A checkpoint folder, or "tiny", the one that is shipped; `config` replaces the checkpoint's own.
 
-        Adapters are folded into the transformer. Raises UserError for a folder that is no checkpoint, a config
-        that is none, or parameters of other shapes.
+        Adapters are folded into the transformer. Raises UserError for a folder that is no checkpoint, lacks its
+        tokenizers or is damaged, a config that is none, or parameters of other shapes.
         """
-        folder = TINY if str(checkpoint) == "tiny" else Path(checkpoint)
+        folder = folder_of(checkpoint)
         experiment = Experiment.from_config(config if config is not None else checkpoints.read_config(folder))
         compute = experiment.compute.resolve()
         model = SubjectModel(experiment.model, replace(compute, scan_layers=True))  # as checkpoints are laid out
-        mesh = make_mesh(**asdict(experiment.mesh))
+        mesh, reader = make_mesh(**asdict(experiment.mesh)), RequestReader(experiment, folder)
         expected = model.abstract_params()
         if checkpoints.has_params(folder) or folder != TINY:
             params = checkpoints.restore(folder, expected, mesh)
@@ -100,7 +103,7 @@ class Pipeline:
             model = replace(model, config=replace(experiment.model, lora=None))
         if not compute.scan_layers:
             params, model = jax.jit(unstack)(params), replace(model, compute=compute)
-        return cls(experiment, model, params, folder, mesh)
+        return cls(experiment, model, params, reader, mesh, checkpoints.fingerprint(folder))
 
     def generate(
         self,
@@ -119,40 +122,23 @@ class Pipeline:
         Raises UserError for anything of this that cannot be.
         """
         settings = self.settings(**sampling)
-        _check_request(prompt, num_images, seed)
         if isinstance(references, Image.Image | str | Path):
             references = [references]
-        pictures = [open_image(r) if isinstance(r, str | Path) else to_rgb(r) for r in references]
-        inputs = self.inputs(pictures, prompt)
-        with jax.set_mesh(self.mesh), _Bar(progress) as bar:
+        inputs = self._reader(references, prompt, num_images, seed)
+        with jax.set_mesh(self.mesh), _Bar() as bar:
             pixels = self._generator(self.params, inputs, settings, seed, num_images, bar.update if progress else None)
         shared = {"prompt": prompt, "seed": seed, **asdict(settings), "checkpoint": self.checkpoint}
         shared["references"] = [Path(r).name if isinstance(r, str | Path) else None for r in references]
         return Result([to_pil(p) for p in pixels], [shared | {"index": i} for i in range(num_images)])
 
     def settings(self, **sampling: Any) -> SamplingConfig:
-        """The config's sampling settings with some replaced."""
-        known = asdict(self.experiment.sampling)
-        for name in sampling:
-            if name not in known:
-                raise UserError(f"unknown sampling setting {name!r}{nearest(name, known)}")
-        return replace(self.experiment.sampling, **sampling)
+        """The config's sampling settings with some replaced; raises UserError for any that cannot be."""
+        return typed(SamplingConfig, asdict(self.experiment.sampling) | sampling, "sampling")
 
-    def inputs(self, pictures: Sequence[Image.Image], prompt: str) -> SubjectInputs:
-        """The arrays of one request, batch 1; `pictures` are RGB."""
-        config, size = self.experiment.reference, self.experiment.model.mllm.vision.image_size
-        check_references(list(pictures), config)
-        tokens, null = self._encoder(prompt, len(pictures)), self._encoder("", 0)
-        return SubjectInputs(
-            input_ids=tokens.input_ids,
-            attention_mask=tokens.attention_mask,
-            null_ids=null.input_ids,
-            clip_ids=tokens.clip_ids,
-            pixel_values=np.stack([mllm_tile(picture, (size, size), config) for picture in pictures]),
-            references=tuple(vae_picture(picture, len(pictures) > 1, config)[None] for picture in pictures),
-            layout=Layout(tokens.text, tokens.images),
-            null_text=null.text,
-        )
+
+def folder_of(checkpoint: str | Path) -> Path:
+    """Where a checkpoint lies; "tiny" is the one that is shipped."""
+    return TINY if str(checkpoint) == "tiny" else Path(checkpoint).expanduser()
 
 
 def _random(model: SubjectModel, expected: Params, seed: int, mesh: jax.sharding.Mesh) -> Params:
@@ -165,8 +151,8 @@ def _random(model: SubjectModel, expected: Params, seed: int, mesh: jax.sharding
 class _Bar:
     """A tqdm bar on stderr, made at the first update, when the number of steps is known."""
 
-    def __init__(self, shown: bool):
-        self._shown, self._bar = shown, None
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
 
     def update(self, done: int, total: int) -> None:
         if self._bar is None:
@@ -179,12 +165,3 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def _check_request(prompt: str, num_images: int, seed: int) -> None:
-    if not prompt.strip():
-        raise UserError('no prompt; say what to draw with --prompt="…"')
-    if num_images < 1:
-        raise UserError(f"num_images is {num_images}; it must be at least 1")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed is {seed}; it must be from 0 to {2**32 - 1}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mllmsubj.errors import UserError
 from mllmsubj.ops.patchify import TOKEN_PIXELS
@@ -30,19 +30,22 @@ class ReferenceConfig:
 
 def open_image(path: str | Path) -> Image.Image:
     """The picture in a file, as `to_rgb` gives it. Raises UserError if it is missing or no picture."""
-    path = Path(path)
+    path = Path(path).expanduser()
+    name = f"reference image {str(path)!r}"
     if not path.is_file():
-        raise UserError(f"reference image {str(path)!r} is not there" if not path.exists() else f"{path} is no file")
+        raise UserError(f"{name} is {'no file' if path.exists() else 'not there'}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # of damaged metadata and large files; the pixels are what counts
             with Image.open(path) as image:
                 return to_rgb(image)
     except Image.DecompressionBombError:
-        raise UserError(f"reference image {str(path)!r} has too many pixels; scale it down first") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"reference image {str(path)!r} cannot be read as a picture: {reason}") from None
+        raise UserError(f"{name} has too many pixels; scale it down first") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{name} is no picture, or in a format that Pillow does not read") from None
+    except Exception as error:  # decoders raise anything: OSError, SyntaxError, RuntimeError, struct.error, …
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name} cannot be read as a picture: {reason}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -66,15 +69,15 @@ def mllm_tile(
     Source: InternVL's `dynamic_preprocess` with one tile; bicubic.
     """
     pixels = np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC), np.float32) / 255.0
-    return (pixels - np.float32(config.mean)) / np.float32(config.std)
+    return (pixels - np.asarray(config.mean, np.float32)) / np.asarray(config.std, np.float32)
 
 
 def vae_picture(image: Image.Image, several: bool, config: ReferenceConfig) -> Float[np.ndarray, "height width 3"]:
     """The reference in [-1, 1] at the VAE branch's size: long side as configured, sides multiples of 16."""
     long_side = config.long_side_several if several else config.long_side
     scale = long_side / max(image.size)
-    size = tuple(max(TOKEN_PIXELS, round(side * scale / TOKEN_PIXELS) * TOKEN_PIXELS) for side in image.size)
-    resized = image.resize(size, Image.Resampling.LANCZOS)
+    width, height = (max(TOKEN_PIXELS, round(side * scale / TOKEN_PIXELS) * TOKEN_PIXELS) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(resized, np.float32) / 127.5 - 1.0
 
 
@@ -101,5 +104,6 @@ def to_pil(pixels: Float[np.ndarray, "height width 3"]) -> Image.Image:
 def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
     """Wider grey values to 8 bits: 16-bit modes by their range; "I" and "F" name none, so by the values' own."""
     ranges = (65535.0,) if mode.startswith("I;16") else (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
+    values = np.nan_to_num(values).astype(np.float64)
     top = next((top for top in ranges if values.max(initial=0) <= top), ranges[-1])
-    return np.rint(np.clip(values.astype(np.float64) / top, 0, 1) * 255).astype(np.uint8)
+    return np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8)

@@ -1,7 +1,9 @@
 """Prompt and number of references -> token ids with a fixed layout, for the MLLM and for CLIP."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -23,8 +25,13 @@ class PromptConfig:
     """Prompts are padded to a multiple of this, so that few lengths are compiled."""
     clip_tokens: int
     """Length of CLIP's sequence: 77."""
-    pooled: str
+    pooled: Literal["prompt", "empty"]
     """What CLIP's pooled vector reads: "prompt", or "empty" for the empty prompt."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "pad_to", "clip_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"config key prompt.{name} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -41,12 +48,23 @@ class PromptTokens:
 
 
 class PromptEncoder:
-    """The two tokenizers of a checkpoint and its template."""
+    """The two tokenizers of a checkpoint and its template.
 
-    def __init__(self, mllm_folder: Path, clip_folder: Path, config: PromptConfig, image_tokens: int):
-        """`image_tokens`: visual tokens of one reference."""
+    Only the template's special tokens are special: "<|im_end|>" in a prompt is ten letters like any other.
+    """
+
+    def __init__(
+        self, mllm_folder: Path, clip_folder: Path, config: PromptConfig, *, image_tokens: int, image_token_id: int
+    ):
+        """`image_tokens`: visual tokens of one reference, `image_token_id` each."""
         self.config, self.image_tokens = config, image_tokens
         self._mllm, self._clip = _tokenizer(mllm_folder), _tokenizer(clip_folder)
+        ids = self._ids(IMAGE_TOKEN)
+        if ids != [image_token_id] or image_token_id in self._plain_ids(IMAGE_TOKEN):
+            raise UserError(
+                f"{mllm_folder}: {IMAGE_TOKEN} must be one special token, {image_token_id} as in the config's "
+                f"model.mllm.image_token_id; it is {ids}"
+            )
 
     def __call__(self, prompt: str, references: int) -> PromptTokens:
         """Ids of `<system> <references> prompt <tail>`; raises UserError for a prompt that is too long."""
@@ -59,7 +77,7 @@ class PromptEncoder:
             head += token * self.image_tokens + end
             head += newline if len(images) < references else []
         lead = "\n" if references else ""
-        text = self._ids(f"{lead}{prompt}<|im_end|>\n<|im_start|>assistant\n")
+        text = self._plain_ids(lead + prompt) + self._ids("<|im_end|>\n<|im_start|>assistant\n")
         if len(text) > self.config.max_tokens:
             raise UserError(
                 f"the prompt has {len(text)} tokens; this model reads at most {self.config.max_tokens}, shorten it"
@@ -70,17 +88,26 @@ class PromptEncoder:
         return PromptTokens(ids, mask, self._clip_ids(prompt), (len(head), ids.shape[1]), tuple(images))
 
     def _ids(self, text: str) -> list[int]:
-        return self._mllm(text, add_special_tokens=False)["input_ids"]
+        return self._mllm(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """Ids of a user's text, which holds no special tokens."""
+        return self._mllm(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
     def _clip_ids(self, prompt: str) -> Int[Array, "1 u"]:
         text = prompt if self.config.pooled == "prompt" else ""
-        ids = self._clip(text, padding="max_length", truncation=True, max_length=self.config.clip_tokens)["input_ids"]
-        return np.asarray([ids], np.int32)
+        length = self.config.clip_tokens
+        ids = self._clip(text, padding="max_length", truncation=True, max_length=length, split_special_tokens=True)
+        return np.asarray([ids["input_ids"]], np.int32)
 
 
 def _tokenizer(folder: Path):
-    from transformers import AutoTokenizer  # a second to import: only where a prompt is read
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises PyTorch, which tokenizers do not need
+    from transformers import AutoTokenizer  # seconds to import: only where a prompt is read
 
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         raise UserError(f"{folder} holds no tokenizer; it should have tokenizer.json and tokenizer_config.json")
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # what a damaged file raises depends on which and where
+        raise UserError(f"cannot read the tokenizer in {folder}: {' '.join(str(error).split())}") from None

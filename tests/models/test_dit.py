@@ -1,13 +1,11 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mllmsubj import convert, models
-from mllmsubj.models.layers import Compute, abstract_params, init_params
-from mllmsubj.models.lora import LoRAConfig, merge_lora
+from mllmsubj.models.layers import init_params
 from mllmsubj.ops.patchify import image_ids, reference_ids
 
 SIZES = dict(

@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mllmsubj.app.cli import parse
-from mllmsubj.errors import UserError
+from mllmsubj.errors import UserError, nearest
 
 SETTINGS = ("height", "width", "steps", "tau1", "tau2", "guidance")
 
@@ -23,15 +23,15 @@ def define(values: flags.FlagValues) -> None:
     def text(name: str, default: str | None, what: str) -> None:
         flags.DEFINE_string(name, default, what, flag_values=values)
 
-    def number(name: str, default: int | None, what: str) -> None:
-        flags.DEFINE_integer(name, default, what, flag_values=values)
+    def number(name: str, default: int | None, what: str, low: int | None = None, high: int | None = None) -> None:
+        flags.DEFINE_integer(name, default, what, low, high, flag_values=values)
 
     text("checkpoint", "tiny", "checkpoint folder, or 'tiny', the one that is shipped")
     flags.DEFINE_multi_string("reference", [], "picture of the subject; may be repeated", flag_values=values)
     text("prompt", None, "what to draw")
     text("output", None, "PNG to write")
-    number("num_images", 1, "pictures to draw")
-    number("seed", 0, "0 to 4294967295; picture i depends on (seed, i) alone")
+    number("num_images", 1, "pictures to draw", low=1)
+    number("seed", 0, "picture i depends on (seed, i) alone", low=0, high=2**32 - 1)
     number("height", None, "pixels, multiple of 16")
     number("width", None, "pixels, multiple of 16")
     number("steps", None, "denoising steps")
@@ -48,20 +48,26 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     overrides = [arg for arg in argv[1:] if arg.startswith("--config.")]
     parse(values, [arg for arg in argv if arg not in overrides])
     outputs = output_paths(values.output, values.num_images)
-    if values.prompt is None:
+    if not (values.prompt or "").strip():
         raise UserError('no prompt; say what to draw with --prompt="…"')
-
-    from mllmsubj.app.pipeline import TINY, Pipeline  # starts JAX: only after the flags are right
-    from mllmsubj.checkpoint import read_config
-    from mllmsubj.data.images import open_image
-
-    references = [open_image(path) for path in values.reference]
-    config = overridden(read_config(TINY if values.checkpoint == "tiny" else values.checkpoint), overrides)
-    pipeline = Pipeline.load(values.checkpoint, config)
     given = {name: values[name].value for name in SETTINGS if values[name].value is not None}
-    result = pipeline.generate(
-        references, values.prompt, values.num_images, values.seed, progress=sys.stderr.isatty(), **given
-    )
+    overrides += [f"--config.sampling.{name}={value}" for name, value in given.items()]
+
+    from mllmsubj.data.images import open_image  # starts JAX: only after the flags are right
+
+    for path in values.reference:  # the most likely mistake, found before the slow imports
+        open_image(path)
+
+    from mllmsubj.app.pipeline import Pipeline, folder_of
+    from mllmsubj.app.request import RequestReader
+    from mllmsubj.checkpoint import read_config
+    from mllmsubj.experiment import Experiment
+
+    request = (values.reference, values.prompt, values.num_images, values.seed)
+    folder = folder_of(values.checkpoint)
+    config = overridden(read_config(folder), overrides)
+    RequestReader(Experiment.from_config(config), folder)(*request)  # what is wrong with it, before weights are read
+    result = Pipeline.load(values.checkpoint, config).generate(*request, progress=sys.stderr.isatty())
     for i, path in enumerate(outputs):
         result.save(path, i)
         print(path)
@@ -71,7 +77,7 @@ def output_paths(output: str | None, num_images: int) -> list[Path]:
     """Where the pictures go; raises UserError before any work if they could not be written there."""
     if not output:
         raise UserError("no output; name the PNG to write with --output=FILE.png")
-    path = Path(output)
+    path = Path(output).expanduser()
     if path.suffix.lower() != ".png":
         raise UserError(f"output {output!r} is no .png file; metadata is kept in PNGs only")
     if path.is_dir():
@@ -79,16 +85,22 @@ def output_paths(output: str | None, num_images: int) -> list[Path]:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"cannot write output {output!r}: {folder} is not a folder that can be written to")
-    if num_images < 1:
-        raise UserError(f"num_images is {num_images}; it must be at least 1")
     return [path] if num_images == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(num_images)]
 
 
 def overridden(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     """The config with `--config.KEY=VALUE` applied; raises UserError for a key that does not exist."""
+    for override in overrides:
+        key, node = override.removeprefix("--config.").partition("=")[0], config
+        for name in key.split("."):
+            known = list(node) if isinstance(node, ConfigDict) else []
+            name = name.partition("[")[0]
+            if name not in known:
+                raise UserError(f"unknown config key {key}{nearest(name, known)}")
+            node = node[name]
     values, argv = flags.FlagValues(), ["mllmsubj", *overrides]
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         parse(values, argv)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"config override: {' '.join(str(error).split())}") from None

@@ -1,0 +1,184 @@
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mllmsubj.app.pipeline import TINY
+from mllmsubj.checkpoint import config_text, read_config
+from mllmsubj.errors import UserError
+from mllmsubj.experiment import Experiment, load_config, typed
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def changed(changes):
+    """The shipped config with values of dotted keys replaced or added."""
+    config = read_config(TINY)
+    for key, value in changes.items():
+        *path, name = key.split(".")
+        reduce(getattr, path, config)[name] = value
+    return config
+
+
+def test_the_shipped_config_is_up_to_date():
+    assert (TINY / "config.json").read_text() == config_text(load_config(str(CONFIGS / "tiny.py")))
+
+
+def test_a_config_survives_its_file(tmp_path):
+    config = load_config(str(CONFIGS / "tiny.py"))
+    assert read_config(TINY).to_dict() == config.to_dict()
+    assert Experiment.from_config(read_config(TINY)) == Experiment.from_config(config)
+
+
+@pytest.mark.parametrize("name", ["tiny", "paper"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_configs_load_from_anywhere(name, elsewhere, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path if elsewhere else CONFIGS.parent)
+    config = load_config(str(CONFIGS / f"{name}.py") if elsewhere else f"configs/{name}.py")
+    experiment = Experiment.from_config(config)
+    assert experiment.model.dla.num_states == experiment.model.mllm.text.num_hidden_layers + 1
+    assert experiment.sampling.tau1 == 0.95
+    assert experiment.model.vae.block_out_channels == config.model.vae.block_out_channels
+    with pytest.raises((KeyError, AttributeError)):
+        config.sampling.stepz = 3  # locked: a mistyped key is an error in an experiment's file too
+
+
+def test_base_has_no_model(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"missing config key config\.model\.mllm"):
+        Experiment.from_config(load_config(str(CONFIGS / "base.py")))
+
+
+def test_the_variant_reaches_the_config(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("from ml_collections import ConfigDict\ndef get_config(v=''): return ConfigDict(dict(name=v))\n")
+    assert load_config(f"{file}:large").name == "large"
+    assert load_config(str(file)).name == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import nowhere_at_all", "ModuleNotFoundError.*nowhere_at_all"),
+        ("def get_config(variant):\n    return 1 +", "SyntaxError"),
+        ("x = 1", "get_config"),
+        ("def get_config(variant):\n    return undefined", "NameError.*undefined"),
+        ("def get_config(variant):\n    return 1 / 0", "ZeroDivisionError"),
+        ("def get_config(variant):\n    raise ValueError", "ValueError"),
+        ("def get_config(variant):\n    return {'a': 1}", "AttributeError"),
+    ],
+)
+def test_a_config_that_fails_is_one_line(tmp_path, text, says):
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    with pytest.raises(UserError, match=rf"broken\.py.*{says}") as error:
+        load_config(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_that_is_not_there():
+    with pytest.raises(UserError, match=r"'nowhere\.py' is not there"):
+        load_config("nowhere.py:large")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("sampling.stepz", 3, r"unknown config key config\.sampling\.stepz \(did you mean 'steps'\?\)"),
+        ("modell", 3, r"unknown config key config\.modell \(did you mean 'model'\?\)"),
+        ("model.vae.zzz", 3, r"unknown config key config\.model\.vae\.zzz$"),
+    ],
+)
+def test_unknown_keys(key, value, says):
+    with pytest.raises(UserError, match=says):
+        Experiment.from_config(changed({key: value}))
+
+
+@pytest.mark.parametrize("key", ["seed", "model.clip", "sampling.tau2"])
+def test_missing_keys(key):
+    config = read_config(TINY)
+    *path, name = key.split(".")
+    del reduce(getattr, path, config)[name]
+    with pytest.raises(UserError, match=rf"missing config key config\.{key}$"):
+        Experiment.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("seed", 0.5, "int"),
+        ("seed", True, "int"),
+        ("sampling.tau1", "0.9", "float"),
+        ("model.mllm.tie_word_embeddings", 1, "bool"),
+        ("compute.attention", "flash", "'auto' or"),
+        ("sampling.last_stage", "keep", "'drop_all' or 'keep_text'"),
+        ("prompt.pooled", "promt", "'prompt' or 'empty'"),
+        ("prompt.system", None, "str"),
+        ("reference.mean", 0.5, "tuple"),
+    ],
+)
+def test_mistyped_keys(key, value, expected):
+    config = read_config(TINY).to_dict()
+    *path, name = key.split(".")
+    reduce(getitem, path, config)[name] = value
+    with pytest.raises(UserError, match=rf"config key config\.{key} is {value!r}; expected .*{expected}"):
+        typed(Experiment, config, "config")
+
+
+def test_items_are_typed_too():
+    config = read_config(TINY).to_dict()
+    config["model"]["vae"]["block_out_channels"] = (32, 64, "64", 64)
+    with pytest.raises(UserError, match=r"block_out_channels\[2\] is '64'; expected int"):
+        typed(Experiment, config, "config")
+
+
+def test_whole_numbers_and_numpys_are_floats():
+    config = read_config(TINY).to_dict()
+    config["sampling"] |= dict(guidance=3, tau1=np.linspace(0, 1, 3)[1], tau2=np.float32(0.25), steps=np.int64(4))
+    sampling = typed(Experiment, config, "config").sampling
+    assert (sampling.guidance, sampling.tau1, sampling.tau2, sampling.steps) == (3.0, 0.5, 0.25, 4)
+    assert [type(x) for x in (sampling.guidance, sampling.tau1, sampling.steps)] == [float, float, int]
+
+
+def test_a_model_may_have_no_adapters():
+    config = read_config(TINY).to_dict()
+    config["model"]["lora"] = None
+    assert typed(Experiment, config, "config").model.lora is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dla.num_states", 8),
+        ("dla.input_dim", 64),
+        ("dla.context_dim", 64),
+        ("transformer.in_channels", 60),
+        ("transformer.pooled_projection_dim", 32),
+        ("transformer.attention_head_dim", 64),
+    ],
+)
+def test_sizes_that_disagree(key, value):
+    with pytest.raises(UserError, match=rf"model\.{key} is {value} but .* is \d+; make them equal"):
+        Experiment.from_config(changed({f"model.{key}": value}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(height=100), "height is 100; .*multiple of 16.*such as 96"),
+        (dict(width=0), "width is 0.*such as 16"),
+        (dict(width=8192), "width is 8192; .*4096"),
+        (dict(steps=0), "steps is 0.*1 to 1000"),
+        (dict(batch_size=0), "batch_size is 0"),
+        (dict(guidance=float("inf")), "guidance is inf"),
+        (dict(text_guidance=-1.0), "text_guidance is -1"),
+        (dict(tau1=0.5, tau2=0.6), "tau1=0.5, tau2=0.6.*tau2 <= tau1"),
+        (dict(tau1=float("nan")), "tau1=nan"),
+        (dict(tau1=1.5), "tau1=1.5"),
+    ],
+)
+def test_settings_that_cannot_be(changes, says):
+    with pytest.raises(UserError, match=says):
+        Experiment.from_config(changed({f"sampling.{name}": value for name, value in changes.items()}))
