@@ -17,6 +17,7 @@ from mllmsubj.errors import UserError, nearest
 COMMANDS = {
     "generate": "draw the subject of a picture as a prompt says",
     "demo": "the whole thing on this machine: a photograph and a prompt in, a picture out",
+    "data": "preview: a contact sheet of toyworld, the drawn world that comes with the package",
     "bench": "speed against a peer, in one run, as ratios",
 }
 """Name -> what it does; each is a module of `mllmsubj.app.commands` with `define(flags)` and `run(flags, argv)`."""

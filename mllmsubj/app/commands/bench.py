@@ -1,4 +1,5 @@
 """mllmsubj bench --what=sampler [--json=FILE] [--width=768 --tokens=256 --steps=8 --repeats=7]
+mllmsubj bench --what=toyworld [--json=FILE] [--size=64 --seconds=3]
 
 Prints the result as JSON and, with --json, writes it.
 """
@@ -11,7 +12,7 @@ from absl import flags
 from mllmsubj.app.cli import parse
 from mllmsubj.errors import UserError
 
-WHAT = ("sampler",)
+WHAT = ("sampler", "toyworld")
 
 
 def define(values: flags.FlagValues) -> None:
@@ -23,6 +24,8 @@ def define(values: flags.FlagValues) -> None:
         ("tokens", 256, "image tokens, a square number"),
         ("steps", 8, "denoising steps"),
         ("repeats", 7, "rounds; every contestant runs once in each"),
+        ("size", 64, "pixels of a toyworld picture's side"),
+        ("seconds", 3, "how long to draw toyworld"),
     ):
         flags.DEFINE_integer(name, default, what, lower_bound=1, flag_values=values)
 
@@ -35,9 +38,17 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     if values.json and not Path(values.json).absolute().parent.is_dir():
         raise UserError(f"cannot write {values.json!r}: its folder is not there")
 
-    from mllmsubj.bench import sampler
-
-    text = json.dumps(sampler.run(values.width, values.tokens, values.steps, values.repeats), indent=2)
+    text = json.dumps(_measure(values), indent=2)
     print(text)
     if values.json:
         Path(values.json).write_text(text + "\n")
+
+
+def _measure(values: flags.FlagValues) -> dict[str, object]:
+    if values.what == "toyworld":
+        from mllmsubj.bench import toyworld
+
+        return toyworld.run(values.size, values.seconds)
+    from mllmsubj.bench import sampler  # starts JAX: only after the flags are right
+
+    return sampler.run(values.width, values.tokens, values.steps, values.repeats)

@@ -1,0 +1,154 @@
+"""What stays the same when the scene changes: the subject's shape, colours, texture and accessory."""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+Rgb = tuple[int, int, int]
+
+
+class Shape(StrEnum):
+    """The kind of subject; its value is the noun a prompt uses."""
+
+    DOG = "dog"
+    CAT = "cat"
+    RABBIT = "rabbit"
+    BIRD = "bird"
+    FISH = "fish"
+    TURTLE = "turtle"
+    MUG = "mug"
+    TEAPOT = "teapot"
+    ROBOT = "robot"
+    CAR = "car"
+    FLOWER = "flower"
+    HOUSE = "house"
+
+
+ANIMALS = frozenset({Shape.DOG, Shape.CAT, Shape.RABBIT, Shape.BIRD, Shape.FISH, Shape.TURTLE})
+
+
+class Colour(StrEnum):
+    """A named colour of a subject."""
+
+    RED = "red"
+    ORANGE = "orange"
+    YELLOW = "yellow"
+    GREEN = "green"
+    TURQUOISE = "turquoise"
+    BLUE = "blue"
+    PURPLE = "purple"
+    PINK = "pink"
+    BROWN = "brown"
+    WHITE = "white"
+
+
+PALETTE: Mapping[Colour, Rgb] = {
+    Colour.RED: (222, 44, 52),
+    Colour.ORANGE: (250, 136, 24),
+    Colour.YELLOW: (252, 218, 48),
+    Colour.GREEN: (58, 158, 62),
+    Colour.TURQUOISE: (64, 208, 200),
+    Colour.BLUE: (44, 92, 216),
+    Colour.PURPLE: (136, 62, 190),
+    Colour.PINK: (255, 152, 196),
+    Colour.BROWN: (124, 74, 38),
+    Colour.WHITE: (248, 246, 240),
+}
+"""8-bit RGB by daylight."""
+
+
+class Texture(StrEnum):
+    """How the body is patterned with the second colour; `HALVES` paints its lower half."""
+
+    PLAIN = "plain"
+    STRIPES = "stripes"
+    SPOTS = "spots"
+    CHECKS = "checks"
+    HALVES = "halves"
+
+
+class Accessory(StrEnum):
+    """What the subject wears, in its accent colour."""
+
+    NONE = "none"
+    HAT = "hat"
+    CROWN = "crown"
+    GLASSES = "glasses"
+    SCARF = "scarf"
+    BOW = "bow"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One subject. Its colours differ from each other; `accent` is None exactly where nothing is worn."""
+
+    shape: Shape
+    main: Colour
+    """Colour of the body and head."""
+    second: Colour
+    """Colour of the texture and of small parts (ears, paws, roof, handle), visible with every texture."""
+    texture: Texture
+    accessory: Accessory
+    accent: Colour | None
+
+    def __post_init__(self) -> None:
+        if (self.accent is None) != (self.accessory is Accessory.NONE):
+            raise ValueError(f"accessory {self.accessory} and accent {self.accent} do not go together")
+        if self.main == self.second or self.accent in (self.main, self.second):
+            raise ValueError(f"colours of one subject must differ: {self.main}, {self.second}, {self.accent}")
+
+    @property
+    def is_animal(self) -> bool:
+        """Whether a prompt may call it "the animal"."""
+        return self.shape in ANIMALS
+
+    def replace(self, **changes: object) -> "Identity":
+        """This subject with some attributes changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def describe(self) -> str:
+        """In words: "a red dog with blue stripes wearing a pink hat"; every attribute is said."""
+        patterned = "with {} halves" if self.texture is Texture.HALVES else f"with {{}} {self.texture}"
+        detail = "with {} details" if self.texture is Texture.PLAIN else patterned
+        article = "an" if self.main[0] in "aeiou" else "a"
+        words = f"{article} {self.main} {self.shape} {detail.format(self.second)}"
+        if self.accent is None:
+            return words
+        one = "" if self.accessory is Accessory.GLASSES else "an " if self.accent[0] in "aeiou" else "a "
+        return f"{words} wearing {one}{self.accent} {self.accessory}"
+
+
+def random_identity(rng: np.random.Generator) -> Identity:
+    """Any identity: each attribute uniform, colours without repetition."""
+    main, second, accent = (list(Colour)[i] for i in rng.permutation(len(Colour))[:3])
+    accessory = pick(rng, tuple(Accessory))
+    return Identity(
+        shape=pick(rng, tuple(Shape)),
+        main=main,
+        second=second,
+        texture=pick(rng, tuple(Texture)),
+        accessory=accessory,
+        accent=None if accessory is Accessory.NONE else accent,
+    )
+
+
+def pick(rng: np.random.Generator, values):
+    """One of a sequence, uniformly."""
+    return values[int(rng.integers(len(values)))]
+
+
+def combination_is_held_out(identity: Identity) -> bool:
+    """Whether no training picture shows this shape in this main colour: one colour of ten for each shape."""
+    shape, main = list(Shape).index(identity.shape), list(Colour).index(identity.main)
+    return (3 * shape + main) % len(Colour) == 0
+
+
+def identity_is_held_out(identity: Identity) -> bool:
+    """Whether no training picture shows exactly this identity: a tenth of them, by a hash of all attributes."""
+    i = identity
+    text = f"{i.shape}/{i.main}/{i.second}/{i.texture}/{i.accessory}/{i.accent}"
+    return zlib.crc32(text.encode()) % 10 == 0
