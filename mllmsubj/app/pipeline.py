@@ -4,7 +4,6 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +16,10 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from mllmsubj import checkpoint as checkpoints
+from mllmsubj.app.files import write_png
 from mllmsubj.app.request import Reference, RequestReader
 from mllmsubj.data.images import to_pil
 from mllmsubj.diffusion.settings import SamplingConfig
-from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment, typed
 from mllmsubj.generate import Generator
 from mllmsubj.models.layers import unstack
@@ -42,21 +41,11 @@ class Result:
 
     def save(self, path: str | Path, index: int = 0) -> None:
         """Writes picture `index` as a PNG, under a temporary name first; raises UserError if it cannot."""
-        path = Path(path)
         info = PngInfo()
         info.add_text("Software", f"mllmsubj {version('mllmsubj')}")
         info.add_itxt("Description", self.metadata[index]["prompt"])
         info.add_itxt("mllmsubj", json.dumps(self.metadata[index], ensure_ascii=False))
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.images[index].save(partial, format="PNG", pnginfo=info)
-            partial.replace(path)
-        except OSError as error:
-            raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
-        finally:
-            with suppress(OSError):
-                partial.unlink()
+        write_png(self.images[index], Path(path), pnginfo=info)
 
 
 class Pipeline:

@@ -41,7 +41,10 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     text = json.dumps(_measure(values), indent=2)
     print(text)
     if values.json:
-        Path(values.json).write_text(text + "\n")
+        try:
+            Path(values.json).write_text(text + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {values.json!r}: {error.strerror or error}") from None
 
 
 def _measure(values: flags.FlagValues) -> dict[str, object]:

@@ -3,12 +3,10 @@
 Writes a contact sheet of toyworld: in each row a reference, a prompt with what it asks for, and a target.
 """
 
-from pathlib import Path
-
 from absl import flags
-from PIL import Image
 
 from mllmsubj.app.cli import parse
+from mllmsubj.app.files import png_path, write_png
 from mllmsubj.errors import UserError, nearest
 
 ACTIONS = ("preview",)
@@ -34,36 +32,11 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     if action not in ACTIONS:
         raise UserError(f"unknown action {action!r}{nearest(action, ACTIONS)}; known: {', '.join(ACTIONS)}")
     parse(values, [program, *rest[1:]])
-    output = _output(values.output)
+    output = png_path(values.output)
 
     from mllmsubj.data.toyworld import Split, example
     from mllmsubj.data.toyworld.sheet import sheet
 
     examples = [example(Split(values.split), i, values.seed) for i in range(values.count)]
-    _write(sheet(examples, values.size), output)
+    write_png(sheet(examples, values.size), output)
     print(f"{values.count} examples of the {values.split} split in {output}")
-
-
-def _output(name: str | None) -> Path:
-    if not name:
-        raise UserError("nowhere to write the sheet; give --output=sheet.png")
-    path = Path(name).expanduser()
-    if path.suffix.lower() != ".png":
-        raise UserError(f"output {name!r} must end in .png")
-    if path.is_dir():
-        raise UserError(f"output {name!r} is a folder; name a file")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"cannot write {name!r}: its folder is not there")
-    return path
-
-
-def _write(page: Image.Image, output: Path) -> None:
-    """Through a temporary name, so that nothing is left half-written."""
-    draft = output.with_name(f".{output.name}.part")
-    try:
-        page.save(draft, "PNG")
-        draft.replace(output)
-    except OSError as error:
-        raise UserError(f"cannot write {str(output)!r}: {error.strerror or error}") from None
-    finally:
-        draft.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from mllmsubj.app.cli import parse
+from mllmsubj.app.files import write_png
 from mllmsubj.errors import UserError
 
 
@@ -36,7 +37,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     pipeline = Pipeline.load("tiny")
     result = pipeline.generate(photograph, values.prompt, progress=sys.stderr.isatty())
     result.save(workdir / "picture.png")
-    photograph.save(workdir / "reference.png")
+    write_png(photograph, workdir / "reference.png")
     print(f"reference  {workdir / 'reference.png'}")
     print(f"prompt     {values.prompt}")
     print(f"picture    {workdir / 'picture.png'}, in {time.perf_counter() - start:.0f} s")

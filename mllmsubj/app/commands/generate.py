@@ -4,7 +4,6 @@ Settings that are not given are the checkpoint's; any key of its config can be r
 Several pictures are written as OUTPUT-0.png, OUTPUT-1.png, …
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mllmsubj.app.cli import parse
+from mllmsubj.app.files import png_path
 from mllmsubj.errors import UserError, nearest
 
 SETTINGS = ("height", "width", "steps", "tau1", "tau2", "guidance")
@@ -75,16 +75,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
 def output_paths(output: str | None, num_images: int) -> list[Path]:
     """Where the pictures go; raises UserError before any work if they could not be written there."""
-    if not output:
-        raise UserError("no output; name the PNG to write with --output=FILE.png")
-    path = Path(output).expanduser()
-    if path.suffix.lower() != ".png":
-        raise UserError(f"output {output!r} is no .png file; metadata is kept in PNGs only")
-    if path.is_dir():
-        raise UserError(f"output {output!r} is a folder; name a file in it")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write output {output!r}: {folder} is not a folder that can be written to")
+    path = png_path(output)
     return [path] if num_images == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(num_images)]
 
 

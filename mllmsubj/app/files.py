@@ -1,0 +1,39 @@
+"""Where a command's PNG goes, checked before any work, and how it is written: whole or not at all."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mllmsubj.errors import UserError
+
+
+def png_path(output: str | None) -> Path:
+    """The path in `--output`; raises UserError if no PNG could be written there. Its folder may still be missing."""
+    if not output:
+        raise UserError("no output; name the PNG to write with --output=FILE.png")
+    path = Path(output).expanduser()
+    if path.suffix.lower() != ".png":
+        raise UserError(f"output {output!r} is no .png file; only PNGs are written")
+    if path.is_dir():
+        raise UserError(f"output {output!r} is a folder; name a file in it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write output {output!r}: {folder} is not a folder that can be written to")
+    return path
+
+
+def write_png(image: Image.Image, path: Path, **options: Any) -> None:
+    """Writes under a temporary name, then renames; makes the folder. Raises UserError if it cannot."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(partial, format="PNG", **options)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            partial.unlink()
