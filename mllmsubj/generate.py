@@ -13,7 +13,7 @@ from mllmsubj.diffusion.schedule import ShiftConfig, time_grid
 from mllmsubj.diffusion.settings import SamplingConfig
 from mllmsubj.diffusion.stages import Stage, plan_stages
 from mllmsubj.models.subject import Condition, SubjectInputs, SubjectModel, token_grid
-from mllmsubj.typing import Array, Float, Params
+from mllmsubj.typing import Array, Float, Params, PyTree
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -25,6 +25,7 @@ class Generator:
     def __init__(self, model: SubjectModel, shift: ShiftConfig):
         self.model, self.shift = model, shift
         self.condition = jax.jit(model.condition)
+        self.prepare = jax.jit(model.prepare)
         self.sample = jax.jit(self._sample, static_argnames=("grid", "stages", "true"), donate_argnames="noise")
         self.decode = jax.jit(model.decode, static_argnames="grid")
 
@@ -42,22 +43,24 @@ class Generator:
         Without `progress` all steps are one program; with it, each step is a call of its own.
         """
         grid = token_grid(settings.height, settings.width)
-        times = time_grid(settings.steps, grid[0] * grid[1], self.shift)
-        stages = plan_stages(times, settings.tau1, settings.tau2, settings.last_stage)
+        exact_times = time_grid(settings.steps, grid[0] * grid[1], self.shift)
+        stages = plan_stages(exact_times, settings.tau1, settings.tau2, settings.last_stage)
+        times = exact_times.astype(np.float32)
         one = self.condition(params, inputs, jnp.full((1,), settings.guidance))
         size = min(settings.batch_size, num_images)
+        condition = jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *x.shape[1:])), one)
         scales = (settings.text_guidance, settings.reference_guidance)
+        run = partial(self.sample, params, condition, grid=grid, true=settings.true_guidance, scales=scales)
+        batches = -(-num_images // size)
         pictures: list[np.ndarray] = []
-        while len(pictures) < num_images:
-            report = (
-                None
-                if progress is None
-                else _shifted(progress, len(pictures) // size, settings.steps, num_images, size)
-            )
-            noise = self.noise(seed, len(pictures), size, grid)
-            condition = jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *x.shape[1:])), one)
-            run = partial(self.sample, params, condition, grid=grid, true=settings.true_guidance, scales=scales)
-            latents = _in_steps(run, noise, times, stages, report)
+        for batch in range(batches):
+            noise = self.noise(seed, batch * size, size, grid)
+            if progress is None:
+                latents = run(noise, times, stages=stages)
+            else:
+                starts = np.repeat(times[:-1, None], size, axis=1)
+                moments = self.prepare(params, starts, condition)
+                latents = _step_by_step(run, noise, times, stages, moments, _part(progress, batch, batches))
             pictures.extend(np.asarray(self.decode(params, latents, grid), np.float32))
         return np.stack(pictures[:num_images])
 
@@ -74,33 +77,38 @@ class Generator:
         noise: Float[Array, "b n c"],
         times: Float[Array, " steps1"],
         scales: tuple[Array | float, Array | float],
+        moments: PyTree = None,
         *,
         grid: tuple[int, int],
         stages: tuple[Stage, ...],
         true: bool,
     ) -> Float[Array, "b n c"]:
+        """`moments`: what `prepare` made of these times, if it was called before."""
         velocity = partial(self.model.velocity, params, grid)
-        prepare = partial(self.model.prepare, params)
+        prepare = partial(self.model.prepare, params) if moments is None else lambda *_: moments
         return sample(guided(velocity, *scales) if true else velocity, condition, noise, times, stages, prepare)
 
 
-def _in_steps(
-    run: Callable[..., Array], noise: Array, times: np.ndarray, stages: tuple[Stage, ...], progress: Progress | None
+def _step_by_step(
+    run: Callable[..., Array],
+    noise: Array,
+    times: Float[np.ndarray, " steps1"],
+    stages: tuple[Stage, ...],
+    moments: PyTree,
+    progress: Progress,
 ) -> Array:
-    """The whole run as one call, or, where somebody watches, a call per step."""
-    grid = times.astype(np.float32)
-    if progress is None:
-        return run(noise=noise, times=grid, stages=stages)
+    """The whole run as a call per step, for somebody who watches; one program a stage, whatever the steps."""
     latents = noise
     for stage in stages:
         one = (Stage(stage.attends, 0, 1),)
         for i in range(stage.start, stage.stop):
-            latents = run(noise=latents, times=grid[i : i + 2], stages=one)
+            moment = jax.tree.map(lambda x, i=i: x[i : i + 1], moments)
+            latents = run(latents, times[i : i + 2], moments=moment, stages=one)
             jax.block_until_ready(latents)
             progress(i + 1, len(times) - 1)
     return latents
 
 
-def _shifted(progress: Progress, batch: int, steps: int, num_images: int, size: int) -> Progress:
-    batches = -(-num_images // size)
-    return lambda done, _: progress(batch * steps + done, batches * steps)
+def _part(progress: Progress, batch: int, batches: int) -> Progress:
+    """Reports one batch's steps as part of all batches' steps."""
+    return lambda done, total: progress(batch * total + done, batches * total)
