@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 
-__all__ = ["Array", "Attends", "Bool", "Float", "Int", "Leaf", "Params", "PyTree", "UInt8", "Velocity"]
+__all__ = ["Array", "Attends", "Bool", "Float", "Int", "Leaf", "Params", "PyTree", "Velocity"]
 
 Array = jax.Array | np.ndarray
 

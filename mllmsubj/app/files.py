@@ -1,7 +1,8 @@
-"""Where a command's PNG goes, checked before any work, and how it is written: whole or not at all."""
+"""Where a command's files go, checked before any work, and how they are written: whole or not at all."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,18 @@ def png_path(output: str | None) -> Path:
 
 
 def write_png(image: Image.Image, path: Path, **options: Any) -> None:
-    """Writes under a temporary name, then renames; makes the folder. Raises UserError if it cannot."""
+    """Writes a PNG through `replacing`."""
+    with replacing(path) as partial:
+        image.save(partial, format="PNG", **options)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed at the end; makes the folder. Raises UserError if it cannot."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(partial, format="PNG", **options)
+        yield partial
         partial.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from None

@@ -72,6 +72,7 @@ def run(width: int, tokens: int, steps: int, repeats: int) -> dict[str, Any]:
         name: _flops(config, condition, stages, tokens) for name, stages in (("staged", staged), ("all", everything))
     }
     forward = transformer_flops(config, tokens, CONTEXT, tokens)
+    peers = summary(against_peer, "mllmsubj", "diffusers")
     return {
         "what": "sampler",
         "device": jax.devices()[0].device_kind,
@@ -80,8 +81,8 @@ def run(width: int, tokens: int, steps: int, repeats: int) -> dict[str, Any]:
         "context_tokens": CONTEXT,
         "steps": steps,
         "max_abs_difference_from_diffusers": float(difference),
-        "peer": summary(against_peer, "mllmsubj", "diffusers"),
-        "peer_ratio": summary(against_peer, "mllmsubj", "diffusers")["ratio"],
+        "peer": peers,
+        "peer_ratio": peers["ratio"],
         "gflop_per_second": round(forward * steps / np.median(against_peer["mllmsubj"]) / 1e9, 1),
         "staged": summary(against_all, "staged", "all_tokens")
         | {"flops_ratio": round(flops["staged"] / flops["all"], 4)},

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mllmsubj.convert.engine import Entry, Table, TensorFiles, convert, inside, linear, norm, read_config, repeat
+from mllmsubj.convert.engine import Entry, Table, TensorFiles, convert, inside, linear, norm, read_config, repeat, sizes
 from mllmsubj.errors import UserError
 from mllmsubj.models.clip import ACTIVATIONS, CLIPTextConfig, CLIPTextModel
 from mllmsubj.models.layers import abstract_params
@@ -27,17 +27,7 @@ def load_clip_text(folder: str | Path) -> tuple[CLIPTextConfig, Params]:
         raise UserError(
             f"{folder}/config.json: {key} is {value!r}, not {wanted}; give the text_encoder folder of a FLUX model"
         )
-    config = CLIPTextConfig(
-        vocab_size=raw["vocab_size"],
-        hidden_size=raw["hidden_size"],
-        intermediate_size=raw["intermediate_size"],
-        num_hidden_layers=raw["num_hidden_layers"],
-        num_attention_heads=raw["num_attention_heads"],
-        max_position_embeddings=raw["max_position_embeddings"],
-        hidden_act=raw["hidden_act"],
-        layer_norm_eps=raw["layer_norm_eps"],
-        eos_token_id=raw["eos_token_id"],
-    )
+    config = sizes(CLIPTextConfig, raw)
     tensors = TensorFiles(folder)
     prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
     expected = abstract_params(CLIPTextModel(config))

@@ -6,9 +6,9 @@ over on either side is an error, and all errors are reported together.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from einops import rearrange
@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from mllmsubj.errors import UserError
 from mllmsubj.sharding import flatten, unflatten
 from mllmsubj.typing import Params
+
+T = TypeVar("T")
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "same": lambda x: x,
@@ -100,6 +102,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         return json.loads(path.read_text(), object_hook=Section)
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def sizes(cls: type[T], raw: dict[str, Any]) -> T:
+    """A model's dataclass of sizes from a `read_config` that calls them by the same names."""
+    values = {field.name: raw[field.name] for field in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 class TensorFiles(Mapping[str, np.ndarray]):

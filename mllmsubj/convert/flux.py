@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mllmsubj.convert.engine import Table, linear, load, norm, read_config, repeat
+from mllmsubj.convert.engine import Table, linear, load, norm, read_config, repeat, sizes
 from mllmsubj.models.dit import FluxConfig, FluxTransformer
 from mllmsubj.models.layers import abstract_params
 from mllmsubj.typing import Params
@@ -11,17 +11,7 @@ from mllmsubj.typing import Params
 def load_transformer(folder: str | Path) -> tuple[FluxConfig, Params]:
     """Sizes and parameters (numpy, in the file's dtype) of a FLUX transformer."""
     raw = read_config(folder)
-    config = FluxConfig(
-        in_channels=raw["in_channels"],
-        num_layers=raw["num_layers"],
-        num_single_layers=raw["num_single_layers"],
-        attention_head_dim=raw["attention_head_dim"],
-        num_attention_heads=raw["num_attention_heads"],
-        joint_attention_dim=raw["joint_attention_dim"],
-        pooled_projection_dim=raw["pooled_projection_dim"],
-        guidance_embeds=raw["guidance_embeds"],
-        axes_dims_rope=tuple(raw["axes_dims_rope"]),
-    )
+    config = sizes(FluxConfig, raw)
     return config, load(folder, table(config), abstract_params(FluxTransformer(config)))
 
 

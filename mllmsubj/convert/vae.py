@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mllmsubj.convert.engine import Entry, Table, conv, inside, linear, load, norm, read_config
+from mllmsubj.convert.engine import Entry, Table, conv, inside, linear, load, norm, read_config, sizes
 from mllmsubj.errors import UserError
 from mllmsubj.models.layers import abstract_params
 from mllmsubj.models.vae import AutoencoderKL, VAEConfig
@@ -31,17 +31,7 @@ def load_vae(folder: str | Path) -> tuple[VAEConfig, Params]:
     raw = read_config(folder)
     for key, value, wanted in _refused(raw):
         raise UserError(f"{folder}/config.json: {key} is {value!r}, not {wanted}; give the vae folder of a FLUX model")
-    config = VAEConfig(
-        in_channels=raw["in_channels"],
-        out_channels=raw["out_channels"],
-        block_out_channels=tuple(raw["block_out_channels"]),
-        layers_per_block=raw["layers_per_block"],
-        latent_channels=raw["latent_channels"],
-        norm_num_groups=raw["norm_num_groups"],
-        mid_block_add_attention=raw["mid_block_add_attention"],
-        scaling_factor=raw["scaling_factor"],
-        shift_factor=raw["shift_factor"],
-    )
+    config = sizes(VAEConfig, raw)
     return config, load(folder, table(config), abstract_params(AutoencoderKL(config)))
 
 

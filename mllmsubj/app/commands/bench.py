@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from mllmsubj.app.cli import parse
+from mllmsubj.app.files import replacing
 from mllmsubj.errors import UserError
 
 WHAT = ("sampler", "toyworld")
@@ -41,10 +42,8 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     text = json.dumps(_measure(values), indent=2)
     print(text)
     if values.json:
-        try:
-            Path(values.json).write_text(text + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {values.json!r}: {error.strerror or error}") from None
+        with replacing(Path(values.json)) as partial:
+            partial.write_text(text + "\n")
 
 
 def _measure(values: flags.FlagValues) -> dict[str, object]:
