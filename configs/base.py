@@ -57,4 +57,66 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.text_guidance = 1.0  # true guidance on the MLLM's tokens; 1 is off
     config.sampling.reference_guidance = 1.0  # true guidance on the VAE's tokens; 1 is off
     config.sampling.batch_size = 4  # pictures denoised together
+
+    config.data = ConfigDict()
+    config.data.source = "toyworld"  # or FILE.jsonl, a folder of ArrayRecord or parquet files, or "tfds:NAME@DIR"
+    config.data.split = "train"  # of toyworld and TFDS
+    config.data.examples = 1_000_000  # that toyworld draws
+    config.data.sizes = ((512, 512), (576, 448), (448, 576), (640, 400), (400, 640))  # targets: height, width in pixels
+    config.data.max_references = 1  # an example with more keeps its first ones
+    config.data.prompt_tokens = 256  # of the prompt and the template's tail; longer prompts are skipped
+    config.data.swap = 0.0  # probability that target and (single) reference change places
+    config.data.flip = 0.0  # probability that a reference is mirrored
+    config.data.crop = 1.0  # smallest share of a reference's area that a random crop keeps; 1: no crop
+    config.data.remove_background = 0.0  # probability that a reference with a mask is put on white
+    config.data.min_scores = ()  # such as (("dino", 0.7), ("aesthetic", 6.0)); others are left out
+    config.data.max_skipped = 0.01  # share of unreadable examples at which the run stops
+    config.data.threads = 8  # that read and decode, on each host
+    config.data.prefetch = 4  # batches made ahead, on each host
+
+    config.train = ConfigDict()
+    config.train.weights = ""  # checkpoint folder of the frozen weights, "tiny", or "random"
+    config.train.start_from = ""  # workdir or checkpoint whose trained parameters are the start, instead of those
+    config.train.batch_size = 64  # examples an update, over all devices
+    config.train.accumulate = 1  # parts of a batch whose gradients are summed before the update
+    for stage, steps in (("stage1", 25_000), ("stage2", 10_000)):
+        config.train[stage] = ConfigDict()
+        config.train[stage].steps = steps
+        config.train[stage].warmup_steps = 500
+        config.train[stage].learning_rates = (("dla/.*", 1e-4), (".*/lora_[ab]", 5e-5))  # None: frozen
+    config.train.stage1.modes = ConfigDict(dict(both=0.0, mllm=0.9, vae=0.0, none=0.1))  # shares of the examples
+    config.train.stage2.modes = ConfigDict(dict(both=0.6, mllm=0.15, vae=0.15, none=0.1))
+    config.train.time = ConfigDict()
+    config.train.time.density = "logit_normal"  # of t; or "shifted_uniform", by `shift` and the picture's tokens
+    config.train.time.mean = 0.0  # of the logit of t
+    config.train.time.std = 1.0
+    config.train.guidance = 1.0  # what the guidance embedding reads in training
+    config.train.sample_posterior = True  # targets are drawn from the VAE's posterior; False takes its mean
+    config.train.beta1 = 0.9
+    config.train.beta2 = 0.999
+    config.train.weight_decay = 0.01
+    config.train.clip_norm = 1.0  # of the global gradient
+    config.train.ema_decay = 0.999  # of the trained parameters; 0 is off
+    config.train.max_bad_steps = 10  # updates in a row with NaN or Inf, each left out, at which the run stops
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 1000
+    config.checkpoint.every_minutes = 15.0  # 0: off
+    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_every_steps = 5000  # these stay for good; 0: off
+    config.checkpoint.keep_best = 0  # this many by `best` stay too
+    config.checkpoint.best = "loss/all"  # a number that an evaluator gives
+    config.checkpoint.best_is = "min"
+
+    config.log = ConfigDict()
+    config.log.every_steps = 50
+    config.log.tensorboard = True
+    config.log.wandb = ""  # project of Weights & Biases
+    config.log.profile_start = 10  # steps after the start
+    config.log.profile_steps = 0  # 0: no profile
+
+    config.evals = ConfigDict()  # every_steps 0: off
+    config.evals.source = ""  # as data.source; empty: the same source's test split
+    config.evals.loss = ConfigDict(dict(every_steps=1000, examples=256))
+    config.evals.samples = ConfigDict(dict(every_steps=2500, count=4, steps=0))  # sampler's steps 0: as in `sampling`
     return config

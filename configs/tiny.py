@@ -63,4 +63,18 @@ def get_config(variant: str = "") -> ConfigDict:
     config.reference.long_side_several = 96
     config.sampling.height = 128
     config.sampling.width = 128
+
+    config.compute.remat = False
+    config.data.sizes = ((128, 128),)
+    config.train.weights = "tiny"
+    config.train.batch_size = 8
+    config.train.stage1.update(steps=300, warmup_steps=20)
+    config.train.stage2.update(steps=200, warmup_steps=20)
+    for stage in (config.train.stage1, config.train.stage2):
+        stage.learning_rates = (("dla/.*", 1e-3), (".*/lora_[ab]", 1e-3))
+    config.train.ema_decay = 0.98
+    config.checkpoint.update(every_steps=100, every_minutes=5.0, keep_every_steps=0)
+    config.log.every_steps = 10
+    config.evals.loss.update(every_steps=100, examples=32)
+    config.evals.samples.update(every_steps=250, steps=12)
     return config

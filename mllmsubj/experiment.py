@@ -17,12 +17,14 @@ from ml_collections import ConfigDict
 
 from mllmsubj.data.images import ReferenceConfig
 from mllmsubj.data.prompts import PromptConfig
+from mllmsubj.data.settings import DataConfig
 from mllmsubj.diffusion.schedule import ShiftConfig
 from mllmsubj.diffusion.settings import SamplingConfig
 from mllmsubj.errors import UserError, nearest
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectConfig
 from mllmsubj.ops.attention import Implementation
+from mllmsubj.train.settings import CheckpointConfig, EvalsConfig, LogConfig, TrainConfig
 
 T = TypeVar("T")
 
@@ -65,6 +67,11 @@ class Experiment:
     reference: ReferenceConfig
     shift: ShiftConfig
     sampling: SamplingConfig
+    data: DataConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+    evals: EvalsConfig
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Experiment":

@@ -17,7 +17,9 @@ MAY_IMPORT = {
     "convert": {"typing", "models", "sharding", "errors"},
     "checkpoint": {"typing", "sharding", "errors"},
     "generate": {"typing", "models", "diffusion"},
-    "experiment": {"models", "diffusion", "data", "ops", "errors"},
+    "train": {"typing", "errors", "ops", "sharding", "models", "diffusion", "data", "checkpoint", "experiment", "evals"},
+    "evals": {"typing", "errors", "ops", "sharding", "models", "diffusion", "data", "generate", "experiment"},
+    "experiment": {"models", "diffusion", "data", "train", "ops", "errors"},
 }
 """Part of the package -> parts that it may import besides itself. `app` and `bench` may import all."""
 
