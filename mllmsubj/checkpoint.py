@@ -66,7 +66,11 @@ def read_config(folder: str | Path) -> ConfigDict:
 
 def _with_tuples(node: dict) -> dict:
     """JSON knows lists only; a config's are tuples, which flags can override."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
+
+    def as_tuple(value: object) -> object:
+        return tuple(map(as_tuple, value)) if isinstance(value, list) else value
+
+    return {key: as_tuple(value) for key, value in node.items()}
 
 
 def has_params(folder: str | Path) -> bool:

@@ -17,8 +17,8 @@ MAY_IMPORT = {
     "convert": {"typing", "models", "sharding", "errors"},
     "checkpoint": {"typing", "sharding", "errors"},
     "generate": {"typing", "models", "diffusion"},
-    "train": {"typing", "errors", "ops", "sharding", "models", "diffusion", "data", "checkpoint", "experiment", "evals"},
-    "evals": {"typing", "errors", "ops", "sharding", "models", "diffusion", "data", "generate", "experiment"},
+    "train": {"typing", "errors", "sharding", "models", "diffusion", "data", "checkpoint", "experiment", "evals"},
+    "evals": {"typing", "errors", "sharding", "models", "diffusion", "data", "generate", "experiment"},
     "experiment": {"models", "diffusion", "data", "train", "ops", "errors"},
 }
 """Part of the package -> parts that it may import besides itself. `app` and `bench` may import all."""

@@ -9,7 +9,8 @@ import numpy as np
 from mllmsubj.errors import UserError
 
 Pixels = bytes | np.ndarray
-"""A picture: a whole file as Pillow reads it (JPEG, PNG, WebP, …), or 8-bit [height, width, 3] (masks: [height, width])."""
+"""A picture: a whole file as Pillow reads it (JPEG, PNG, WebP, …), or 8-bit [height, width, 3]
+(masks: [height, width])."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         for height, width in self.sizes:
             if height % TOKEN_PIXELS or width % TOKEN_PIXELS or min(height, width) < TOKEN_PIXELS:
-                raise UserError(f"config key data.sizes has {height}x{width}; sides must be multiples of {TOKEN_PIXELS}")
+                raise UserError(f"config key data.sizes has {height}x{width}; use multiples of {TOKEN_PIXELS}")
         if not self.sizes:
             raise UserError("config key data.sizes is empty; name at least one (height, width)")
         for name in ("swap", "flip", "remove_background", "max_skipped"):

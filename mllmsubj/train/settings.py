@@ -33,7 +33,7 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.warmup_steps < 0:
-            raise UserError(f"a stage has steps={self.steps}, warmup_steps={self.warmup_steps}; both must be at least 0")
+            raise UserError(f"a stage has steps={self.steps}, warmup_steps={self.warmup_steps}; use 0 or more")
 
 
 @dataclass(frozen=True)
