@@ -102,6 +102,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000
     config.checkpoint.every_minutes = 15.0  # 0: off
+    config.checkpoint.grace_seconds = 120.0  # after SIGTERM, for the save that is then made
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_every_steps = 5000  # these stay for good; 0: off
     config.checkpoint.keep_best = 0  # this many by `best` stay too

@@ -1,5 +1,5 @@
 """A checkpoint folder: `config.json`, `params/` (orbax), `tokenizer/`, `clip_tokenizer/`, `files.json`
-(size and SHA-256 of each of their files).
+(size and SHA-256 of each of their files), and `base.json` if the parameters that it lacks lie in another checkpoint.
 
 Written under a temporary name and renamed, so that a folder that has `config.json` is whole.
 """
@@ -7,43 +7,96 @@ Written under a temporary name and renamed, so that a folder that has `config.js
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mllmsubj.errors import UserError
-from mllmsubj.sharding import flatten, parameter_shardings
+from mllmsubj.sharding import flatten, parameter_shardings, unflatten
 from mllmsubj.typing import Params
 
+T = TypeVar("T")
+
+TINY = Path(__file__).parent / "assets" / "tiny"
 TOKENIZERS = ("tokenizer", "clip_tokenizer")
+MESSAGE_BYTES = 4096
+"""Room for what the first process tells the others."""
 
 
-def save(folder: str | Path, config: ConfigDict, params: Params, tokenizers: Path) -> None:
+def folder_of(checkpoint: str | Path) -> Path:
+    """Where a checkpoint lies: "tiny" is the one that is shipped, a training run's is the `model` in its workdir."""
+    if str(checkpoint) == "tiny":
+        return TINY
+    folder = Path(checkpoint).expanduser()
+    return folder / "model" if (folder / "model" / "config.json").is_file() else folder
+
+
+def save(
+    folder: str | Path,
+    config: ConfigDict,
+    params: Params,
+    tokenizers: Path,
+    base: str | Path | None = None,
+    replace: bool = False,
+) -> None:
     """Writes a checkpoint; `tokenizers` is a folder with the two tokenizer folders, copied along.
 
-    Raises UserError if `folder` exists: checkpoints are never overwritten.
+    `base`: a checkpoint ("tiny" or a folder) that holds the parameters that `params` lacks; it is referred to, so it
+    must stay as it is. `replace` puts the new checkpoint in the place of the one that is there, which nobody else may
+    be writing. On several processes all call this, with the same arguments.
+    Raises UserError if `folder` exists and is not to be replaced, or is no checkpoint.
     """
     folder = Path(folder).absolute()
-    if folder.exists():
-        raise UserError(f"{folder} exists already; give another folder or delete it first")
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
+
+    def start() -> str:
+        if folder.exists() and not (replace and (folder / "config.json").is_file()):
+            raise UserError(f"{folder} exists already; give another folder or delete it first")
+        partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         partial.mkdir(parents=True)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial / "params", params)
+        return str(partial)
+
+    def finish() -> None:
         for name in TOKENIZERS:
             shutil.copytree(Path(tokenizers) / name, partial / name)
+        if base is not None:
+            (partial / "base.json").write_text(json.dumps(_reference(base), indent=2))
         (partial / "files.json").write_text(json.dumps(_listing(partial), indent=2))
         (partial / "config.json").write_text(config_text(config))
-        os.rename(partial, folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
+        _swap(partial, folder)
+
+    partial = folder
+    try:
+        partial = Path(on_first_process(start))
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial / "params", params)
+        on_first_process(finish)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot write {folder}: {reason(error)}") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial != folder and jax.process_index() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Renames `new` to `folder`, over a checkpoint that may be there; it is gone for the moment between two renames."""
+    old = new.with_name(new.name + ".old")
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(new, folder)
+    if old.exists():
+        for left in folder.parent.glob(f".{folder.name}.*"):  # of runs that were killed at this point, too
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def config_text(config: ConfigDict) -> str:
@@ -81,36 +134,101 @@ def has_params(folder: str | Path) -> bool:
 def restore(folder: str | Path, expected: Params, mesh: jax.sharding.Mesh) -> Params:
     """Parameters in the shapes and dtypes of `expected`, each device reading its own shards.
 
-    Raises UserError if files of the checkpoint are damaged, and if its parameters are not those that are expected,
-    naming the first few.
+    What the folder lacks comes from its base, whose other parameters are ignored. Raises UserError if files are
+    damaged, if a base is gone or has changed, and if the parameters are not those that are expected, naming the
+    first few.
     """
-    path = Path(folder).absolute() / "params"
+    wanted, shardings = dict(flatten(expected)), dict(flatten(parameter_shardings(expected, mesh)))
+    found: dict[str, Any] = {}
+    parts: list[tuple[Path, list[str]]] = []
+    part: Path | None = Path(folder).absolute()
+    while part is not None:
+        stored = _stored(part)
+        taken = [path for path in stored if path not in found and (path in wanted or not parts)]
+        found |= {path: stored[path] for path in taken}
+        parts.append((part, taken))
+        part = _base(part)
+    if problems := differences(found, wanted):
+        raise UserError(f"checkpoint {folder} does not fit its config: {problems}")
+    restored: Params = {}
+    for part, taken in parts:
+        target = {
+            path: jax.ShapeDtypeStruct(wanted[path].shape, wanted[path].dtype, sharding=shardings[path])
+            for path in taken
+        }
+        restored |= dict(flatten(_read(part, unflatten(target)))) if target else {}
+    return unflatten({path: restored[path] for path in wanted})
+
+
+def stored_paths(folder: str | Path) -> set[str]:
+    """Paths of the parameters in a checkpoint, its base's included. Raises UserError as `restore` does."""
+    paths: set[str] = set()
+    part: Path | None = Path(folder).absolute()
+    while part is not None:
+        paths |= _stored(part).keys()
+        part = _base(part)
+    return paths
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """Path -> metadata of the parameters that lie in the folder itself."""
+    path = folder / "params"
     if not path.is_dir():
         raise UserError(f"{folder} has no params folder")
-    _check_files(Path(folder))
-    shardings = parameter_shardings(expected, mesh)
-    target = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), expected, shardings
-    )
+    if problem := damage(folder):
+        raise UserError(f"checkpoint {folder} is damaged: {problem}; copy it again")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            found = dict(flatten(checkpointer.metadata(path).item_metadata.tree))
-            _compare(str(folder), found, dict(flatten(expected)))
-            return checkpointer.restore(path, target)
-    except UserError:
-        raise
-    except Exception as error:  # of many types, often thousands of characters long
-        raise UserError(f"cannot read the parameters in {path}: {' '.join(str(error).split())[:200]}") from None
+            return dict(flatten(checkpointer.metadata(path).item_metadata.tree))
+    except Exception as error:  # of many types
+        raise UserError(f"cannot read the parameters in {path}: {reason(error)}") from None
+
+
+def _read(folder: Path, target: Params) -> Params:
+    """The parameters named in `target`, which may be some of those in the folder."""
+    arguments = ocp.args.PyTreeRestore(
+        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+    )
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(folder / "params", args=arguments)
+    except Exception as error:  # of many types
+        raise UserError(f"cannot read the parameters in {folder / 'params'}: {reason(error)}") from None
+
+
+def _reference(base: str | Path) -> dict[str, str]:
+    """What `base.json` says; "tiny" is not a path, so that it is found wherever the package is installed."""
+    folder = folder_of(base).absolute()
+    name = "tiny" if folder == TINY.absolute() else str(folder)
+    return {"checkpoint": name, "fingerprint": fingerprint(folder)}
+
+
+def _base(folder: Path) -> Path | None:
+    """The checkpoint with the parameters that this one lacks, which must be what it was."""
+    if not (folder / "base.json").is_file():
+        return None
+    said = json.loads((folder / "base.json").read_text())
+    base = folder_of(said["checkpoint"])
+    name = f"checkpoint {folder} needs its base {said['checkpoint']} with fingerprint {said['fingerprint']}"
+    if not (base / "config.json").is_file():
+        raise UserError(f"{name}, which is no longer there; put it back, or a link to where it is")
+    if (now := fingerprint(base)) != said["fingerprint"]:
+        raise UserError(f"{name}, but what lies there now has {now}; put back the one it was trained on")
+    return base
 
 
 def fingerprint(folder: str | Path) -> str:
-    """12 hex digits that name a checkpoint: of SHA-256 over its config and the checksums of its files."""
+    """12 hex digits that name a checkpoint: of SHA-256 over its config and the checksums of its files.
+
+    One of these files is `base.json` with the base's fingerprint, so that another base makes another name.
+    """
     written, config = Path(folder) / "files.json", Path(folder) / "config.json"
     listing = written.read_text() if written.is_file() else json.dumps(_listing(Path(folder)))
     return hashlib.sha256((config.read_text() + listing).encode()).hexdigest()[:12]
 
 
-def _sizes(folder: Path) -> dict[str, int]:
+def sizes(folder: Path) -> dict[str, int]:
+    """Relative name -> bytes of every file below the folder."""
     return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
@@ -119,19 +237,24 @@ def _listing(folder: Path) -> dict[str, list]:
         with (folder / name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    return {name: [size, checksum(name)] for name, size in _sizes(folder).items()}
+    return {name: [size, checksum(name)] for name, size in sizes(folder).items()}
 
 
-def _check_files(folder: Path) -> None:
-    """Raises UserError if a file that `save` wrote is missing or cut short, as after a download that broke off."""
-    written, found = folder / "files.json", _sizes(folder)
-    for name, (size, _) in json.loads(written.read_text()).items() if written.is_file() else ():
+def damage(folder: Path) -> str | None:
+    """The first file of those in `files.json` that is missing or cut short, as after a download that broke off."""
+    written, found = folder / "files.json", sizes(folder)
+    try:
+        listing = json.loads(written.read_text()) if written.is_file() else {}
+    except ValueError:
+        return "files.json is cut short"
+    for name, (size, *_) in listing.items():
         if found.get(name) != size:
-            state = f"has {found[name]} bytes of {size}" if name in found else "is missing"
-            raise UserError(f"checkpoint {folder} is damaged: {name} {state}; copy it again")
+            return f"{name} has {found[name]} bytes of {size}" if name in found else f"{name} is missing"
+    return None
 
 
-def _compare(where: str, found: dict, expected: dict) -> None:
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """How two flat trees of shapes differ, the first few on one line; empty if they do not."""
     problems = [f"lacks {path}" for path in sorted(set(expected) - set(found))]
     problems += [f"has unknown {path}" for path in sorted(set(found) - set(expected))]
     problems += [
@@ -139,6 +262,35 @@ def _compare(where: str, found: dict, expected: dict) -> None:
         for path, leaf in expected.items()
         if path in found and tuple(found[path].shape) != tuple(leaf.shape)
     ]
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise UserError(f"checkpoint {where} does not fit its config: {'; '.join(problems[:3])}{more}")
+    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, on one short line: what orbax raises is often thousands of characters long."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    number = re.search(r"os_error_code='(\d+)'", text)  # tensorstore's, at the end
+    return os.strerror(int(number[1])) if number else text[:200]
+
+
+def on_first_process(action: Callable[[], T]) -> T:
+    """Runs `action` on process 0 while the others wait; what it returns (short JSON) or raises reaches all."""
+    if jax.process_count() == 1:
+        return action()
+    outcome: dict[str, Any] = {}
+    failure: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            outcome = {"value": action()}
+        except Exception as error:
+            outcome, failure = {"error": str(error)[:1000] or type(error).__name__}, error
+    text = json.dumps(outcome, ensure_ascii=False).encode()
+    told = multihost_utils.broadcast_one_to_all(np.frombuffer(text.ljust(MESSAGE_BYTES), np.uint8))
+    if failure is not None:
+        raise failure
+    outcome = json.loads(bytes(np.asarray(told, np.uint8)))
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    return outcome["value"]

@@ -18,6 +18,7 @@ from mllmsubj.typing import Array, Params, PyTree
 AXES = ("data", "fsdp", "tensor")
 
 ACTIVATION_AXES: dict[str, str | tuple[str, ...] | None] = {
+    "parts": None,
     "batch": ("data", "fsdp"),
     "seq": None,
     "embed": None,

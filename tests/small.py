@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from mllmsubj.data.batch import Batch
 from mllmsubj.experiment import Experiment, load_config
-from mllmsubj.models.layers import Compute
+from mllmsubj.models.layers import Compute, unstack
 from mllmsubj.models.subject import Condition, Layout, SubjectInputs, SubjectModel
+from mllmsubj.train.optimizer import learning_rates, make_optimizer, split
+from mllmsubj.train.settings import ModesConfig
+from mllmsubj.train.state import new_state
+from mllmsubj.train.step import TrainStep
 
 ROOT = Path(__file__).parents[1]
 GRID = (4, 6)
@@ -95,3 +100,55 @@ def small_inputs(batch=1, references=((32, 48),), text=6, padding=2, seed=0) -> 
         layout=Layout((len(head), length), tuple(spans)),
         null_text=(2, 5),
     )
+
+
+def small_batch(rows=4, size=(64, 96), side=64, seed=0):
+    """A batch with one reference a row, 8-bit, as `small_inputs` lays tokens out; odd rows' references are 64 x 32."""
+    rng = np.random.default_rng(seed)
+    inputs = small_inputs(rows, ((side, side),), seed=seed)
+    mask = np.ones((rows, side // 16, side // 16), bool)
+    mask[1::2, :, side // 32 :] = False
+    return Batch(
+        input_ids=inputs.input_ids,
+        attention_mask=np.array(inputs.attention_mask),
+        clip_ids=inputs.clip_ids,
+        tiles=rng.integers(0, 256, (rows, 1, 32, 32, 3), np.uint8),
+        references=rng.integers(0, 256, (rows, 1, side, side, 3), np.uint8),
+        reference_mask=mask.reshape(rows, -1),
+        target=rng.integers(0, 256, (rows, *size, 3), np.uint8),
+        example=np.arange(rows, dtype=np.int32),
+        skipped=np.zeros(rows, np.int32),
+        text=inputs.layout.text,
+        images=inputs.layout.images,
+    )
+
+
+def small_step(modes=(0.6, 0.15, 0.15, 0.1), accumulate=1, rates=(("dla/.*", 1e-2), (".*/lora_[ab]", 1e-2)), **compute):
+    """One stage's programs on the small model, with the state before the first step and the frozen parameters."""
+    config = small_config()
+    with config.unlocked():
+        config.train.stage2.learning_rates = rates
+        config.train.accumulate = accumulate
+    experiment = Experiment.from_config(config)
+    model = small_model(lora=True, **compute)
+    stage = replace(experiment.train.stage2, modes=ModesConfig(*modes))
+    params = random_like(small_model(lora=True).abstract_params())
+    chosen = learning_rates(params, stage)
+    optimizer = make_optimizer(experiment.train)
+    step = TrainStep(
+        model=model,
+        train=experiment.train,
+        stage=stage,
+        first=0,
+        rates=chosen,
+        optimizer=optimizer,
+        reference=experiment.reference,
+        shift=experiment.shift,
+        null_ids=(1, 2, 7, 8, 9),
+        null_text=(2, 5),
+        seed=0,
+    )
+    trained, frozen = split(params, set(chosen))
+    if not model.compute.scan_layers:
+        frozen = unstack(frozen)
+    return step, new_state(trained, set(chosen), optimizer, ema=True), frozen

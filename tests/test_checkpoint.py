@@ -55,6 +55,109 @@ def test_a_checkpoint_is_never_overwritten(folder, params):
     assert checkpoint.read_config(folder).to_dict() == CONFIG.to_dict()
 
 
+def test_a_checkpoint_may_be_replaced(folder, params):
+    before = checkpoint.fingerprint(folder)
+    (folder.parent / ".checkpoint.0123abcd.old").mkdir()  # a replacement that was killed half-way
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, params)
+    checkpoint.save(folder, CONFIG, doubled, TINY, replace=True)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.restore(folder, tree(), make_mesh()), doubled)
+    assert checkpoint.fingerprint(folder) != before
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
+def test_only_a_checkpoint_is_replaced(tmp_path, params):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match="photos exists already"):
+        checkpoint.save(tmp_path / "photos", CONFIG, params, TINY, replace=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_a_replacement_that_fails_changes_nothing(folder, params, tmp_path):
+    with pytest.raises(UserError, match="cannot write"):
+        checkpoint.save(folder, CONFIG, params, tmp_path / "nowhere", replace=True)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.restore(folder, tree(), make_mesh()), params)
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
+def trained(value: float) -> dict:
+    return {"dla": {"layer_scale_x": jnp.full(16, value)}}
+
+
+@pytest.fixture
+def upper(folder, tmp_path):
+    """A checkpoint of trained parameters only, on top of `folder`."""
+    checkpoint.save(tmp_path / "upper", CONFIG, trained(3.0), TINY, base=folder)
+    return tmp_path / "upper"
+
+
+def whole(**shapes) -> dict:
+    return tree(**shapes) | jax.eval_shape(lambda: trained(0.0))
+
+
+def test_parameters_of_the_base(upper, params):
+    mesh = make_mesh(fsdp=8)
+    restored = checkpoint.restore(upper, whole(), mesh)
+    jax.tree.map(np.testing.assert_array_equal, restored, params | trained(3.0))
+    assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(restored))
+
+
+def test_bases_of_bases_and_what_they_trained(upper, params, tmp_path):
+    checkpoint.save(tmp_path / "top", CONFIG, trained(4.0), TINY, base=upper)
+    restored = checkpoint.restore(tmp_path / "top", whole(), make_mesh())
+    jax.tree.map(np.testing.assert_array_equal, restored, params | trained(4.0))
+    with pytest.raises(UserError, match="has unknown dla/layer_scale_x"):
+        checkpoint.restore(tmp_path / "top", tree(), make_mesh())
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says"),
+    [(dict(layer_scale_y=(2,)), "lacks vae/conv_in/layer_scale_y"), (dict(bias=(8,)), r"bias is \(16,\)")],
+)
+def test_what_a_base_cannot_give(upper, shapes, says):
+    with pytest.raises(UserError, match=rf"checkpoint .*upper does not fit its config: .*{says}"):
+        checkpoint.restore(upper, whole(**shapes), make_mesh())
+
+
+@pytest.mark.parametrize("change", ["gone", "retrained", "damaged"])
+def test_a_base_must_stay_as_it_is(folder, upper, params, change):
+    if change == "gone":
+        folder.rename(folder.with_name("elsewhere"))
+        says = rf"upper needs its base {folder} with fingerprint \w{{12}}, which is no longer there"
+    elif change == "retrained":
+        checkpoint.save(folder, CONFIG, jax.tree.map(jnp.negative, params), TINY, replace=True)
+        says = rf"upper needs its base {folder} with .* has {checkpoint.fingerprint(folder)}"
+    else:
+        damaged(folder / "params" / "_METADATA", "cut")
+        says = rf"checkpoint {folder} is damaged"
+    with pytest.raises(UserError, match=says) as error:
+        checkpoint.restore(upper, whole(), make_mesh())
+    assert "\n" not in str(error.value)
+
+
+def test_fingerprints_tell_bases_apart(folder, upper, tmp_path):
+    checkpoint.save(tmp_path / "same", CONFIG, trained(3.0), TINY, base=upper)
+    said = [json.loads((path / "base.json").read_text()) for path in (upper, tmp_path / "same")]
+    assert [each["fingerprint"] for each in said] == [checkpoint.fingerprint(path) for path in (folder, upper)]
+    assert all("base.json" in json.loads((path / "files.json").read_text()) for path in (upper, tmp_path / "same"))
+    assert len({checkpoint.fingerprint(path) for path in (folder, upper, tmp_path / "same")}) == 3
+
+
+def test_the_shipped_base_is_no_path(tmp_path):
+    checkpoint.save(tmp_path / "upper", CONFIG, trained(3.0), TINY, base=TINY)
+    assert json.loads((tmp_path / "upper" / "base.json").read_text())["checkpoint"] == "tiny"
+
+
+def test_a_workdir_is_its_model(folder, params, tmp_path):
+    assert checkpoint.folder_of("tiny") == TINY
+    assert checkpoint.folder_of(folder) == folder
+    workdir = tmp_path / "workdir"
+    workdir.mkdir()
+    (workdir / "config.json").write_text("{}")
+    assert checkpoint.folder_of(workdir) == workdir
+    checkpoint.save(workdir / "model", CONFIG, params, TINY)
+    assert checkpoint.folder_of(str(workdir)) == workdir / "model"
+
+
 @pytest.mark.parametrize("wrong", ["tokenizers", "parent"])
 def test_nothing_is_left_of_a_save_that_fails(tmp_path, params, wrong):
     (tmp_path / "file").touch()
@@ -111,10 +214,10 @@ def test_damage_that_orbax_finds(folder, damage):
 
 
 def test_what_orbax_says_is_cut_to_one_line(folder, monkeypatch):
-    def restore(*_):
+    def restore(*_, **__):
         raise Exception("many\nlines " * 999)
 
-    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", restore)
+    monkeypatch.setattr(ocp.Checkpointer, "restore", restore)
     with pytest.raises(UserError, match=r"cannot read the parameters in .*params: many lines") as error:
         checkpoint.restore(folder, tree(), make_mesh())
     assert "\n" not in str(error.value)

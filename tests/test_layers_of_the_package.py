@@ -17,8 +17,17 @@ MAY_IMPORT = {
     "convert": {"typing", "models", "sharding", "errors"},
     "checkpoint": {"typing", "sharding", "errors"},
     "generate": {"typing", "models", "diffusion"},
-    "train": {"typing", "errors", "sharding", "models", "diffusion", "data", "checkpoint", "experiment", "evals"},
-    "evals": {"typing", "errors", "sharding", "models", "diffusion", "data", "generate", "experiment"},
+    "devices": set(),
+    "distributed": {"typing", "errors"},
+    "weights": {"typing", "models", "sharding", "checkpoint", "errors"},
+    "train": {
+        *("typing", "errors", "ops", "sharding", "devices", "distributed", "models", "diffusion", "data", "checkpoint"),
+        *("weights", "experiment", "evals"),
+    },
+    "evals": {
+        *("typing", "errors", "sharding", "distributed", "models", "diffusion", "data", "generate", "experiment"),
+        "train",
+    },
     "experiment": {"models", "diffusion", "data", "train", "ops", "errors"},
 }
 """Part of the package -> parts that it may import besides itself. `app` and `bench` may import all."""

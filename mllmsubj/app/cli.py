@@ -17,7 +17,8 @@ from mllmsubj.errors import UserError, nearest
 COMMANDS = {
     "generate": "draw the subject of a picture as a prompt says",
     "demo": "the whole thing on this machine: a photograph and a prompt in, a picture out",
-    "data": "preview: a contact sheet of toyworld, the drawn world that comes with the package",
+    "train": "train both stages; run again, it resumes exactly",
+    "data": "preview: a contact sheet of toyworld; pack: a data set as a few large files; check: is all of it readable",
     "bench": "speed against a peer, in one run, as ratios",
 }
 """Name -> what it does; each is a module of `mllmsubj.app.commands` with `define(flags)` and `run(flags, argv)`."""
@@ -69,6 +70,7 @@ def _set_up() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "mllmsubj" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow, which data and writers load, greets with lines
     warnings.showwarning = lambda message, *_, **__: print(f"mllmsubj: warning: {message}", file=sys.stderr)
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from mllmsubj import checkpoint as checkpoints
 from mllmsubj.app.files import write_png
 from mllmsubj.app.request import Reference, RequestReader
+from mllmsubj.checkpoint import TINY, folder_of
 from mllmsubj.data.images import to_pil
 from mllmsubj.diffusion.settings import SamplingConfig
 from mllmsubj.experiment import Experiment, typed
@@ -25,10 +26,9 @@ from mllmsubj.generate import Generator
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.lora import merge_lora
 from mllmsubj.models.subject import SubjectModel
-from mllmsubj.sharding import make_mesh, parameter_shardings
+from mllmsubj.sharding import make_mesh
 from mllmsubj.typing import Params
-
-TINY = Path(__file__).parents[1] / "assets" / "tiny"
+from mllmsubj.weights import random_params
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Pipeline:
 
     @classmethod
     def load(cls, checkpoint: str | Path = "tiny", config: ConfigDict | None = None) -> "Pipeline":
-        """A checkpoint folder, or "tiny", the one that is shipped; `config` replaces the checkpoint's own.
+        """A checkpoint folder, a training run's workdir, or "tiny", which is shipped; `config` replaces its own.
 
         Adapters are folded into the transformer. Raises UserError for a folder that is no checkpoint, lacks its
         tokenizers or is damaged, a config that is none, or parameters of other shapes.
@@ -76,16 +76,15 @@ class Pipeline:
         compute = experiment.compute.resolve()
         model = SubjectModel(experiment.model, replace(compute, scan_layers=True))  # as checkpoints are laid out
         mesh, reader = make_mesh(**asdict(experiment.mesh)), RequestReader(experiment, folder)
-        expected = model.abstract_params()
         if checkpoints.has_params(folder) or folder != TINY:
-            params = checkpoints.restore(folder, expected, mesh)
+            params = checkpoints.restore(folder, model.abstract_params(), mesh)
         else:
             warnings.warn(
                 "checkpoint 'tiny' has no trained weights yet: these are random, from the config's seed, and so "
                 "are the pictures",
                 stacklevel=2,
             )
-            params = _random(model, expected, experiment.seed, mesh)
+            params = random_params(model, experiment.seed, mesh)
         if experiment.model.lora is not None:
             merge = jax.jit(merge_lora, static_argnums=1)
             params["transformer"] = merge(params["transformer"], experiment.model.lora)
@@ -123,18 +122,6 @@ class Pipeline:
     def settings(self, **sampling: Any) -> SamplingConfig:
         """The config's sampling settings with some replaced; raises UserError for any that cannot be."""
         return typed(SamplingConfig, asdict(self.experiment.sampling) | sampling, "sampling")
-
-
-def folder_of(checkpoint: str | Path) -> Path:
-    """Where a checkpoint lies; "tiny" is the one that is shipped."""
-    return TINY if str(checkpoint) == "tiny" else Path(checkpoint).expanduser()
-
-
-def _random(model: SubjectModel, expected: Params, seed: int, mesh: jax.sharding.Mesh) -> Params:
-    def init(key: jax.Array) -> Params:
-        return jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), model.init(key), expected)
-
-    return jax.jit(init, out_shardings=parameter_shardings(expected, mesh))(jax.random.key(seed))
 
 
 class _Bar:

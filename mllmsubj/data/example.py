@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class Index:
     """[n] float32 by name, NaN where an example lacks it."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """A dataset; `repr` names it for good: the same text, the same examples in the same order."""
 

@@ -1,6 +1,8 @@
 """Any picture that Pillow reads -> upright 8-bit RGB -> the arrays that the MLLM and the VAE want."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mllmsubj.errors import UserError
 from mllmsubj.ops.patchify import TOKEN_PIXELS
 from mllmsubj.typing import Float
+
+# Of damaged metadata and large files: the pixels are what counts. For good, since `catch_warnings` is not for threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,10 @@ class ReferenceConfig:
     """Mean and deviation per channel, of [0, 1] pixels, that the MLLM's vision tower was trained with."""
     std: tuple[float, ...]
 
+    def vae_side(self, several: bool) -> int:
+        """Long side of a reference for the VAE, where there are `several` or one."""
+        return self.long_side_several if several else self.long_side
+
 
 def open_image(path: str | Path) -> Image.Image:
     """The picture in a file, as `to_rgb` gives it. Raises UserError if it is missing or no picture."""
@@ -34,26 +43,28 @@ def open_image(path: str | Path) -> Image.Image:
     name = f"reference image {str(path)!r}"
     if not path.is_file():
         raise UserError(f"{name} is {'no file' if path.exists() else 'not there'}")
+    with reading(name), Image.open(path) as image:
+        return to_rgb(image)
+
+
+@contextmanager
+def reading(what: str, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Whatever Pillow raises of the picture called `what` becomes one line, an error of that kind."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata and large files; the pixels are what counts
-            with Image.open(path) as image:
-                return to_rgb(image)
+        yield
     except Image.DecompressionBombError:
-        raise UserError(f"{name} has too many pixels; scale it down first") from None
+        raise kind(f"{what} has too many pixels; scale it down first") from None
     except UnidentifiedImageError:
-        raise UserError(f"{name} is no picture, or in a format that Pillow does not read") from None
+        raise kind(f"{what} is no picture, or in a format that Pillow does not read") from None
     except Exception as error:  # decoders raise anything: OSError, SyntaxError, RuntimeError, struct.error, …
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name} cannot be read as a picture: {reason}") from None
+        raise kind(f"{what} cannot be read as a picture: {reason}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """First frame, turned upright by its EXIF orientation, 8-bit RGB; transparency lies on white."""
     image.seek(0)
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N", "F"):
-        return Image.fromarray(_eight_bits(np.asarray(image), image.mode)).convert("RGB")
+    image = eight_bits(ImageOps.exif_transpose(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -61,24 +72,45 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Wider grey to 8 bits: 16-bit modes by their range; "I" and "F" name none, so by the values' own."""
+    mode = image.mode
+    if mode not in ("I", "I;16", "I;16B", "I;16L", "I;16N", "F"):
+        return image
+    ranges = (65535.0,) if mode.startswith("I;16") else (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
+    values = np.nan_to_num(np.asarray(image)).astype(np.float64)
+    top = next((top for top in ranges if values.max(initial=0) <= top), ranges[-1])
+    return Image.fromarray(np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8))
+
+
 def mllm_tile(
     image: Image.Image, size: tuple[int, int], config: ReferenceConfig
 ) -> Float[np.ndarray, "height width 3"]:
-    """One tile of `size` (height, width), squeezed to fit and normalised, as InternVL does with a single tile.
-
-    Source: InternVL's `dynamic_preprocess` with one tile; bicubic.
-    """
-    pixels = np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC), np.float32) / 255.0
+    """One tile of `size` (height, width), normalised."""
+    pixels = np.asarray(squeeze(image, size), np.float32) / 255.0
     return (pixels - np.asarray(config.mean, np.float32)) / np.asarray(config.std, np.float32)
 
 
+def squeeze(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """To fit a tile of `size` (height, width), as InternVL does with a single tile.
+
+    Source: InternVL's `dynamic_preprocess` with one tile; bicubic.
+    """
+    return image.resize(size[::-1], Image.Resampling.BICUBIC)
+
+
 def vae_picture(image: Image.Image, several: bool, config: ReferenceConfig) -> Float[np.ndarray, "height width 3"]:
-    """The reference in [-1, 1] at the VAE branch's size: long side as configured, sides multiples of 16."""
-    long_side = config.long_side_several if several else config.long_side
-    scale = long_side / max(image.size)
+    """The reference in [-1, 1] at the VAE branch's size."""
+    return np.asarray(fit(image, several, config), np.float32) / 127.5 - 1.0
+
+
+def fit(image: Image.Image, several: bool, config: ReferenceConfig) -> Image.Image:
+    """At the VAE branch's size: long side as configured, sides multiples of 16."""
+    scale = config.vae_side(several) / max(image.size)
     width, height = (max(TOKEN_PIXELS, round(side * scale / TOKEN_PIXELS) * TOKEN_PIXELS) for side in image.size)
-    resized = image.resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(resized, np.float32) / 127.5 - 1.0
+    if image.size == (width, height):
+        return image  # Pillow would copy it
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def check_references(images: list[Image.Image], config: ReferenceConfig) -> None:
@@ -99,11 +131,3 @@ def check_references(images: list[Image.Image], config: ReferenceConfig) -> None
 def to_pil(pixels: Float[np.ndarray, "height width 3"]) -> Image.Image:
     """A picture from [-1, 1], clipped and rounded. Source: diffusers `VaeImageProcessor`."""
     return Image.fromarray(np.rint(np.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(np.uint8))
-
-
-def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Wider grey values to 8 bits: 16-bit modes by their range; "I" and "F" name none, so by the values' own."""
-    ranges = (65535.0,) if mode.startswith("I;16") else (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
-    values = np.nan_to_num(values).astype(np.float64)
-    top = next((top for top in ranges if values.max(initial=0) <= top), ranges[-1])
-    return np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8)

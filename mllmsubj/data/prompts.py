@@ -1,6 +1,7 @@
 """Prompt and number of references -> token ids with a fixed layout, for the MLLM and for CLIP."""
 
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,45 +60,71 @@ class PromptEncoder:
         """`image_tokens`: visual tokens of one reference, `image_token_id` each."""
         self.config, self.image_tokens = config, image_tokens
         self._mllm, self._clip = _tokenizer(mllm_folder), _tokenizer(clip_folder)
+        self._lock = threading.Lock()  # a call may set the tokenizer's options: none may while another thread reads
         ids = self._ids(IMAGE_TOKEN)
         if ids != [image_token_id] or image_token_id in self._plain_ids(IMAGE_TOKEN):
             raise UserError(
                 f"{mllm_folder}: {IMAGE_TOKEN} must be one special token, {image_token_id} as in the config's "
                 f"model.mllm.image_token_id; it is {ids}"
             )
+        self._heads: dict[int, tuple[list[int], tuple[tuple[int, int], ...]]] = {}
+        self._tail = self._ids("<|im_end|>\n<|im_start|>assistant\n")
+        self._no_clip_ids = self._clip_ids("") if config.pooled == "empty" else None
 
-    def __call__(self, prompt: str, references: int) -> PromptTokens:
-        """Ids of `<system> <references> prompt <tail>`; raises UserError for a prompt that is too long."""
-        head = self._ids(f"<|im_start|>system\n{self.config.system}<|im_end|>\n<|im_start|>user\n")
-        start, token, end = (self._ids(name) for name in (IMAGE_START, IMAGE_TOKEN, IMAGE_END))
-        newline, images = self._ids("\n"), []
-        for _ in range(references):
-            head += start
-            images.append((len(head), len(head) + self.image_tokens))
-            head += token * self.image_tokens + end
-            head += newline if len(images) < references else []
+    def __call__(self, prompt: str, references: int, text_tokens: int | None = None) -> PromptTokens:
+        """Ids of `<system> <references> prompt <tail>`; raises UserError for a prompt that is too long.
+
+        With `text_tokens`, prompt and tail are padded to exactly that many, so that all prompts are equally long.
+        """
+        head, images = self._head(references)
         lead = "\n" if references else ""
-        text = self._plain_ids(lead + prompt) + self._ids("<|im_end|>\n<|im_start|>assistant\n")
-        if len(text) > self.config.max_tokens:
-            raise UserError(
-                f"the prompt has {len(text)} tokens; this model reads at most {self.config.max_tokens}, shorten it"
-            )
-        padding = -len(text) % self.config.pad_to if prompt else 0
+        text = self._plain_ids(lead + prompt) + self._tail
+        limit = self.config.max_tokens if text_tokens is None else text_tokens
+        if len(text) > limit:
+            advice = "this model reads" if text_tokens is None else "config key data.prompt_tokens allows"
+            raise UserError(f"the prompt has {len(text)} tokens; {advice} at most {limit}, shorten it")
+        if text_tokens is not None:
+            padding = text_tokens - len(text)
+        else:
+            padding = -len(text) % self.config.pad_to if prompt else 0
         ids = np.asarray([head + text + [self._mllm.pad_token_id] * padding], np.int32)
         mask = np.arange(ids.shape[1])[None] < len(head) + len(text)
-        return PromptTokens(ids, mask, self._clip_ids(prompt), (len(head), ids.shape[1]), tuple(images))
+        clip_ids = self._clip_ids(prompt) if self._no_clip_ids is None else self._no_clip_ids
+        return PromptTokens(ids, mask, clip_ids, (len(head), ids.shape[1]), images)
+
+    def layout(self, references: int, text_tokens: int) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
+        """`text` and `images` of every prompt that is padded to `text_tokens`."""
+        head, images = self._head(references)
+        return (len(head), len(head) + text_tokens), images
+
+    def _head(self, references: int) -> tuple[list[int], tuple[tuple[int, int], ...]]:
+        """Ids of `<system> <references>`, and where each reference lies in them; made once."""
+        if references not in self._heads:
+            head = self._ids(f"<|im_start|>system\n{self.config.system}<|im_end|>\n<|im_start|>user\n")
+            start, token, end = (self._ids(name) for name in (IMAGE_START, IMAGE_TOKEN, IMAGE_END))
+            newline, images = self._ids("\n"), []
+            for _ in range(references):
+                head += start
+                images.append((len(head), len(head) + self.image_tokens))
+                head += token * self.image_tokens + end
+                head += newline if len(images) < references else []
+            self._heads[references] = head, tuple(images)
+        return self._heads[references]
 
     def _ids(self, text: str) -> list[int]:
-        return self._mllm(text, add_special_tokens=False, verbose=False)["input_ids"]
+        with self._lock:
+            return self._mllm(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _plain_ids(self, text: str) -> list[int]:
         """Ids of a user's text, which holds no special tokens."""
-        return self._mllm(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        with self._lock:
+            ids = self._mllm(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return ids["input_ids"]
 
-    def _clip_ids(self, prompt: str) -> Int[Array, "1 u"]:
-        text = prompt if self.config.pooled == "prompt" else ""
+    def _clip_ids(self, text: str) -> Int[Array, "1 u"]:
         length = self.config.clip_tokens
-        ids = self._clip(text, padding="max_length", truncation=True, max_length=length, split_special_tokens=True)
+        with self._lock:
+            ids = self._clip(text, padding="max_length", truncation=True, max_length=length, split_special_tokens=True)
         return np.asarray([ids["input_ids"]], np.int32)
 
 

@@ -62,10 +62,12 @@ class SubjectInputs:
     pixel_values: Leaf
     """[b · references, height, width, 3]: a tile per row and reference, row-major, normalised as the MLLM wants it."""
     references: tuple[Leaf, ...]
-    """The same references for the VAE, each [b, height, width, 3] in [-1, 1], sides multiples of 16."""
+    """The same references for the VAE, each [b, height, width, 3] in [-1, 1], sides multiples of 16; perhaps none."""
     layout: Layout = flax.struct.field(pytree_node=False)
     null_text: tuple[int, int] = flax.struct.field(pytree_node=False)
     """Start and stop of the text in `null_ids`."""
+    reference_mask: Leaf = None
+    """[b, n], False at tokens that only fill a reference's array; None: all are there."""
 
 
 @flax.struct.dataclass
@@ -84,6 +86,8 @@ class Features:
     """[b, p]."""
     references: Leaf
     """[b, n, c]: packed VAE latents of all references, one behind the other."""
+    reference_mask: Leaf
+    """[b, n] or None."""
     reference_sizes: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False)
     """Rows and columns of tokens of each reference."""
 
@@ -161,7 +165,8 @@ class SubjectModel:
         states = self._call("mllm", params, inputs.input_ids, inputs.attention_mask, inputs.pixel_values)
         null = self._call("mllm", params, inputs.null_ids, jnp.ones_like(inputs.null_ids, bool), None)
         text, layout = slice(*inputs.layout.text), inputs.layout
-        latents = [self._encode_reference(params, picture) for picture in inputs.references]
+        latents = [jnp.zeros((len(states[0]), 0, self.config.transformer.in_channels), states.dtype)]
+        latents += [self.encode_picture(params, picture)[0] for picture in inputs.references]
         return Features(
             text=states[:, :, text],
             text_mask=inputs.attention_mask[:, text],
@@ -169,6 +174,7 @@ class SubjectModel:
             null=null[:, :, slice(*inputs.null_text)],
             pooled=self._call("clip", params, inputs.clip_ids),
             references=jnp.concatenate(latents, axis=1),
+            reference_mask=inputs.reference_mask,
             reference_sizes=tuple(token_grid(*picture.shape[1:3]) for picture in inputs.references),
         )
 
@@ -184,6 +190,7 @@ class SubjectModel:
             pooled=features.pooled,
             guidance=guidance,
             text_mask=features.text_mask,
+            reference_mask=features.reference_mask,
             reference_sizes=features.reference_sizes,
         )
 
@@ -243,10 +250,12 @@ class SubjectModel:
         spatial = unpack(latents, rows * PATCH, columns * PATCH)
         return self._call("vae", params, self.vae.from_latents(spatial), method="decode")
 
-    def _encode_reference(self, params: Params, picture: Float[Array, "b height width 3"]) -> Float[Array, "b n c"]:
-        """The posterior's mean, so that a reference always reads the same."""
-        mean, _ = self._call("vae", params, picture, method="encode")
-        return pack(self.vae.to_latents(mean))
+    def encode_picture(
+        self, params: Params, picture: Float[Array, "b height width 3"]
+    ) -> tuple[Float[Array, "b n c"], Float[Array, "b n c"]]:
+        """Packed mean and deviation of the VAE's posterior; a reference is the mean, so it always reads the same."""
+        mean, logvar = self._call("vae", params, picture, method="encode")
+        return pack(self.vae.to_latents(mean)), pack(jnp.exp(0.5 * logvar) * self.config.vae.scaling_factor)
 
     def _call(self, part: str, params: Params, *args: Any, **kwargs: Any) -> Any:
         """One part with its own subtree of the parameters."""

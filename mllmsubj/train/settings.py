@@ -94,6 +94,8 @@ class CheckpointConfig:
 
     every_steps: int
     every_minutes: float
+    grace_seconds: float
+    """After SIGTERM, for the save that is then made; what is not written by then is given up."""
     keep_last: int
     keep_every_steps: int
     keep_best: int

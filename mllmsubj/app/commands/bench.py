@@ -1,5 +1,6 @@
 """mllmsubj bench --what=sampler [--json=FILE] [--width=768 --tokens=256 --steps=8 --repeats=7]
 mllmsubj bench --what=toyworld [--json=FILE] [--size=64 --seconds=3]
+mllmsubj bench --what=data [--json=FILE] [--size=512 --seconds=3]
 
 Prints the result as JSON and, with --json, writes it.
 """
@@ -13,7 +14,7 @@ from mllmsubj.app.cli import parse
 from mllmsubj.app.files import replacing
 from mllmsubj.errors import UserError
 
-WHAT = ("sampler", "toyworld")
+WHAT = ("sampler", "toyworld", "data")
 
 
 def define(values: flags.FlagValues) -> None:
@@ -25,8 +26,8 @@ def define(values: flags.FlagValues) -> None:
         ("tokens", 256, "image tokens, a square number"),
         ("steps", 8, "denoising steps"),
         ("repeats", 7, "rounds; every contestant runs once in each"),
-        ("size", 64, "pixels of a toyworld picture's side"),
-        ("seconds", 3, "how long to draw toyworld"),
+        ("size", None, "pixels of a picture's side; unless told, 64 for toyworld and 512 for data"),
+        ("seconds", 3, "how long to draw toyworld, or a round of reading data"),
     ):
         flags.DEFINE_integer(name, default, what, lower_bound=1, flag_values=values)
 
@@ -50,7 +51,11 @@ def _measure(values: flags.FlagValues) -> dict[str, object]:
     if values.what == "toyworld":
         from mllmsubj.bench import toyworld
 
-        return toyworld.run(values.size, values.seconds)
+        return toyworld.run(values.size or 64, values.seconds)
+    if values.what == "data":
+        from mllmsubj.bench import data
+
+        return data.run(values.size or 512, values.seconds)
     from mllmsubj.bench import sampler  # starts JAX: only after the flags are right
 
     return sampler.run(values.width, values.tokens, values.steps, values.repeats)

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
 
 from mllmsubj.app.cli import parse
 from mllmsubj.app.files import png_path
-from mllmsubj.errors import UserError, nearest
+from mllmsubj.app.overrides import divided, overridden
+from mllmsubj.errors import UserError
 
 SETTINGS = ("height", "width", "steps", "tau1", "tau2", "guidance")
 
@@ -45,8 +45,8 @@ def define(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Draws and writes; nothing is written unless every picture was made."""
-    overrides = [arg for arg in argv[1:] if arg.startswith("--config.")]
-    parse(values, [arg for arg in argv if arg not in overrides])
+    argv, overrides = divided(argv)
+    parse(values, argv)
     outputs = output_paths(values.output, values.num_images)
     if not (values.prompt or "").strip():
         raise UserError('no prompt; say what to draw with --prompt="…"')
@@ -77,22 +77,3 @@ def output_paths(output: str | None, num_images: int) -> list[Path]:
     """Where the pictures go; raises UserError before any work if they could not be written there."""
     path = png_path(output)
     return [path] if num_images == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(num_images)]
-
-
-def overridden(config: ConfigDict, overrides: list[str]) -> ConfigDict:
-    """The config with `--config.KEY=VALUE` applied; raises UserError for a key that does not exist."""
-    for override in overrides:
-        key, node = override.removeprefix("--config.").partition("=")[0], config
-        for name in key.split("."):
-            known = list(node) if isinstance(node, ConfigDict) else []
-            name = name.partition("[")[0]
-            if name not in known:
-                raise UserError(f"unknown config key {key}{nearest(name, known)}")
-            node = node[name]
-    values, argv = flags.FlagValues(), ["mllmsubj", *overrides]
-    try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-        parse(values, argv)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"config override: {' '.join(str(error).split())}") from None
-    return values.config

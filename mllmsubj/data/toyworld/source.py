@@ -1,23 +1,17 @@
-"""Examples with random access, as Grain's samplers read them."""
+"""Toyworld as a source of training data."""
 
 import operator
-from typing import SupportsIndex, TypedDict
+from typing import SupportsIndex
 
 import numpy as np
 
-from mllmsubj.data.toyworld.examples import Example, Split, example
-
-
-class Sample(TypedDict):
-    """One training example: pictures are 8-bit RGB [size, size, 3]."""
-
-    reference: np.ndarray
-    prompt: str
-    target: np.ndarray
+from mllmsubj.data.example import Example, Index
+from mllmsubj.data.toyworld import examples
+from mllmsubj.data.toyworld.examples import Split
 
 
 class ToyworldSource:
-    """`length` examples of a split; a `grain.sources.RandomAccessDataSource` by its two methods."""
+    """`length` examples of a split; pictures are 8-bit RGB arrays [size, size, 3]."""
 
     def __init__(self, split: Split, length: int, size: int = 64, seed: int = 0):
         """`size`: pixels of a picture's side."""
@@ -26,22 +20,27 @@ class ToyworldSource:
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: SupportsIndex) -> Sample:
+    def __getitem__(self, number: SupportsIndex, /) -> Example:
         """Raises IndexError outside [0, length)."""
-        drawn = self.example(index)
-        return {
-            "reference": drawn.reference.render(self.size),
-            "prompt": drawn.prompt.text,
-            "target": drawn.target.render(self.size),
-        }
+        drawn = self.example(number)
+        return Example(
+            references=(drawn.reference.render(self.size),),
+            prompt=drawn.prompt.text,
+            target=drawn.target.render(self.size),
+            subject=str(drawn.reference.identity.shape),
+            origin=f"toyworld {self.split!s} {operator.index(number)}",
+        )
 
-    def example(self, index: SupportsIndex) -> Example:
-        """The truth behind a sample."""
-        number = operator.index(index)
-        if not 0 <= number < self.length:
-            raise IndexError(f"index {number} is outside of the {self.length} examples")
-        return example(self.split, number, self.seed)
+    def example(self, number: SupportsIndex) -> examples.Example:
+        """The truth behind an example."""
+        index = operator.index(number)
+        if not 0 <= index < self.length:
+            raise IndexError(f"index {index} is outside of the {self.length} examples")
+        return examples.example(self.split, index, self.seed)
+
+    def index(self) -> Index:
+        side = np.full(self.length, self.size, np.int32)
+        return Index(side, side, np.ones(self.length, np.int32))
 
     def __repr__(self) -> str:
-        """Grain tells sources apart by this when it resumes."""
         return f"ToyworldSource({self.split!s}, {self.length}, size={self.size}, seed={self.seed})"

@@ -28,7 +28,7 @@ DIGEST = """
 import sys, zlib
 from mllmsubj.data.toyworld import Split, ToyworldSource
 samples = [ToyworldSource(split, 40, seed=2)[i] for split in Split for i in (0, 31)]
-print([zlib.crc32(s["reference"].tobytes() + s["prompt"].encode() + s["target"].tobytes()) for s in samples])
+print([zlib.crc32(s.references[0].tobytes() + s.prompt.encode() + s.target.tobytes()) for s in samples])
 print("jax" in sys.modules, "mllmsubj.models" in sys.modules)
 """
 
@@ -38,7 +38,7 @@ def test_every_process_draws_the_same_bytes_and_none_needs_jax(hash_seed):
     env = {"PYTHONHASHSEED": hash_seed, "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, env=env, check=True)
     samples = [ToyworldSource(split, 40, seed=2)[i] for split in Split for i in (0, 31)]
-    digests = [zlib.crc32(s["reference"].tobytes() + s["prompt"].encode() + s["target"].tobytes()) for s in samples]
+    digests = [zlib.crc32(s.references[0].tobytes() + s.prompt.encode() + s.target.tobytes()) for s in samples]
     assert done.stdout.splitlines() == [str(digests), "False False"]
 
 
@@ -119,13 +119,21 @@ def test_the_whole_pose_is_rarely_copied(drawn):
 
 def test_the_source_has_random_access():
     source = ToyworldSource(Split.TEST, 10, size=96, seed=4)
-    sample = source[9]
-    assert len(source) == 10
-    assert sample["reference"].shape == sample["target"].shape == (96, 96, 3)
-    assert sample["prompt"] == source.example(9).prompt.text
-    assert (sample["target"] == source.example(9).target.render(96)).all()
-    assert (source[np.int64(9)]["target"] == sample["target"]).all()
+    drawn, truth = source[9], source.example(9)
+    assert len(source) == len(list(source)) == 10
+    assert len(drawn.references) == 1
+    assert (drawn.references[0] == truth.reference.render(96)).all()
+    assert (drawn.target == truth.target.render(96)).all()
+    assert (drawn.prompt, drawn.subject) == (truth.prompt.text, truth.reference.identity.shape)
+    assert drawn.origin == "toyworld test 9"
+    assert (source[np.int64(9)].target == drawn.target).all()
     for index in (-1, 10):
         with pytest.raises(IndexError, match="outside of the 10 examples"):
             source[index]
     assert repr(source) == "ToyworldSource(test, 10, size=96, seed=4)"
+
+
+def test_the_index_is_constant():
+    index = ToyworldSource(Split.TRAIN, 7, size=80).index()
+    assert (index.width.tolist(), index.height.tolist()) == ([80] * 7, [80] * 7)
+    assert (index.references.tolist(), index.scores) == ([1] * 7, {})

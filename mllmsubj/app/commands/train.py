@@ -1,0 +1,57 @@
+"""mllmsubj train --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE …]
+
+Trains both stages; run again, it resumes exactly. Writes WORKDIR/checkpoints (saves), WORKDIR/model (the result, for
+`mllmsubj generate --checkpoint=WORKDIR`), metrics.jsonl, tensorboard/ and samples/. On several hosts the same command
+runs on each.
+"""
+
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from mllmsubj.app.cli import parse
+from mllmsubj.app.overrides import divided, overridden
+from mllmsubj.errors import UserError
+
+STOPPED = 143
+"""Exit code after SIGTERM, as a shell gives it: not 0, so that a scheduler starts the run again."""
+
+
+def define(values: flags.FlagValues) -> None:
+    """The command's flags; the config's own come when its file is known."""
+    flags.DEFINE_string("config", None, "config file, such as configs/tiny.py", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run, made if it is not there", flag_values=values)
+
+
+def run(values: flags.FlagValues, argv: list[str]) -> None:
+    """Trains; exits 143 after SIGTERM, when all is saved."""
+    argv, overrides = divided(argv)
+    parse(values, argv)
+    for name in ("config", "workdir"):
+        if not values[name].value:
+            raise UserError(f"no {name}; start with mllmsubj train --config=configs/tiny.py --workdir=DIR")
+    workdir = Path(values.workdir).expanduser()
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"workdir {values.workdir!r} is a file; name a folder")
+    if importlib.util.find_spec("grain") is None or importlib.util.find_spec("optax") is None:
+        raise UserError("training needs the extra 'train': pip install 'mllmsubj[train]'")
+
+    from mllmsubj import distributed  # starts JAX: only after the flags are right
+    from mllmsubj.experiment import load_config
+
+    config = overridden(load_config(values.config), overrides)
+    distributed.start()
+    logging.basicConfig(format="mllmsubj: %(message)s")
+    logging.getLogger("mllmsubj").setLevel(logging.INFO)
+
+    from mllmsubj.train.loop import Preempted, train
+
+    try:
+        train(config, workdir)
+    except Preempted as stop:
+        print(f"mllmsubj: {stop}", file=sys.stderr)
+        sys.exit(STOPPED)
+    print(f"{workdir / 'model'}: draw with mllmsubj generate --checkpoint={workdir} …")

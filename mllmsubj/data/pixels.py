@@ -1,0 +1,64 @@
+"""An example's pictures -> Pillow images, or Unreadable with the reason. Safe in threads."""
+
+import io
+import os
+
+import numpy as np
+from etils import epath
+from PIL import ExifTags, Image, ImageOps
+
+from mllmsubj.data.example import Pixels, Unreadable
+from mllmsubj.data.images import eight_bits, reading, to_rgb
+
+_TRANSPOSED = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height."""
+
+
+def decode(pixels: Pixels, what: str) -> Image.Image:
+    """Upright 8-bit RGB as `to_rgb` gives it. `what` names the picture, such as "pairs.jsonl:12, target"."""
+    if isinstance(pixels, np.ndarray):
+        _check(pixels, what, channels=True)
+        return Image.fromarray(pixels)
+    with reading(what, Unreadable), Image.open(io.BytesIO(pixels)) as image:
+        return to_rgb(image)
+
+
+def decode_mask(pixels: Pixels, what: str) -> Image.Image:
+    """Upright 8-bit grey (mode "L"), 255 on the subject; what is transparent is not the subject."""
+    if isinstance(pixels, np.ndarray):
+        _check(pixels, what, channels=False)
+        return Image.fromarray(pixels)
+    with reading(what, Unreadable), Image.open(io.BytesIO(pixels)) as image:
+        image.seek(0)
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+            black = Image.new("RGBA", upright.size, (0, 0, 0, 255))
+            upright = Image.alpha_composite(black, upright)
+        return eight_bits(upright).convert("L")
+
+
+def size_of(pixels: Pixels | os.PathLike, what: str) -> tuple[int, int]:
+    """(width, height) of a picture or a picture's file once upright, from its header alone.
+
+    Orientation that a PNG tells after its pixels is not seen: that would be reading all of it.
+    """
+    if isinstance(pixels, np.ndarray):
+        _check(pixels, what, channels=pixels.ndim == 3)
+        return pixels.shape[1], pixels.shape[0]
+    with reading(what, Unreadable), _opened(pixels) as file, Image.open(file) as image:
+        known = image.format != "PNG" or "exif" in image.info  # else Pillow decodes a PNG to look for more
+        orientation = image.getexif().get(ExifTags.Base.Orientation) if known else None
+        width, height = image.size
+    return (height, width) if orientation in _TRANSPOSED else (width, height)
+
+
+def _opened(pixels: bytes | os.PathLike):
+    return io.BytesIO(pixels) if isinstance(pixels, bytes) else epath.Path(pixels).open("rb")
+
+
+def _check(pixels: np.ndarray, what: str, *, channels: bool) -> None:
+    wanted = "[height, width, 3]" if channels else "[height, width]"
+    shaped = pixels.ndim == 3 and pixels.shape[2] == 3 if channels else pixels.ndim == 2
+    if pixels.dtype != np.uint8 or not shaped or not pixels.size:
+        raise Unreadable(f"{what} is an array {list(pixels.shape)} of {pixels.dtype}; it should be uint8 {wanted}")

@@ -1,0 +1,191 @@
+"""Which examples make which batch: a pure function of (index, settings, seed, step), the same on every host.
+
+A bucket's examples are an endless stream: one permutation after the other, an epoch each. Its batch j is positions
+j·B … (j+1)·B of the stream, across the joints, so no example is dropped and none comes twice before all came once,
+however small the bucket. In epoch e a bucket of n examples has the batches ⌊e·n/B⌋ … ⌊(e+1)·n/B⌋, and the batches
+of all buckets are shuffled together. Three examples a, b, c and B = 2:
+
+    epoch  0      1      2
+    stream b c a  a c b  c b a …
+    batch  0   1    2    3
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from mllmsubj.data.example import Index
+from mllmsubj.data.settings import DataConfig
+from mllmsubj.errors import UserError, nearest
+
+T = TypeVar("T")
+
+_ORDER, _STREAM, _ROW = range(3)
+"""What a random number is for; a word of its seed, so that no two purposes share one."""
+
+
+@dataclass(frozen=True, order=True)
+class Bucket:
+    """What all rows of a batch have in common."""
+
+    height: int
+    """Pixels of the target."""
+    width: int
+    references: int
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """Rows of one step."""
+
+    step: int
+    epoch: int
+    bucket: Bucket
+    examples: np.ndarray
+    """[batch_size] int32, numbers in the source."""
+
+
+class Plan:
+    """The batches of all steps; safe in threads, and steps may be asked for in any order."""
+
+    def __init__(self, index: Index, config: DataConfig, batch_size: int, seed: int):
+        """Raises UserError if the settings leave no example."""
+        if batch_size < 1:
+            raise UserError(f"config key train.batch_size is {batch_size}; it must be at least 1")
+        self.batch_size, self.seed = batch_size, seed
+        self._buckets, self._members = _sort(index, config)
+        self._sizes = [len(members) for members in self._members]
+        # Two of each: batches are made ahead across the end of an epoch.
+        self._orders: _Recent[tuple[np.ndarray, np.ndarray]] = _Recent(2)
+        self._streams = [_Recent[np.ndarray](2) for _ in self._buckets]
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """All that occur."""
+        return self._buckets
+
+    @property
+    def examples(self) -> int:
+        """How many are left to train on."""
+        return sum(self._sizes)
+
+    def batch(self, step: int) -> PlannedBatch:
+        """Rows of `step`, counted from 0."""
+        epoch, k, number = self._find(step)
+        return PlannedBatch(step, epoch, self._buckets[k], self._stream(k, number * self.batch_size, self.batch_size))
+
+    def replacement(self, step: int, row: int, attempt: int) -> int:
+        """What stands in for an unreadable example: the same row of the bucket's next batches, `attempt` from 0."""
+        _, k, number = self._find(step)
+        return int(self._stream(k, (number + 1 + attempt) * self.batch_size + row, 1)[0])
+
+    def generator(self, step: int, row: int) -> np.random.Generator:
+        """Randomness of one row, whoever reads it."""
+        return np.random.default_rng([self.seed, _ROW, step, row])
+
+    def fingerprint(self) -> str:
+        """Equal where all batches are: hosts compare it, since each has read its own copy of the index."""
+        digest = hashlib.sha256(repr((self.batch_size, self.seed, self._buckets, self._sizes)).encode())
+        for members in self._members:
+            digest.update(members.data)
+        return digest.hexdigest()[:16]
+
+    def _before(self, epoch: int) -> int:
+        """Batches in all epochs before."""
+        return sum(epoch * size // self.batch_size for size in self._sizes)
+
+    def _find(self, step: int) -> tuple[int, int, int]:
+        """Epoch, bucket, and number of the batch in its bucket."""
+        if step < 0:
+            raise IndexError(f"step {step}; they are counted from 0")
+        low, high = 0, (step + 1 + len(self._sizes)) * self.batch_size // self.examples + 1
+        while high - low > 1:  # _before(low) <= step < _before(high)
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._before(middle) <= step else (low, middle)
+        order, rank = self._orders.get(low, partial(self._order, low))
+        place = step - self._before(low)
+        k = int(order[place])
+        return low, k, low * self._sizes[k] // self.batch_size + int(rank[place])
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Bucket of each batch of an epoch, and how many of that bucket came before it."""
+        counts = [(epoch + 1) * n // self.batch_size - epoch * n // self.batch_size for n in self._sizes]
+        order = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        np.random.default_rng([self.seed, _ORDER, epoch, 0]).shuffle(order)
+        rank = np.empty_like(order)
+        for k, count in enumerate(counts):
+            rank[order == k] = np.arange(count)
+        return order, rank
+
+    def _stream(self, k: int, start: int, count: int) -> np.ndarray:
+        """That part of a bucket's stream."""
+        members, parts = self._members[k], []
+        while count:
+            epoch, place = divmod(start, len(members))
+            part = self._streams[k].get(epoch, partial(self._shuffled, k, epoch))[place : place + count]
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+        return np.concatenate(parts)
+
+    def _shuffled(self, k: int, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, _STREAM, epoch, k]).permutation(self._members[k])
+
+
+class _Recent(Generic[T]):
+    """The few last values that were made; two threads never make the same one."""
+
+    def __init__(self, keep: int):
+        self._keep, self._lock = keep, threading.Lock()
+        self._values: OrderedDict[Hashable, T] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        with self._lock:
+            if key not in self._values:
+                self._values[key] = make()
+            self._values.move_to_end(key)
+            while len(self._values) > self._keep:
+                self._values.popitem(last=False)
+            return self._values[key]
+
+
+def _sort(index: Index, config: DataConfig) -> tuple[tuple[Bucket, ...], list[np.ndarray]]:
+    """Buckets that occur, in order, and the numbers of each one's examples."""
+    keep = (index.width > 0) & (index.height > 0) & (index.references > 0)
+    for name, least in config.min_scores:
+        keep &= _score(index.scores, name) >= least  # NaN is not
+    numbers = np.flatnonzero(keep).astype(np.int32)
+    if not len(numbers):
+        filters = ", ".join(f"{name} >= {least:g}" for name, least in config.min_scores)
+        why = f"data.min_scores ({filters}) leaves none" if filters else "none can be read"
+        raise UserError(f"no example to train on: of {len(index.width)} in the source, {why}")
+
+    aspect = np.log(index.height[numbers] / index.width[numbers])
+    nearest_size, distance = np.zeros(len(numbers), np.int32), np.full(len(numbers), np.inf)
+    for i, (height, width) in enumerate(config.sizes):
+        other = np.abs(aspect - np.log(height / width))
+        closer = other < distance
+        nearest_size[closer], distance[closer] = i, other[closer]
+
+    references = np.minimum(index.references[numbers], config.max_references)
+    members = {}
+    for i, (height, width) in enumerate(config.sizes):
+        for count in range(1, config.max_references + 1):
+            found = numbers[(nearest_size == i) & (references == count)]
+            if len(found):
+                members[Bucket(height, width, count)] = found
+    buckets = tuple(sorted(members))
+    return buckets, [members[bucket] for bucket in buckets]
+
+
+def _score(scores: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    known = sorted(other for other, values in scores.items() if not np.isnan(values).all())
+    if name in known:
+        return scores[name]
+    there = f"there are {', '.join(known)}{nearest(name, known)}" if known else "there are none at all"
+    raise UserError(f"config key data.min_scores names {name!r}, a score that no example has; {there}")

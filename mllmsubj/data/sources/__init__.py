@@ -1,0 +1,63 @@
+"""Where training data comes from: one name in, random access and an index out."""
+
+from etils import epath
+
+from mllmsubj.data.example import Source
+from mllmsubj.data.settings import DataConfig
+from mllmsubj.errors import UserError, nearest
+
+FORMS = "toyworld, FILE.jsonl, UNO-1M's FILE.json, a folder of ArrayRecord or parquet files, tfds:NAME[:CONFIG][@DIR]"
+
+
+def open_source(config: DataConfig, seed: int, split: str | None = None) -> Source:
+    """The data set that a config names; toyworld is drawn as large as the largest side of the config's sizes."""
+    size = max(side for sides in config.sizes for side in sides)
+    return open_named(config.source, split or config.split, config.examples, size, seed)
+
+
+def open_named(name: str, split: str, examples: int, size: int, seed: int) -> Source:
+    """`split` is of toyworld and TFDS; `examples`, `size` (pixels) and `seed` are of toyworld.
+
+    What a kind of source needs to be read is imported where it is opened. Raises UserError for a name of no form.
+    """
+    if name == "toyworld":
+        from mllmsubj.data.toyworld import Split, ToyworldSource
+
+        if split not in list(Split):
+            raise UserError(
+                f"split {split!r} of toyworld{nearest(split, map(str, Split))}; it has {' and '.join(Split)}"
+            )
+        return ToyworldSource(Split(split), examples, size, seed)
+    if name.startswith("tfds:"):
+        from mllmsubj.data.sources.tfds import open_tfds
+
+        return open_tfds(name.removeprefix("tfds:"), split)
+    path = epath.Path(name).expanduser() if name else None
+    if path is None or not path.exists():
+        raise UserError(f"source {name!r} is not there{nearest(name, ['toyworld'])}; a source is {FORMS}")
+    return _open_folder(path) if path.is_dir() else _open_file(path)
+
+
+def _open_file(path: epath.Path) -> Source:
+    if path.suffix == ".jsonl":
+        from mllmsubj.data.sources.manifest import open_manifest
+
+        return open_manifest(path)
+    if path.suffix == ".json":
+        from mllmsubj.data.sources.uno import open_uno
+
+        return open_uno(path)
+    raise UserError(f"source {str(path)!r} is a file of no known kind; a source is {FORMS}")
+
+
+def _open_folder(path: epath.Path) -> Source:
+    names = [each.name for each in path.iterdir()]
+    if any(".array_record" in name or name in ("pack.json", "packing.json") for name in names):
+        from mllmsubj.data.sources.array_record import PackSource
+
+        return PackSource(path)
+    from mllmsubj.data.sources.parquet import ParquetSource, files_below
+
+    if files := files_below(path):
+        return ParquetSource(path, files)
+    raise UserError(f"folder {str(path)!r} has no ArrayRecord and no parquet files; a source is {FORMS}")

@@ -1,0 +1,140 @@
+"""The pack: any dataset as a few large files with random access, the form that training from a bucket wants.
+
+    data-00000-of-00004.array_record …  the examples, `group_size:1`
+    index.npz                           width, height, references, score:NAME: what batches are planned from
+    pack.json                           version, source, examples, skipped, shards; written last
+
+A record is a safetensors file: uint8 tensors `target`, `reference_0` …, `mask_0` … (missing where there is none), each
+the bytes of a picture's file, and `example` in its metadata: prompt, subject, scores and origin as JSON. Nothing is
+unpickled, and any safetensors reader opens a record.
+"""
+
+import json
+import operator
+from typing import Any, SupportsIndex
+
+import numpy as np
+import safetensors.numpy
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from etils import epath
+
+from mllmsubj.data.example import Example, Index, Unreadable
+from mllmsubj.data.sources.indexing import within
+from mllmsubj.errors import UserError
+
+VERSION = 1
+FINISHED, UNFINISHED, INDEX = "pack.json", "packing.json", "index.npz"
+"""Names in a pack's folder; the second is there while `data pack` is at work."""
+
+
+class PackSource:
+    """A finished pack. Threads may read at once; a shard is opened when it is first read."""
+
+    def __init__(self, folder: epath.Path):
+        if not (folder / FINISHED).exists():
+            raise UserError(f"{folder} has no {FINISHED}: it is no finished pack; run `mllmsubj data pack` on it again")
+        if "://" in str(folder):  # the reader is C++ and knows local files only
+            raise UserError(f"{folder} is a pack in a bucket; mount it (gcsfuse) and give the mounted folder")
+        self.about = _about(folder / FINISHED)
+        self._index = _read_index(folder / INDEX, sum(self.about["shards"].values()))
+        for name in self.about["shards"]:
+            if not (folder / name).exists():
+                raise UserError(f"{folder} lacks {name}, which its {FINISHED} lists; copy it again or pack anew")
+        # The counts as part of the names save opening every shard to ask.
+        paths = [f"{folder / name}[0:{count}]" for name, count in self.about["shards"].items()]
+        self._records = ArrayRecordDataSource(paths)
+        self._folder = folder
+
+    def __len__(self) -> int:
+        return len(self._index.width)
+
+    def __getitem__(self, number: SupportsIndex, /) -> Example:
+        number = within(operator.index(number), len(self))
+        try:
+            return read_record(self._records[number])
+        except Exception as error:  # array_record raises several kinds, of shards that are damaged or gone
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise Unreadable(f"{self._folder}, record {number} cannot be read: {reason}") from None
+
+    def index(self) -> Index:
+        return self._index
+
+    def __repr__(self) -> str:
+        return f"pack of {len(self)} examples, {self.about['skipped']} skipped, from {self.about['source']}"
+
+
+def write_record(example: Example) -> bytes:
+    """An example whose pictures are bytes, as one record."""
+    files = {"target": example.target}
+    files |= {f"reference_{i}": each for i, each in enumerate(example.references)}
+    files |= {f"mask_{i}": each for i, each in enumerate(example.masks) if each is not None}
+    about = dict(
+        prompt=example.prompt,
+        subject=example.subject,
+        scores=dict(example.scores),
+        origin=example.origin,
+        references=len(example.references),
+        masks=len(example.masks),
+    )
+    tensors = {name: np.frombuffer(each, np.uint8) for name, each in files.items()}
+    return safetensors.numpy.save(tensors, {"example": json.dumps(about)})
+
+
+def read_record(record: bytes) -> Example:
+    """What `write_record` wrote."""
+    start = 8 + int.from_bytes(record[:8], "little")
+    header = json.loads(record[8:start])
+    about = json.loads(header.pop("__metadata__")["example"])
+    files = {
+        name: record[start + each["data_offsets"][0] : start + each["data_offsets"][1]] for name, each in header.items()
+    }
+    return Example(
+        references=tuple(files[f"reference_{i}"] for i in range(about["references"])),
+        prompt=about["prompt"],
+        target=files["target"],
+        subject=about["subject"],
+        masks=tuple(files.get(f"mask_{i}") for i in range(about["masks"])),
+        scores=about["scores"],
+        origin=about["origin"],
+    )
+
+
+def index_arrays(index: Index) -> dict[str, np.ndarray]:
+    """The arrays of an index's file."""
+    scores = {f"score:{name}": values for name, values in index.scores.items()}
+    return dict(width=index.width, height=index.height, references=index.references) | scores
+
+
+def index_of_arrays(arrays: dict[str, np.ndarray]) -> Index:
+    """What `index_arrays` was made of."""
+    scores = {name.removeprefix("score:"): each for name, each in arrays.items() if name.startswith("score:")}
+    return Index(arrays["width"], arrays["height"], arrays["references"], scores)
+
+
+def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; nothing is unpickled."""
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _about(path: epath.Path) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_text())
+        version = about["version"]
+        complete = isinstance(about["source"], str) and about["skipped"] >= 0 and sum(about["shards"].values()) > 0
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged; copy it again or pack anew") from None
+    if version != VERSION or not complete:
+        raise UserError(f"{path} is of version {version!r}; this program reads version {VERSION}, pack anew")
+    return about
+
+
+def _read_index(path: epath.Path, count: int) -> Index:
+    try:
+        index = index_of_arrays(read_arrays(path))
+        lengths = {len(each) for each in index_arrays(index).values()}
+    except Exception as error:  # a damaged zip raises many kinds
+        raise UserError(f"{path} is damaged ({type(error).__name__}); copy it again or pack anew") from None
+    if lengths != {count}:
+        raise UserError(f"{path} is of {max(lengths)} examples, {FINISHED} of {count}; copy both again or pack anew")
+    return index

@@ -1,0 +1,78 @@
+"""Examples whose pictures are files in a folder: what manifests and UNO-1M's labels become."""
+
+import operator
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import SupportsIndex
+
+from etils import epath
+
+from mllmsubj.data.example import Example, Index, Unreadable
+from mllmsubj.data.pixels import size_of
+from mllmsubj.data.sources.indexing import look, make_index, within
+from mllmsubj.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An example as it is written down; paths are relative to the source's folder."""
+
+    references: tuple[str, ...]
+    target: str
+    prompt: str
+    origin: str
+    subject: str = ""
+    masks: tuple[str | None, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+    """(width, height) of the target, if written down."""
+
+
+class FilesSource:
+    """A `Source` of entries; `name` stands for all of them (see `Source.__repr__`)."""
+
+    def __init__(self, name: str, folder: epath.Path, entries: Sequence[Entry]):
+        self.name, self.folder, self.entries = name, folder, entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, number: SupportsIndex, /) -> Example:
+        entry = self.entries[within(operator.index(number), len(self))]
+        return Example(
+            references=tuple(self._read(path, f"{entry.origin}, reference") for path in entry.references),
+            prompt=entry.prompt,
+            target=self._read(entry.target, f"{entry.origin}, target"),
+            subject=entry.subject,
+            masks=tuple(None if path is None else self._read(path, f"{entry.origin}, mask") for path in entry.masks),
+            scores=entry.scores,
+            origin=entry.origin,
+        )
+
+    def index(self) -> Index:
+        sizes = look(self._size, len(self))
+        return make_index(sizes, [len(e.references) for e in self.entries], [e.scores for e in self.entries])
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def _size(self, number: int) -> tuple[int, int]:
+        entry = self.entries[number]
+        return entry.size or size_of(self.folder / entry.target, f"{entry.origin}, target {entry.target!r}")
+
+    def _read(self, path: str, what: str) -> bytes:
+        try:
+            return (self.folder / path).read_bytes()
+        except FileNotFoundError:
+            raise Unreadable(f"{what} {path!r} is not there") from None
+        except (OSError, ValueError) as error:  # ValueError: a name with a null character
+            raise Unreadable(f"{what} {path!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def inside(path: str) -> str:
+    """The path, normalised; raises UserError if it leaves the folder that it is relative to."""
+    normal = posixpath.normpath(path)
+    if not path or posixpath.isabs(path) or normal == ".." or normal.startswith("../"):
+        raise UserError(f"path {path!r} does not stay inside the folder of the file; give it relative to that folder")
+    return normal

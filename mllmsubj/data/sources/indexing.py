@@ -1,0 +1,46 @@
+"""An index of what is known of each example; where nobody says how large the targets are, their headers do."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from mllmsubj.data.example import Index, Unreadable
+
+THREADS = 16
+"""That look at headers: most of their time is waiting for a disk or a network."""
+_PART = 256
+"""Examples that a thread is given at once."""
+
+
+def make_index(
+    sizes: Sequence[tuple[int, int]], references: Sequence[int], scores: Sequence[Mapping[str, float]]
+) -> Index:
+    """One entry an example; sizes are (width, height)."""
+    wide = np.asarray(sizes, np.int32).reshape(-1, 2)
+    names = sorted({name for each in scores for name in each})
+    columns = {name: np.asarray([each.get(name, np.nan) for each in scores], np.float32) for name in names}
+    return Index(wide[:, 0], wide[:, 1], np.asarray(references, np.int32), columns)
+
+
+def look(size: Callable[[int], tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """(width, height) of each number below `count`, (0, 0) where `size` raises Unreadable."""
+
+    def safely(number: int) -> tuple[int, int]:
+        try:
+            return size(number)
+        except Unreadable:
+            return 0, 0
+
+    def part(start: int) -> list[tuple[int, int]]:
+        return [safely(number) for number in range(start, min(start + _PART, count))]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [size for sizes in pool.map(part, range(0, count, _PART)) for size in sizes]
+
+
+def within(number: int, length: int) -> int:
+    """The number; raises IndexError outside [0, length), so that a source can be iterated over."""
+    if not 0 <= number < length:
+        raise IndexError(f"index {number} is outside of the {length} examples")
+    return number

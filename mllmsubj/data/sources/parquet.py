@@ -1,0 +1,144 @@
+"""Folders of parquet files with pictures inside, as Hugging Face stores data sets.
+
+Random access is by row group: an example costs reading the row group that it is in, of which the last few are kept.
+In order that is cheap; in random order a group of a hundred rows of half a megabyte costs 50 MB an example, so for
+training use files with row groups of a few rows, or `mllmsubj data pack` once. The index reads the target column of all
+files unless they have width and height.
+"""
+
+import hashlib
+import operator
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import SupportsIndex
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from etils import epath
+
+from mllmsubj.data.example import Example, Index, Unreadable
+from mllmsubj.data.sources.indexing import THREADS, make_index, within
+from mllmsubj.data.sources.layouts import Layout, find_layout
+from mllmsubj.errors import UserError
+
+KEPT_GROUPS = 4
+"""Row groups in memory besides those that threads are at; one of Subjects200K is about 100 MB."""
+
+
+class ParquetSource:
+    """All rows of files below a folder; threads may read at once."""
+
+    def __init__(self, folder: epath.Path, files: Sequence[epath.Path]):
+        self._files = files
+        with ThreadPoolExecutor(THREADS) as pool:
+            self._footers = list(pool.map(_footer, self._files))
+        self._layout = self._agree()
+        self._groups = [(f, g) for f, footer in enumerate(self._footers) for g in range(footer.num_row_groups)]
+        rows = [self._footers[f].row_group(g).num_rows for f, g in self._groups]
+        self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+        if not self._starts[-1]:
+            raise UserError(f"{folder}: its {len(self._files)} parquet files have no rows")
+        self._first_rows = np.asarray([sum(self._group_rows(f)[:g]) for f, g in self._groups])
+        self._kept: OrderedDict[int, Future] = OrderedDict()
+        self._lock = threading.Lock()
+        digest = hashlib.sha256()
+        for file, footer in zip(self._files, self._footers, strict=True):
+            length = file.stat().length
+            digest.update(f"{file.relative_to(folder)} {footer.num_rows} {length}\n".encode())
+        self._name = (
+            f"parquet {self._layout.name}, {len(self)} examples, sha256 of names and sizes {digest.hexdigest()[:16]}"
+        )
+
+    def __len__(self) -> int:
+        return int(self._starts[-1]) * self._layout.examples_a_row
+
+    def __getitem__(self, number: SupportsIndex, /) -> Example:
+        number = within(operator.index(number), len(self))
+        row, which = divmod(number, self._layout.examples_a_row)
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        in_group = row - int(self._starts[group])
+        origin = f"{self._files[self._groups[group][0]].name}, row {self._first_rows[group] + in_group}"
+        values = self._group(group).slice(in_group, 1).to_pylist()[0]
+        return self._layout.example(values, which, origin)
+
+    def index(self) -> Index:
+        sizes, references, scores = [], [], []
+        with ThreadPoolExecutor(KEPT_GROUPS) as pool:
+            for part in pool.map(self._index_group, range(len(self._groups))):
+                for row in part:
+                    sizes.append(row[0])
+                    references.append(row[1])
+                    scores.append(row[2])
+        return make_index(sizes, references, scores)
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def _agree(self) -> Layout:
+        """The layout of the first file, which all others must have as well."""
+        schema = self._footers[0].schema.to_arrow_schema()
+        layout = find_layout(schema, str(self._files[0]))
+        for file, footer in zip(self._files, self._footers, strict=True):
+            other = footer.schema.to_arrow_schema()
+            for name in layout.columns:
+                if name not in other.names or other.field(name).type != schema.field(name).type:
+                    found = other.field(name).type if name in other.names else "missing"
+                    raise UserError(
+                        f"{file}: column {name} is {found}; in {self._files[0].name} it is {schema.field(name).type}"
+                    )
+        return layout
+
+    def _group_rows(self, file: int) -> list[int]:
+        footer = self._footers[file]
+        return [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
+
+    def _group(self, number: int) -> pa.Table:
+        """A row group, read once however many threads want it."""
+        with self._lock:
+            reading = self._kept.get(number)
+            if mine := reading is None:
+                reading = self._kept[number] = Future()
+                while len(self._kept) > KEPT_GROUPS:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(number)
+        if mine:
+            try:
+                reading.set_result(self._read(number, self._layout.columns))
+            except BaseException as error:  # whatever it is: others wait for it
+                reading.set_exception(error)
+        return reading.result()
+
+    def _read(self, number: int, columns: tuple[str, ...]) -> pa.Table:
+        file, group = self._groups[number]
+        path = self._files[file]
+        try:
+            with path.open("rb") as opened, pq.ParquetFile(opened, metadata=self._footers[file]) as parquet:
+                return parquet.read_row_group(group, columns=list(columns))
+        except (OSError, pa.ArrowException) as error:
+            raise Unreadable(f"{path}, row group {group} cannot be read: {' '.join(str(error).split())}") from None
+
+    def _index_group(self, number: int) -> list[tuple[tuple[int, int], int, dict[str, float]]]:
+        try:
+            rows = self._read(number, self._layout.index_columns).to_pylist()
+        except Unreadable:
+            count = int(self._starts[number + 1] - self._starts[number])
+            return [((0, 0), 1, {})] * (count * self._layout.examples_a_row)
+        return [entry for row in rows for entry in [self._layout.entry(row)] * self._layout.examples_a_row]
+
+
+def files_below(folder: epath.Path) -> list[epath.Path]:
+    """Parquet files of a folder and the folders in it, by name; not of hidden ones, where downloads leave parts."""
+    seen = [each for each in folder.iterdir() if not each.name.startswith(".")]
+    below = [file for each in seen if each.is_dir() for file in files_below(each)]
+    return sorted(below + [each for each in seen if each.suffix == ".parquet" and not each.is_dir()])
+
+
+def _footer(path: epath.Path) -> pq.FileMetaData:
+    try:
+        with path.open("rb") as file, pq.ParquetFile(file) as parquet:
+            return parquet.metadata
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from None

@@ -1,0 +1,171 @@
+"""Data sets of TensorFlow Datasets in ArrayRecord files, such as `data/tfds/subject_pairs` builds."""
+
+import functools
+import operator
+import re
+from collections.abc import Mapping
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from mllmsubj.data.example import Example, Index, Pixels, Unreadable
+from mllmsubj.data.pixels import size_of
+from mllmsubj.data.sources.indexing import look, make_index, within
+from mllmsubj.errors import UserError
+
+NAMES: Mapping[str, tuple[str, ...]] = dict(
+    references=("references", "reference"),
+    target=("target",),
+    prompt=("prompt", "caption"),
+    subject=("subject",),
+    masks=("masks", "mask"),
+    scores=("scores",),
+    width=("width",),
+    height=("height",),
+)
+"""Part of an example -> features that may hold it, the first three needed."""
+
+
+class TfdsSource:
+    """One split; threads may read at once."""
+
+    def __init__(self, name: str, split: str, data_dir: str | None = None):
+        """`name`: "subject_pairs", "subject_pairs/config" or with ":1.0.0"; never downloads."""
+        import tensorflow_datasets as tfds  # only who names such a data set needs it
+
+        builder = _builder(tfds, name, data_dir)
+        found = {part: next((n for n in names if n in builder.info.features), None) for part, names in NAMES.items()}
+        self._of = {part: feature for part, feature in found.items() if feature is not None}
+        if missing := [part for part in ("references", "target", "prompt") if part not in self._of]:
+            raise UserError(
+                f"TFDS data set {name!r} has the features {', '.join(builder.info.features)}; "
+                f"missing are {', '.join(' or '.join(NAMES[part]) for part in missing)}"
+            )
+        pictures = [self._of[part] for part in ("references", "target", "masks") if part in self._of]
+        features = builder.info.features
+        keep = {feature: _keep_file(tfds) for feature in pictures if _holds_image(tfds, features[feature])}
+        try:
+            self._records = builder.as_data_source(split=split, decoders=keep)
+        except (ValueError, KeyError) as error:
+            splits = ", ".join(builder.info.splits)
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"TFDS data set {name!r} has no split {split!r} ({reason[:120]}); splits: {splits}"
+            ) from None
+        except NotImplementedError:
+            raise UserError(
+                f"TFDS data set {name!r} has no random access; build it with --file_format=array_record"
+            ) from None
+        self._name = f"TFDS {builder.info.full_name}, split {split}, {len(self._records)} examples"
+        self._short = f"{name}, {split}"
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, number: SupportsIndex, /) -> Example:
+        number = within(operator.index(number), len(self))
+        origin = f"{self._short}, example {number}"
+        row = self._row(number, origin)
+        masks = tuple(map(_mask, _several(row.get("masks"))))
+        return Example(
+            references=tuple(map(_picture, _several(row["references"]))),
+            prompt=_text(row["prompt"]),
+            target=_picture(row["target"]),
+            subject=_text(row.get("subject", b"")),
+            masks=masks,
+            scores=_scores(row.get("scores")),
+            origin=origin,
+        )
+
+    def index(self) -> Index:
+        """From width and height where the data set has them, else from headers; either way every record is read."""
+        known: list[tuple[int, Mapping[str, float]]] = [(1, {})] * len(self)
+
+        def size(number: int) -> tuple[int, int]:
+            row = self._row(number, "")
+            known[number] = len(_several(row["references"])), _scores(row.get("scores"))
+            if row.get("width", 0) > 0 and row.get("height", 0) > 0:
+                return int(row["width"]), int(row["height"])
+            return size_of(_picture(row["target"]), "")
+
+        sizes = look(size, len(self))
+        return make_index(sizes, [count for count, _ in known], [scores for _, scores in known])
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def _row(self, number: int, origin: str) -> dict[str, Any]:
+        try:
+            row = self._records[number]
+        except Exception as error:  # TFDS, protobuf and array_record each have their own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise Unreadable(f"{origin} cannot be read: {reason}") from None
+        return {part: row[feature] for part, feature in self._of.items()}
+
+
+def open_tfds(text: str, split: str) -> TfdsSource:
+    """`NAME[:CONFIG][@DATA_DIR]`, or `NAME:VERSION` and `NAME/CONFIG:VERSION` as TFDS itself writes them."""
+    name, _, data_dir = text.partition("@")
+    if not name:
+        raise UserError(f"source 'tfds:{text}' names no data set; write tfds:NAME[:CONFIG][@DATA_DIR]")
+    name, colon, rest = name.partition(":")
+    version = re.fullmatch(r"[\d.*]+", rest) is not None
+    return TfdsSource(name + (colon if version or not rest else "/") + rest, split, data_dir or None)
+
+
+def _builder(tfds, name: str, data_dir: str | None):
+    where = f"in {data_dir}" if data_dir else "in TFDS's own folder"
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+    except Exception as error:  # DatasetNotFoundError and what building a builder raises
+        reason = " ".join(str(error).split()).partition(" Available datasets:")[0][:200]
+        raise UserError(f"no TFDS data set {name!r} {where}: {reason}; give its folder as tfds:NAME@DATA_DIR") from None
+    if not builder.is_prepared():
+        raise UserError(f"TFDS data set {name!r} is not built {where}; run tfds build --file_format=array_record")
+    return builder
+
+
+@functools.cache
+def _keep_file(tfds):
+    """A decoder that leaves pictures as files; TFDS's own does not know sequences of them."""
+
+    class KeepFile(tfds.decode.SkipDecoding):
+        def decode_batch_example_np(self, files):
+            return files
+
+    return KeepFile()
+
+
+def _holds_image(tfds, feature) -> bool:
+    inner = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+    return isinstance(inner, tfds.features.Image)
+
+
+def _several(value: Any) -> list[Any]:
+    """Of a sequence its items, of a single picture (a file, or an array) itself."""
+    if value is None:
+        return []
+    single = isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim < 4)
+    return [value] if single else list(value)
+
+
+def _picture(value: Any) -> Pixels:
+    return value if isinstance(value, np.ndarray) else bytes(value)
+
+
+def _mask(value: Any) -> Pixels | None:
+    """An empty file stands for none."""
+    return _picture(value) if len(value) else None
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _scores(value: Any) -> dict[str, float]:
+    """From {"name": …, "value": …} sequences, or from one number a name."""
+    if not value:
+        return {}
+    if set(value) == {"name", "value"}:
+        return {_text(name): float(score) for name, score in zip(value["name"], value["value"], strict=True)}
+    return {name: float(score) for name, score in value.items()}

@@ -1,0 +1,1 @@
+"""`tfds build mllmsubj/data/tfds/subject_pairs`."""

@@ -1,0 +1,153 @@
+"""One example -> its row of a batch. What a reference becomes is what inference makes of it (`images.py`)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from mllmsubj.data.batch import Batch
+from mllmsubj.data.example import Example, Unreadable
+from mllmsubj.data.images import ReferenceConfig, check_references, fit, squeeze
+from mllmsubj.data.pixels import decode, decode_mask
+from mllmsubj.data.plan import Bucket
+from mllmsubj.data.prompts import PromptEncoder
+from mllmsubj.data.settings import DataConfig
+from mllmsubj.errors import UserError
+from mllmsubj.ops.patchify import TOKEN_PIXELS
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Fills rows of batches; safe in threads."""
+
+    config: DataConfig
+    reference: ReferenceConfig
+    encoder: PromptEncoder
+    tile: int
+    """Pixels of the side of the MLLM's tile."""
+
+    def __post_init__(self) -> None:
+        if self.config.max_references > self.reference.max_references:
+            raise UserError(
+                f"config key data.max_references is {self.config.max_references}, above reference.max_references, "
+                f"{self.reference.max_references}; lower it, or raise that"
+            )
+
+    def empty(self, bucket: Bucket, rows: int) -> Batch:
+        """A batch to be filled: arrays of the right shapes, whatever is in them."""
+        r, tile, side = bucket.references, self.tile, self._side(bucket.references)
+        text, images = self.encoder.layout(r, self.config.prompt_tokens)
+        return Batch(
+            input_ids=np.empty((rows, text[1]), np.int32),
+            attention_mask=np.empty((rows, text[1]), bool),
+            clip_ids=np.empty((rows, self.encoder.config.clip_tokens), np.int32),
+            tiles=np.empty((rows, r, tile, tile, 3), np.uint8),
+            references=np.empty((rows, r, side, side, 3), np.uint8),
+            reference_mask=np.empty((rows, r * (side // TOKEN_PIXELS) ** 2), bool),
+            target=np.empty((rows, bucket.height, bucket.width, 3), np.uint8),
+            example=np.empty(rows, np.int32),
+            skipped=np.empty(rows, np.int32),
+            text=text,
+            images=images,
+        )
+
+    def read(self, example: Example, bucket: Bucket, rng: np.random.Generator, batch: Batch, row: int) -> None:
+        """Fills all of a row but `example` and `skipped`.
+
+        Raises Unreadable, which may leave the row half-filled.
+        """
+        self._write_prompt(example, bucket, batch, row)
+        references, target = self._pictures(example, bucket, rng)
+        side = self._side(bucket.references) // TOKEN_PIXELS
+        masks = batch.reference_mask[row].reshape(bucket.references, side, side)
+        for i, reference in enumerate(references):
+            batch.tiles[row, i] = np.asarray(squeeze(reference, (self.tile, self.tile)))
+            place(np.asarray(fit(reference, bucket.references > 1, self.reference)), batch.references[row, i], masks[i])
+        batch.target[row] = np.asarray(cover(target, (bucket.height, bucket.width)))
+
+    def _side(self, references: int) -> int:
+        """Of the square that holds a reference for the VAE."""
+        return -(-self.reference.vae_side(references > 1) // TOKEN_PIXELS) * TOKEN_PIXELS
+
+    def _write_prompt(self, example: Example, bucket: Bucket, batch: Batch, row: int) -> None:
+        try:
+            tokens = self.encoder(example.prompt, bucket.references, self.config.prompt_tokens)
+        except UserError as error:
+            raise Unreadable(f"{example.origin}: {error}") from None
+        assert (tokens.text, tokens.images) == (batch.text, batch.images), "rows of a bucket share one layout"
+        batch.input_ids[row], batch.attention_mask[row] = tokens.input_ids[0], tokens.attention_mask[0]
+        batch.clip_ids[row] = tokens.clip_ids[0]
+
+    def _pictures(
+        self, example: Example, bucket: Bucket, rng: np.random.Generator
+    ) -> tuple[list[Image.Image], Image.Image]:
+        """References and target, augmented; each chance is drawn whether or not the others come true."""
+        count, origin = bucket.references, example.origin
+        if len(example.references) < count:
+            raise Unreadable(f"{origin} has {len(example.references)} references; its index says {count} or more")
+        masks = example.masks or (None,) * len(example.references)
+        sources = list(zip(example.references[:count], masks, strict=False))
+        target, names = example.target, [f"{origin}, reference {i}" for i in range(1, count + 1)]
+        named = f"{origin}, target"
+        if rng.random() < self.config.swap and count == 1:
+            sources, target = [(target, None)], sources[0][0]
+            names, named = [named], names[0]
+
+        references = []
+        for (pixels, mask), name in zip(sources, names, strict=True):
+            picture, chance = decode(pixels, name), rng.random()
+            if mask is not None and chance < self.config.remove_background:
+                picture = on_white(picture, decode_mask(mask, f"{name}'s mask"), name)
+            picture = crop(picture, self.config.crop, rng)
+            if rng.random() < self.config.flip:
+                picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            references.append(picture)
+        try:
+            check_references(references, self.reference)
+        except UserError as error:
+            raise Unreadable(f"{origin}: {error}") from None
+        return references, decode(target, named)
+
+
+def on_white(picture: Image.Image, mask: Image.Image, name: str) -> Image.Image:
+    """The masked subject of a picture, white around it; a soft mask blends."""
+    if mask.size != picture.size:
+        raise Unreadable(
+            f"{name} is {picture.width}x{picture.height} and its mask {mask.width}x{mask.height}; make them equal"
+        )
+    return Image.composite(picture, Image.new("RGB", picture.size, (255, 255, 255)), mask)
+
+
+def crop(picture: Image.Image, smallest: float, rng: np.random.Generator) -> Image.Image:
+    """A part of the same aspect at a random place, from `smallest` of the area to all of it."""
+    share, across, down = rng.random(3)
+    scale = np.sqrt(smallest + (1 - smallest) * share)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    if (width, height) == picture.size:
+        return picture
+    left, top = round(across * (picture.width - width)), round(down * (picture.height - height))
+    return picture.crop((left, top, left + width, top + height))
+
+
+def cover(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The middle of a picture at `size` (height, width): as much of it as that shape holds."""
+    height, width = size
+    if picture.size == (width, height):
+        return picture  # Pillow would copy it
+    scale = min(picture.width / width, picture.height / height)
+    across, down = (picture.width - width * scale) / 2, (picture.height - height * scale) / 2
+    box = (across, down, across + width * scale, down + height * scale)
+    return picture.resize((width, height), Image.Resampling.LANCZOS, box=box)
+
+
+def place(pixels: np.ndarray, square: np.ndarray, mask: np.ndarray) -> None:
+    """Writes a picture into the top left corner of a square and repeats its last row and column to the borders.
+
+    `mask`: of the square's tokens, row by column; True where the picture is.
+    """
+    height, width = pixels.shape[:2]
+    square[:height, :width] = pixels
+    square[:height, width:] = pixels[:, -1:]
+    square[height:] = square[height - 1]
+    mask[...] = False
+    mask[: height // TOKEN_PIXELS, : width // TOKEN_PIXELS] = True

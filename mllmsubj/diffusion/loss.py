@@ -1,0 +1,35 @@
+"""Flow matching: where on the way from picture to noise training looks, and what the velocity should be there."""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from mllmsubj.typing import Array, Float
+
+Density = Literal["logit_normal", "shifted_uniform"]
+
+
+def logit_normal(key: Array, mean: float, std: float) -> Float[Array, ""]:
+    """t whose logit is normal. Source: Stable Diffusion 3 (arXiv 2403.03206), Eq. 19."""
+    return jax.nn.sigmoid(mean + std * jax.random.normal(key))
+
+
+def shifted_uniform(key: Array, exponent: float) -> Float[Array, ""]:
+    """Uniform t after the sampler's own shift t ← 1 / (1 + (1/t − 1) / e^mu): training looks where a sampler steps."""
+    t = jax.random.uniform(key, minval=1e-6)
+    return 1.0 / (1.0 + (1.0 / t - 1.0) / math.exp(exponent))
+
+
+def interpolate(
+    picture: Float[Array, "b n c"], noise: Float[Array, "b n c"], t: Float[Array, " b"]
+) -> tuple[Float[Array, "b n c"], Float[Array, "b n c"]]:
+    """x_t = (1 − t)·x_0 + t·ε, and the velocity there, ε − x_0; t = 1 is noise. Source: UNO's training, as FLUX."""
+    t = t[:, None, None]
+    return (1.0 - t) * picture + t * noise, noise - picture
+
+
+def squared_error(velocity: Float[Array, "b n c"], target: Float[Array, "b n c"]) -> Float[Array, " b"]:
+    """Mean over tokens and channels, in float32: one number a row."""
+    return jnp.mean(jnp.square(velocity.astype(jnp.float32) - target.astype(jnp.float32)), axis=(1, 2))

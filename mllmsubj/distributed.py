@@ -1,0 +1,52 @@
+"""Several processes as one run: joining them, and laying each one's rows of a batch on the common mesh."""
+
+import os
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mllmsubj.errors import UserError
+from mllmsubj.typing import PyTree
+
+BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def start() -> None:
+    """Joins this process to the others of its run, if there are any; before anything else of JAX.
+
+    Anywhere by JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; on TPU pods
+    and under SLURM and Open MPI JAX finds out by itself. Raises UserError if the three are not all there.
+    """
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        try:
+            count, number = (int(os.environ[name]) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers too: {error}"
+            ) from None
+        jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, number)
+    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
+        jax.distributed.initialize()
+
+
+def own_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """Which rows of a batch this process's devices hold, in order."""
+    places = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places.values() if index is not None]))
+
+
+def spread(batch: PyTree, rows: np.ndarray, batch_size: int, mesh: Mesh) -> PyTree:
+    """The whole batch on the mesh, from each process's own `rows` of it (leading axis)."""
+    sharding = NamedSharding(mesh, BATCH)
+
+    def leaf(own: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            first, last, _ = index[0].indices(batch_size)
+            start = int(np.searchsorted(rows, first))
+            return own[start : start + last - first]
+
+        return jax.make_array_from_callback((batch_size, *own.shape[1:]), sharding, part)
+
+    return jax.tree.map(leaf, batch)

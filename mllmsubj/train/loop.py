@@ -1,0 +1,210 @@
+"""The training loop: the only part of training that is not a pure function."""
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from mllmsubj import checkpoint, distributed
+from mllmsubj.data.batch import Batch
+from mllmsubj.errors import UserError
+from mllmsubj.evals.evaluator import Evaluator, sort
+from mllmsubj.evals.suite import evaluators
+from mllmsubj.experiment import Experiment
+from mllmsubj.sharding import make_mesh
+from mllmsubj.train import dump
+from mllmsubj.train.checkpoints import Checkpoints
+from mllmsubj.train.meter import Clock, Meter
+from mllmsubj.train.metrics import Totals
+from mllmsubj.train.profile import Profiler
+from mllmsubj.train.programs import Programs, compile_step
+from mllmsubj.train.run import Run, abstract, prepare
+from mllmsubj.train.state import TrainState, state_shardings
+from mllmsubj.train.status import Status
+from mllmsubj.train.workdir import claim
+from mllmsubj.train.writers import make_writer
+from mllmsubj.typing import Params
+
+log = logging.getLogger("mllmsubj")
+
+FIRST_EXAMPLES = 1000
+"""The share of unreadable examples is judged over at least this many."""
+
+
+class Preempted(Exception):
+    """The machine is taken away; everything is saved, and the same command goes on from there."""
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """The run of a config in a workdir, from its last save on; see `Loop`."""
+    experiment = Experiment.from_config(config)
+    mesh = make_mesh(**asdict(experiment.mesh))
+    with claim(workdir, config), jax.set_mesh(mesh), Checkpoints(workdir, experiment.checkpoint) as saves:
+        run, trained = prepare(config, experiment, workdir, mesh)
+        Loop(run, trained, config, workdir, saves, evaluators(run))()
+
+
+class Loop:
+    """One process's part of a run, from where its last save left it to the end."""
+
+    def __init__(
+        self,
+        run: Run,
+        trained: Params,
+        config: ConfigDict,
+        workdir: Path,
+        saves: Checkpoints,
+        evals: Sequence[Evaluator],
+    ):
+        self.run, self.config, self.workdir, self.saves, self.evals = run, config, workdir, saves, evals
+        self.total = run.experiment.train.steps
+        self.totals, self.clock = Totals(), Clock()
+        self.loader = run.loader(run.experiment.data, run.experiment.train.batch_size)
+        self.step, self.state = self._restore(trained)
+        self._programs: dict[Any, Programs] = {}
+        self._pending: deque[dict[str, Any]] = deque()
+        self._numbers: dict[str, float] = {}
+
+    def __call__(self) -> None:
+        """Trains to the end, writes `WORKDIR/model`. Raises Preempted after SIGTERM, UserError where it must stop."""
+        first, log_config = self.step, self.run.experiment.log
+        index, stages = jax.process_index(), self.run.experiment.train
+        with ExitStack() as stack:
+            stack.callback(self.loader.close)
+            self.meter = Meter(self.clock)
+            self.writer = make_writer(self.workdir, log_config, self.config, index, resume_step=first)
+            stack.callback(self.writer.close)
+            self.status = stack.enter_context(Status((stages.stage1.steps, stages.stage2.steps), index))
+            profiler = stack.enter_context(Profiler(log_config, self.workdir, index))
+            self.status.update(first, self.meter.clock)
+            while self.step < self.total:
+                batch = self._next_batch()
+                program = self._compiled(batch)
+                profiler.before_step(self.step - first, self._last())
+                self.state, metrics = program(self.state, self.run.frozen, batch)
+                self.step += 1
+                self.meter.step(len(batch.input_ids), program.flops)
+                self._pending.append(metrics)
+                self._guard(batch)
+                self._enter_stage()
+                self._report()
+                self._evaluate()
+                self._save()
+            self._finish()
+
+    def _restore(self, trained: Params) -> tuple[int, TrainState]:
+        """The newest save, or the state before the first step."""
+        run = self.run
+        # A save at the border already has the second stage's moments.
+        latest = self.saves.latest()
+        shapes = jax.eval_shape(run.state, trained)
+        if latest is None:
+            return 0, jax.jit(run.state, out_shardings=state_shardings(shapes, run.mesh))(trained)
+        shapes = jax.eval_shape(lambda state: run.enter(state, latest), shapes)
+        saved = self.saves.restore(latest, abstract(shapes, run.mesh))
+        self.loader.restore(saved.loader)
+        self.clock = Clock(**saved.meta["clock"])
+        self.totals.examples, self.totals.skipped = saved.meta["examples"], saved.meta["skipped"]
+        log.info("goes on from step %d", latest)
+        return latest, saved.state
+
+    def _next_batch(self) -> Batch:
+        train, mesh = self.run.experiment.train, self.run.mesh
+        with self.meter.waiting(self._last()):
+            batch = next(self.loader)
+        return distributed.spread(batch, self.loader.rows, train.batch_size, mesh)
+
+    def _compiled(self, batch: Batch) -> Programs:
+        """The stage's programs for a batch of this shape."""
+        step = self.run.stage(self.step)
+        key = step.first, jax.tree.structure(batch), tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+        if key not in self._programs:
+            with self.meter.paused(self._last()):
+                program = compile_step(step, self.state, self.run.frozen, batch, self.run.mesh)
+            size = "x".join(map(str, batch.target.shape[1:3]))
+            log.info("compiled for targets of %s, %d references: %.1f s", size, len(batch.images), program.seconds)
+            self._programs[key] = program
+        return self._programs[key]
+
+    def _guard(self, batch: Batch) -> None:
+        """Reads the metrics of the step before the last one, which are there by now or soon; stops a run gone wrong."""
+        if len(self._pending) < 2 and self.step < self.total:
+            return
+        while len(self._pending) > (self.step < self.total):
+            self.totals.add(self._pending.popleft())
+        train, data = self.run.experiment.train, self.run.experiment.data
+        if self.totals.bad >= train.max_bad_steps:
+            folder = dump.write(self.workdir, self.step, self.state, batch)
+            raise UserError(
+                f"{self.totals.bad} updates in a row had NaN or Inf and were left out, up to step {self.step}; state "
+                f"and batch are in {folder}; lower train.stage*.learning_rates, or look at the data"
+            )
+        seen = max(self.totals.examples + self.totals.skipped, FIRST_EXAMPLES)
+        if self.totals.skipped > data.max_skipped * seen:
+            raise UserError(
+                f"{self.totals.skipped} of {self.totals.examples + self.totals.skipped} examples cannot be used, more "
+                f"than data.max_skipped ({data.max_skipped:g}); run `mllmsubj data check --source={data.source}`"
+            )
+
+    def _enter_stage(self) -> None:
+        """At the border: fresh moments, before the step is saved."""
+        train = self.run.experiment.train
+        if 0 < self.step == train.stage1.steps < self.total:
+            shapes = jax.eval_shape(lambda state: self.run.enter(state, self.step), self.state)
+            enter = jax.jit(self.run.enter, static_argnums=1, out_shardings=state_shardings(shapes, self.run.mesh))
+            self.state = enter(self.state, self.step)
+
+    def _report(self) -> None:
+        every = self.run.experiment.log.every_steps
+        if self.step % every and self.step < self.total:
+            return
+        figures = self.meter.report(self._last())
+        numbers = self.totals.scalars()
+        self.writer.write_scalars(self.step, numbers | figures)
+        self.status.update(self.step, self.meter.clock, numbers["loss"], figures)
+
+    def _evaluate(self) -> None:
+        self._numbers = {}
+        due = [e for e in self.evals if e.every_steps and (self.step % e.every_steps == 0 or self.step == self.total)]
+        if not due:
+            return
+        with self.meter.paused(self._last()):
+            params = self.run.joined(self.state.params if self.state.ema is None else self.state.ema)
+            for evaluator in due:
+                numbers, pictures = sort(evaluator.run(params))
+                self._numbers |= numbers
+                self.writer.write_scalars(self.step, numbers)
+                self.writer.write_images(self.step, pictures)
+
+    def _save(self) -> None:
+        """Where a save is due; a run that is told to stop saves and stops."""
+        config = self.run.experiment.checkpoint
+        at_log = self.step % self.run.experiment.log.every_steps == 0
+        stop = self.saves.preempted(self.step)
+        if not (stop or self.step == self.total or self.saves.due(self.step, log_point=at_log)):
+            return
+        with self.meter.paused(self._last()):
+            while self._pending:  # so that the counts below are this step's
+                self.totals.add(self._pending.popleft())
+            meta = {"clock": asdict(self.meter.clock), "examples": self.totals.examples, "skipped": self.totals.skipped}
+            self.saves.save(self.step, self.state, self.loader.state(), meta, self._numbers)
+        if stop:
+            with dump.deadline(config.grace_seconds):
+                self.saves.wait()
+            raise Preempted(f"saved at step {self.step:,} of {self.total:,}; run the same command to go on")
+
+    def _finish(self) -> None:
+        """`WORKDIR/model`: the mean of the trained parameters, referring to the frozen ones."""
+        self.saves.wait()
+        trained = self.state.params if self.state.ema is None else self.state.ema
+        checkpoint.save(self.workdir / "model", self.config, trained, self.run.base, base=self.run.base, replace=True)
+
+    def _last(self) -> Any:
+        """What the last step returned."""
+        return self._pending[-1] if self._pending else None

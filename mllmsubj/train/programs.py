@@ -1,0 +1,60 @@
+"""The two programs of a step, compiled for one shape of batch before they are first needed."""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from mllmsubj.data.batch import Batch
+from mllmsubj.models.flops import encode_flops, train_flops
+from mllmsubj.models.subject import token_grid
+from mllmsubj.train import modes
+from mllmsubj.train.state import TrainState, state_shardings
+from mllmsubj.train.step import TOWERS, TrainStep
+from mllmsubj.typing import Params
+
+
+@dataclass(frozen=True)
+class Programs:
+    """`encode` then `update`, as compiled code."""
+
+    encode: jax.stages.Compiled
+    update: jax.stages.Compiled
+    flops: int
+    """That both must spend on one batch."""
+    seconds: float
+    """It took to compile them."""
+
+    def __call__(self, state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        """The next state and the step's metrics, still on their way; `state` is gone afterwards."""
+        encoded = self.encode({name: frozen[name] for name in TOWERS}, batch)
+        return self.update(state, frozen["transformer"], encoded)
+
+
+def compile_step(step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh) -> Programs:
+    """Arguments may be arrays or ShapeDtypeStructs with shardings; only their forms are read."""
+    start = time.perf_counter()
+    encode = jax.jit(step.encode).lower({name: frozen[name] for name in TOWERS}, batch).compile()
+    encoded = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(step.encode, {name: frozen[name] for name in TOWERS}, batch),
+        encode.output_shardings,
+    )
+    update = jax.jit(step.update, donate_argnames="state", out_shardings=(state_shardings(state, mesh), None))
+    compiled = update.lower(state, frozen["transformer"], encoded).compile()
+    return Programs(encode, compiled, step_flops(step, batch), time.perf_counter() - start)
+
+
+def step_flops(step: TrainStep, batch: Batch) -> int:
+    """Floating-point operations that both programs must spend on a batch; only shapes are read."""
+    parts = step.train.accumulate
+    part = jax.eval_shape(partial(jax.tree.map, lambda x: x[::parts]), batch)
+    inputs = jax.eval_shape(step.inputs, part)
+    features = jax.eval_shape(step.model.encode, step.model.abstract_params(), inputs)
+    height, width = batch.target.shape[1:3]
+    config, attends = step.model.config, modes.union(step.stage.modes)
+    update = train_flops(config, features, token_grid(height, width), attends)
+    return parts * (update + encode_flops(config, inputs, (height, width)))

@@ -1,0 +1,148 @@
+"""All that a training run rests on, built once from its config: mesh, model, frozen weights, both stages, data."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mllmsubj import checkpoint, distributed
+from mllmsubj.checkpoint import TINY, on_first_process
+from mllmsubj.data.loader import Loader, make_loader
+from mllmsubj.data.prompts import PromptEncoder
+from mllmsubj.data.settings import DataConfig
+from mllmsubj.data.sources import open_source
+from mllmsubj.data.transforms import RowReader
+from mllmsubj.errors import UserError
+from mllmsubj.experiment import Experiment
+from mllmsubj.models.layers import unstack
+from mllmsubj.models.subject import SubjectModel
+from mllmsubj.train.optimizer import join, learning_rates, make_optimizer, split, trained_paths
+from mllmsubj.train.state import TrainState, new_state, state_shardings
+from mllmsubj.train.step import TrainStep
+from mllmsubj.typing import Params
+from mllmsubj.weights import base_folder, load_params, random_params
+
+
+@dataclass(frozen=True)
+class Run:
+    """See `prepare`. Every process holds one; arrays lie on the mesh."""
+
+    experiment: Experiment
+    mesh: Mesh
+    base: Path
+    """Checkpoint of the frozen parameters, and of the trained ones' start."""
+    model: SubjectModel
+    frozen: Params
+    """Laid out as `model.compute` wants them; what is trained is always stacked."""
+    encoder: PromptEncoder
+    stages: tuple[TrainStep, TrainStep]
+
+    def stage(self, step: int) -> TrainStep:
+        """The one that does update number `step`, counted from 0; the last one's for good."""
+        return self.stages[step >= self.experiment.train.stage1.steps]
+
+    def enter(self, state: TrainState, step: int) -> TrainState:
+        """A state with fresh moments for the stage of `step`."""
+        active = split(state.params, set(self.stage(step).rates))[0]
+        return replace(state, moments=self.stage(step).optimizer.init(active))
+
+    def state(self, trained: Params) -> TrainState:
+        """Before the first update; shapes in, shapes out under `jax.eval_shape`."""
+        train, stage = self.experiment.train, self.stage(0)
+        return new_state(trained, set(stage.rates), stage.optimizer, ema=train.ema_decay > 0)
+
+    def joined(self, trained: Params) -> Params:
+        """All parameters, laid out as the model wants them."""
+        return join(self.frozen, trained if self.model.compute.scan_layers else unstack(trained))
+
+    def loader(self, data: DataConfig, batch_size: int) -> Loader:
+        """Batches of a source's examples, this process's rows.
+
+        Raises UserError if hosts do not see the same data.
+        """
+        experiment, mllm = self.experiment, self.experiment.model.mllm
+        reader = RowReader(data, experiment.reference, self.encoder, mllm.vision.image_size)
+        rows = distributed.own_rows(batch_size, self.mesh)
+        loader = make_loader(open_source(data, experiment.seed), reader, batch_size, rows, experiment.seed)
+        plan = loader.plan.fingerprint()
+        if (first := on_first_process(lambda: plan)) != plan:
+            raise UserError(f"process {jax.process_index()} sees other data ({plan}) than process 0 ({first})")
+        return loader
+
+
+def prepare(config: ConfigDict, experiment: Experiment, workdir: Path, mesh: Mesh) -> tuple[Run, Params]:
+    """The run, and the trained parameters that it starts from. Raises UserError for a config that cannot be run.
+
+    `config` is what `experiment` was made from.
+    """
+    train, compute = experiment.train, experiment.compute.resolve()
+    if experiment.model.lora is None:
+        raise UserError("config key model.lora is None; training needs adapters")
+    check_batch(train.batch_size, train.accumulate, mesh)
+    stacked = SubjectModel(experiment.model, replace(compute, scan_layers=True))
+    base, is_new = base_folder(train.weights, workdir)
+    if on_first_process(lambda: is_new):
+        params = random_params(stacked, experiment.seed, mesh)
+        checkpoint.save(base, config, params, TINY)
+    else:
+        params = load_params(base, stacked, experiment.seed, mesh)
+    trained, frozen = split(params, trained_paths(params, train))
+    if train.start_from:
+        trained = _start_from(train.start_from, trained, mesh)
+    encoder = PromptEncoder(
+        base / "tokenizer",
+        base / "clip_tokenizer",
+        experiment.prompt,
+        image_tokens=experiment.model.mllm.tokens_per_tile,
+        image_token_id=experiment.model.mllm.image_token_id,
+    )
+    null, optimizer = encoder("", 0), make_optimizer(train)
+    step = partial(
+        TrainStep,
+        model=replace(stacked, compute=compute),
+        train=train,
+        optimizer=optimizer,
+        reference=experiment.reference,
+        shift=experiment.shift,
+        null_ids=tuple(null.input_ids[0].tolist()),
+        null_text=null.text,
+        seed=experiment.seed,
+    )
+    stages = (
+        step(stage=train.stage1, first=0, rates=learning_rates(params, train.stage1)),
+        step(stage=train.stage2, first=train.stage1.steps, rates=learning_rates(params, train.stage2)),
+    )
+    if not compute.scan_layers:
+        frozen = jax.jit(unstack)(frozen)
+    return Run(experiment, mesh, base, stages[0].model, frozen, encoder, stages), trained
+
+
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises UserError if the mesh does not divide the batch."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (devices * accumulate):
+        unit = devices * accumulate
+        raise UserError(
+            f"train.batch_size {batch_size} is not divisible by mesh axes data x fsdp ({devices}) times "
+            f"train.accumulate ({accumulate}); use a multiple of {unit}, such as {-(-batch_size // unit) * unit}"
+        )
+
+
+def _start_from(where: str, trained: Params, mesh: Mesh) -> Params:
+    """The trained parameters of another run's end, or of a checkpoint."""
+    folder = checkpoint.folder_of(where)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"config key train.start_from is {where!r}, neither a finished workdir nor a checkpoint")
+    return checkpoint.restore(folder, trained, mesh)
+
+
+def abstract(tree: TrainState, mesh: Mesh) -> TrainState:
+    """Shapes with shardings, to restore into."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        state_shardings(tree, mesh),
+    )

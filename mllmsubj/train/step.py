@@ -1,0 +1,218 @@
+"""The two programs of training, pure: `encode` (frozen towers) and `update` (everything that is trained).
+
+They are two so that the towers can take turns with the transformer on a small chip, and so that what they say
+can be kept on disk: both ways give `update` the same arrays.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from mllmsubj.data.batch import Batch
+from mllmsubj.data.images import ReferenceConfig
+from mllmsubj.diffusion.loss import interpolate, logit_normal, shifted_uniform, squared_error
+from mllmsubj.diffusion.schedule import ShiftConfig, shift_exponent
+from mllmsubj.models.layers import unstack
+from mllmsubj.models.subject import Features, Layout, SubjectInputs, SubjectModel, token_grid
+from mllmsubj.sharding import constrain
+from mllmsubj.train import modes
+from mllmsubj.train.optimizer import descend, join, split
+from mllmsubj.train.settings import StageConfig, TrainConfig
+from mllmsubj.train.state import TrainState
+from mllmsubj.typing import Array, Float, Int, Leaf, Params, PyTree
+
+TIME_BINS = 10
+TOWERS = ("mllm", "vae", "clip")
+"""What `encode` reads of the frozen parameters; `update` reads the transformer."""
+
+
+@flax.struct.dataclass
+class Encoded:
+    """A batch as the frozen towers see it. Leaves have an axis of parts (train.accumulate) in front."""
+
+    features: Features
+    target_mean: Leaf
+    """[b, n, c]: packed latents."""
+    target_std: Leaf
+    """[b, n, c]: deviation of the VAE's posterior."""
+    row: Leaf
+    """[b] int32: number of the row in the whole batch; with seed and step it names the row's random numbers."""
+    skipped: Leaf
+    """[b] int32."""
+    grid: tuple[int, int] = flax.struct.field(pytree_node=False)
+    """Rows and columns of the target's tokens."""
+
+
+@flax.struct.dataclass
+class Draws:
+    """The random numbers of a batch's rows."""
+
+    t: Leaf
+    """[b]."""
+    noise: Leaf
+    """[b, n, c]."""
+    posterior: Leaf
+    """[b, n, c], for the target's latents."""
+    mode: Leaf
+    """[b] int32, numbers in `modes.NAMES`."""
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """Both programs of one stage."""
+
+    model: SubjectModel
+    train: TrainConfig
+    stage: StageConfig
+    first: int
+    """The stage's first step."""
+    rates: dict[str, float]
+    """Path -> peak learning rate of what the stage trains."""
+    optimizer: optax.GradientTransformation
+    reference: ReferenceConfig
+    shift: ShiftConfig
+    null_ids: tuple[int, ...]
+    """The MLLM's ids of the empty prompt."""
+    null_text: tuple[int, int]
+    """Start and stop of the text in there."""
+    seed: int
+
+    def encode(self, towers: Params, batch: Batch) -> Encoded:
+        """The frozen towers over a batch, part by part; the VAE reads references only if the stage attends to them."""
+        parts = jax.tree.map(self._parts, batch)
+        rows = self._parts(jnp.arange(len(batch.input_ids), dtype=jnp.int32))
+        return jax.lax.map(lambda part: self._encode(towers, *part), (parts, rows))
+
+    def update(self, state: TrainState, transformer: Params, encoded: Encoded) -> tuple[TrainState, dict[str, Any]]:
+        """One optimizer step over all parts; an update with NaN or Inf changes nothing but the count of such."""
+        active, idle = split(state.params, set(self.rates))
+        zeros = jax.tree.map(jnp.zeros_like, active)
+
+        def part(gradients: Params, one: Encoded) -> tuple[Params, dict[str, Array]]:
+            draws = self.draw(one, state.step)
+            (_, metrics), new = jax.value_and_grad(self.loss, has_aux=True)(active, idle, transformer, one, draws)
+            return jax.tree.map(lambda sum_, x: sum_ + x / self.train.accumulate, gradients, new), metrics
+
+        gradients, metrics = jax.lax.scan(part, zeros, encoded)
+        metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+        norm = optax.tree.norm(gradients)
+        updates, moments = self.optimizer.update(gradients, state.moments, active)
+        done = (state.step - self.first).astype(jnp.float32)
+        params = join(idle, descend(active, updates, self.rates, done, self.stage.warmup_steps))
+
+        good = jnp.isfinite(norm) & jnp.isfinite(metrics["loss_sum"])
+        params = _where(good, params, state.params)
+        new = replace(
+            state,
+            step=state.step + 1,
+            params=params,
+            moments=_where(good, moments, state.moments),
+            ema=None if state.ema is None else self._mean(state, params),
+            bad=jnp.where(good, 0, state.bad + 1),
+        )
+        return new, metrics | {"grad_norm": norm, "bad": new.bad.astype(jnp.float32)}
+
+    def loss(
+        self, active: Params, idle: Params, transformer: Params, encoded: Encoded, draws: Draws
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Mean over the rows of one part, and the sums and counts that make its metrics."""
+        trained = join(active, idle)
+        trained = trained if self.model.compute.scan_layers else unstack(trained)
+        losses = self.losses(join(trained, {"transformer": transformer}), encoded, draws)
+        bins = jnp.minimum((draws.t * TIME_BINS).astype(jnp.int32), TIME_BINS - 1)
+        return jnp.mean(losses), {
+            "loss_sum": jnp.sum(losses),
+            "count": jnp.asarray(len(losses), jnp.float32),
+            "by_time": _binned(losses, bins, TIME_BINS),
+            "by_mode": _binned(losses, draws.mode, len(modes.NAMES)),
+            "skipped": jnp.sum(encoded.skipped),
+        }
+
+    def losses(self, params: Params, encoded: Encoded, draws: Draws) -> Float[Array, " b"]:
+        """Of each row of one part; `params` laid out as the model's `compute` wants them, without the towers."""
+        picture = encoded.target_mean.astype(jnp.float32)
+        if self.train.sample_posterior:
+            picture += encoded.target_std * draws.posterior
+        latents, target = interpolate(picture, draws.noise, draws.t)
+        condition = self.model.aggregate(params, encoded.features, jnp.full(len(draws.t), self.train.guidance))
+        condition, attends = modes.masked(condition, draws.mode), modes.union(self.stage.modes)
+        return squared_error(self.model.velocity(params, encoded.grid, latents, draws.t, condition, attends), target)
+
+    def _encode(self, towers: Params, batch: Batch, row: Int[Array, " b"]) -> Encoded:
+        inputs = self.inputs(batch)
+        mean, std = self.model.encode_picture(towers, _signed(batch.target))
+        return Encoded(
+            features=self.model.encode(towers, inputs),
+            target_mean=mean,
+            target_std=std,
+            row=row,
+            skipped=batch.skipped,
+            grid=token_grid(*batch.target.shape[1:3]),
+        )
+
+    def inputs(self, batch: Batch) -> SubjectInputs:
+        """What inference makes of the same pictures, from 8 bits."""
+        mean, std = (jnp.asarray(x, jnp.float32) for x in (self.reference.mean, self.reference.std))
+        tiles = (batch.tiles.astype(jnp.float32) / 255.0 - mean) / std
+        attends = modes.union(self.stage.modes).reference
+        pictures = [_signed(batch.references[:, i]) for i in range(batch.references.shape[1])] if attends else []
+        return SubjectInputs(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            null_ids=jnp.asarray([self.null_ids], jnp.int32),
+            clip_ids=batch.clip_ids,
+            pixel_values=tiles.reshape(-1, *tiles.shape[2:]),
+            references=tuple(pictures),
+            layout=Layout(batch.text, batch.images),
+            null_text=self.null_text,
+            reference_mask=batch.reference_mask if attends else None,
+        )
+
+    def draw(self, encoded: Encoded, step: Int[Array, ""]) -> Draws:
+        """Of each row from (seed, step, row, purpose)."""
+        run = jax.random.fold_in(jax.random.key(self.seed), step)
+        n, c = encoded.target_mean.shape[1:]
+        time = self.train.time
+
+        def one(row: Array) -> Draws:
+            key = jax.random.fold_in(run, row)
+            purpose = [jax.random.fold_in(key, i) for i in range(4)]
+            t = (
+                logit_normal(purpose[0], time.mean, time.std)
+                if time.density == "logit_normal"
+                else shifted_uniform(purpose[0], shift_exponent(n, self.shift))
+            )
+            noise, posterior = (jax.random.normal(key, (n, c)) for key in purpose[1:3])
+            return Draws(t, noise, posterior, modes.draw(purpose[3], self.stage.modes))
+
+        return jax.vmap(one)(encoded.row)
+
+    def _mean(self, state: TrainState, params: Params) -> Params:
+        """The running mean; its decay grows from 0.1 to the one that is set, so that the start is soon forgotten."""
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(self.train.ema_decay, (1.0 + step) / (10.0 + step))
+        return jax.tree.map(lambda mean, x: decay * mean + (1.0 - decay) * x, state.ema, params)
+
+    def _parts(self, x: Array) -> Array:
+        """[b, …] -> [parts, b / parts, …]: part i has rows i, i + parts, …, so that each device keeps its own rows."""
+        parts = jnp.swapaxes(x.reshape(-1, self.train.accumulate, *x.shape[1:]), 0, 1)
+        return constrain(parts, "parts", "batch", *["seq"] * (x.ndim - 1))
+
+
+def _signed(pixels: Array) -> Float[Array, "*shape"]:
+    """8 bits -> [-1, 1]."""
+    return pixels.astype(jnp.float32) / 127.5 - 1.0
+
+
+def _binned(values: Float[Array, " b"], bins: Int[Array, " b"], count: int) -> Float[Array, "two bins"]:
+    """Per bin the sum and how many."""
+    rows = jax.nn.one_hot(bins, count)
+    return jnp.stack([values @ rows, rows.sum(axis=0)])
+
+
+def _where(condition: Array, new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

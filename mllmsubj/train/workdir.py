@@ -1,0 +1,107 @@
+"""A run's workdir: one config for its whole life, one run at a time."""
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mllmsubj.checkpoint import config_text, on_first_process, read_config, reason
+from mllmsubj.errors import UserError
+from mllmsubj.sharding import flatten
+
+MAY_CHANGE = (
+    "mesh",
+    "compute",
+    "log",
+    "checkpoint",
+    "evals",
+    "data.threads",
+    "data.prefetch",
+    "train.stage2.steps",
+)
+"""Keys, and sections, that a later start may set anew: how to run, not what; and how long, since the last stage's
+length changes nothing before its end."""
+
+
+@contextmanager
+def claim(workdir: str | Path, config: ConfigDict) -> Iterator[bool]:
+    """Holds a workdir for one run; gives whether a run started there before.
+
+    The first start writes `config.json`; later ones must agree with it, but for `MAY_CHANGE`, and leave it as the
+    newest start has it. On several processes all call this; process 0 does it.
+    Raises UserError for another config, naming the keys, for a workdir that another run on this machine uses, and
+    for one that cannot be written.
+    """
+    workdir = Path(workdir).absolute()
+    with ExitStack() as stack:
+
+        def start() -> bool:
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_locked(workdir))
+                resumes = (workdir / "config.json").exists()
+                if resumes and (changes := _changes(read_config(workdir), config)):
+                    raise UserError(
+                        f"{workdir} holds a run with another config: {changes}; start with that config, or give "
+                        f"another workdir"
+                    )
+                _write(workdir / "config.json", config_text(config))
+            except OSError as error:
+                raise UserError(f"cannot write workdir {workdir}: {reason(error)}") from None
+            return resumes
+
+        yield on_first_process(start)
+
+
+@contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """A lock that ends with the process, however that ends."""
+    with (workdir / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"another run is using {workdir} (process {file.read().strip()}); stop it, or give another workdir"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # file systems without locks
+                raise
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _changes(there: ConfigDict, here: ConfigDict) -> str:
+    """The first few keys that differ and may not, on one line."""
+    old, new = (_flat(config_text(config)) for config in (there, here))
+    problems = [
+        f"{key}: {_shown(old, key)} there, {_shown(new, key)} here"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, ...) != new.get(key, ...)
+        and not any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
+    ]
+    more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+    return "; ".join(problems[:5]) + more
+
+
+def _flat(text: str) -> dict[str, Any]:
+    return {path.replace("/", "."): value for path, value in flatten(json.loads(text))}
+
+
+def _shown(config: dict[str, Any], key: str) -> str:
+    text = json.dumps(config[key], ensure_ascii=False) if key in config else "absent"
+    return text if len(text) <= 40 else text[:39] + "…"

@@ -1,0 +1,282 @@
+"""Where a run's numbers and pictures go: `metrics.jsonl`, TensorBoard, Weights & Biases."""
+
+import html
+import json
+import logging
+import math
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mllmsubj.errors import UserError
+from mllmsubj.train.settings import LogConfig
+from mllmsubj.typing import Array
+
+log = logging.getLogger("mllmsubj")
+
+Scalar = float | int | Array
+
+
+class Writer:
+    """The part of `clu.metric_writers.MetricWriter` that training uses, writing nothing.
+
+    clu's own class is not the base because importing it imports TensorFlow, 3.5 s on every host, and fails without.
+    """
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Scalar]) -> None:
+        """Numbers at a step, by name."""
+
+    def write_images(self, step: int, images: Mapping[str, Array]) -> None:
+        """Pictures [n, height, width, 3]: 8 bits, or floats in [0, 1]."""
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Texts at a step, by name."""
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """The config, once, from dotted key to number, string or bool."""
+
+    def flush(self) -> None:
+        """Returns when everything is written; raises what went wrong since."""
+
+    def close(self) -> None:
+        """`flush`, and no more can be written."""
+
+
+def make_writer(
+    workdir: str | Path,
+    config: LogConfig,
+    settings: Mapping[str, Any] | ConfigDict,
+    process_index: int,
+    resume_step: int = 0,
+) -> Writer:
+    """Everything that `config` asks for, behind one thread; on other processes than the first, nothing.
+
+    `settings` is the whole config, kept beside the numbers. `resume_step` is the step that the run goes on from.
+    Raises UserError if something cannot be opened; later errors come up in the call after.
+    """
+    if process_index != 0:
+        return Writer()
+    workdir = Path(workdir)
+    with ExitStack() as opened:
+        writers: list[Writer] = [JsonlWriter(workdir / "metrics.jsonl", resume_step)]
+        opened.callback(writers[0].close)
+        if config.tensorboard:
+            writers += _tensorboard(workdir / "tensorboard")
+        if config.wandb:
+            writers.append(WandbWriter(workdir, config.wandb))
+        opened.pop_all()
+    writer = BackgroundWriter(writers)
+    writer.write_hparams(dict(_flat(settings)))
+    return writer
+
+
+class JsonlWriter(Writer):
+    """A line a write: {"step": 100, "time": 1764000000.0, "loss": 0.41}; NaN and Inf are null. Scalars only."""
+
+    def __init__(self, path: Path, resume_step: int = 0) -> None:
+        """Goes on with a file of an earlier start, without its lines on steps after `resume_step`.
+
+        Those steps are done again. A line that was cut short goes too. With `resume_step` 0 the file starts anew.
+        """
+        self._path = path
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                self._keep(resume_step)
+            self._file = path.open("a", encoding="utf-8")
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Scalar]) -> None:
+        values = {name: float(np.asarray(value)) for name, value in scalars.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with _writing(self._path):
+            self._file.write(json.dumps({"step": int(step), "time": round(time.time(), 3)} | finite) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        with _writing(self._path):
+            self._file.close()
+
+    def _keep(self, resume_step: int) -> None:
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if resume_step and _step(line) <= resume_step]
+        if kept != lines:
+            partial = self._path.with_name(f".{self._path.name}.partial")
+            partial.write_bytes(b"".join(kept))
+            partial.replace(self._path)
+
+
+class TensorBoardWriter(Writer):
+    """clu's writer of TensorBoard's event files; raises ImportError without TensorFlow."""
+
+    def __init__(self, folder: Path) -> None:
+        # Read when TensorFlow is loaded: it greets with lines on oneDNN and the CPU.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        import tensorflow as tf
+        from clu.metric_writers import SummaryWriter
+
+        with suppress(RuntimeError):  # it runs already, then somebody else has decided
+            tf.config.set_visible_devices([], "GPU")  # it would take all their memory
+        self._writer = SummaryWriter(str(folder))
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Scalar]) -> None:
+        self._writer.write_scalars(step, scalars)
+        self._writer.flush()  # by itself every two minutes: a killed run would lack them
+
+    def write_images(self, step: int, images: Mapping[str, Array]) -> None:
+        self._writer.write_images(step, images)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        self._writer.write_texts(step, texts)
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        self._writer.write_hparams(hparams)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbWriter(Writer):
+    """Weights & Biases; a resumed run goes on under the id that its workdir keeps. Its own login holds the key."""
+
+    def __init__(self, workdir: Path, project: str) -> None:
+        """Raises UserError where wandb is not installed or lets nobody in."""
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(
+                f'config key log.wandb is {project!r} but wandb is not installed; pip install wandb, or set it to ""'
+            ) from None
+        identity = workdir / "wandb_id"
+        with _writing(identity):
+            workdir.mkdir(parents=True, exist_ok=True)
+            if not identity.exists():
+                identity.write_text(secrets.token_hex(4) + "\n")
+            run = identity.read_text().strip()
+        # It would put itself between us and the terminal, where the status line is.
+        options = wandb.Settings(console="off", silent=True)
+        try:
+            self._run = wandb.init(project=project, dir=str(workdir), id=run, resume="allow", settings=options)
+        except Exception as error:  # of many types
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"Weights & Biases does not start: {reason}; `wandb login`, or WANDB_MODE=offline"
+            ) from None
+        self._wandb = wandb
+        # wandb's own step may only grow; steps that a resumed run does again would be lost.
+        self._run.define_metric("*", step_metric="step")
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Scalar]) -> None:
+        self._run.log({"step": step} | {name: float(value) for name, value in scalars.items()})
+
+    def write_images(self, step: int, images: Mapping[str, Array]) -> None:
+        pictures = {name: [self._wandb.Image(_eight_bits(one)) for one in array] for name, array in images.items()}
+        self._run.log({"step": step} | pictures)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        pages = {name: self._wandb.Html(f"<pre>{html.escape(text)}</pre>") for name, text in texts.items()}
+        self._run.log({"step": step} | pages)
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        self._run.config.update(hparams, allow_val_change=True)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class BackgroundWriter(Writer):
+    """Several writers on one thread, in order; a step never waits for them. Device arrays are read there, too.
+
+    An error comes up in the first call after it.
+    """
+
+    def __init__(self, writers: list[Writer]) -> None:
+        self._writers = writers
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writers")
+        self._pending: list[Future] = []
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Scalar]) -> None:
+        self._each(lambda writer: writer.write_scalars(step, _on_host(scalars)))
+
+    def write_images(self, step: int, images: Mapping[str, Array]) -> None:
+        self._each(lambda writer: writer.write_images(step, _on_host(images)))
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        self._each(lambda writer: writer.write_texts(step, texts))
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        self._each(lambda writer: writer.write_hparams(hparams))
+
+    def flush(self) -> None:
+        self._each(lambda writer: writer.flush())
+        self._wait()
+
+    def close(self) -> None:
+        """Closes every writer, whatever went wrong before, then raises the first error."""
+        self._pending += [self._thread.submit(writer.close) for writer in self._writers]
+        self._wait()
+        self._thread.shutdown()
+
+    def _each(self, call: Callable[[Writer], None]) -> None:
+        done = [future for future in self._pending if future.done()]
+        self._pending = [future for future in self._pending if future not in done]
+        for future in done:
+            future.result()
+        self._pending += [self._thread.submit(call, writer) for writer in self._writers]
+
+    def _wait(self) -> None:
+        pending, self._pending = self._pending, []
+        errors = [error for future in pending if (error := future.exception())]
+        if errors:
+            raise errors[0]
+
+
+def _tensorboard(folder: Path) -> list[Writer]:
+    try:
+        return [TensorBoardWriter(folder)]
+    except ImportError as error:
+        log.warning("no TensorBoard files: %s; pip install 'mllmsubj[train]', or log.tensorboard=False", error)
+        return []
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+
+
+def _step(line: bytes) -> float:
+    """Of a line of `metrics.jsonl`; past every other if it is none."""
+    with suppress(ValueError, KeyError, TypeError):
+        return float(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+    return math.inf
+
+
+def _on_host(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in values.items()}
+
+
+def _eight_bits(picture: np.ndarray) -> np.ndarray:
+    if picture.dtype == np.uint8:
+        return picture
+    return np.rint(np.clip(picture.astype(np.float32), 0.0, 1.0) * 255).astype(np.uint8)
+
+
+def _flat(settings: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value if isinstance(value, bool | int | float | str) else str(value)

@@ -1,0 +1,31 @@
+import numpy as np
+import pytest
+
+from mllmsubj.data.example import Unreadable
+from mllmsubj.data.sources.indexing import look, make_index, within
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 1000])
+def test_sizes_come_in_order_and_unreadable_ones_are_zero(count):
+    def size(number):
+        if number % 7 == 3:
+            raise Unreadable("no picture")
+        return number + 1, 2
+
+    assert look(size, count) == [(0, 0) if number % 7 == 3 else (number + 1, 2) for number in range(count)]
+
+
+def test_an_index_of_nothing_and_of_something():
+    empty = make_index([], [], [])
+    assert empty.width.shape == empty.height.shape == empty.references.shape == (0,)
+    index = make_index([(4, 3), (0, 0)], [1, 2], [{"dino": 0.5}, {"clip": 1.0}])
+    assert (index.width.tolist(), index.height.tolist(), index.references.tolist()) == ([4, 0], [3, 0], [1, 2])
+    np.testing.assert_array_equal(index.scores["dino"], np.float32([0.5, np.nan]))
+    np.testing.assert_array_equal(index.scores["clip"], np.float32([np.nan, 1]))
+
+
+def test_numbers_outside_are_index_errors():
+    assert within(4, 5) == 4
+    for number in (-1, 5):
+        with pytest.raises(IndexError, match=f"index {number} is outside of the 5 examples"):
+            within(number, 5)

@@ -1,0 +1,186 @@
+import json
+import logging
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from mllmsubj.data.batch import Batch
+from mllmsubj.data.example import Example, Index, Unreadable
+from mllmsubj.data.loader import make_loader
+from mllmsubj.data.transforms import RowReader
+from mllmsubj.errors import UserError
+from tests.data.test_images import CONFIG as REFERENCE
+from tests.data.test_plan import config
+from tests.data.test_transforms import encoder, stored  # noqa: F401
+
+CAT = Image.fromarray(skimage.data.chelsea())
+SIZES = ((48, 48), (72, 48))
+RANDOM = dict(swap=0.5, flip=0.5, crop=0.5)
+BATCH = 4
+
+
+class Pictures:
+    """Parts of a photograph as JPEG, told apart by their place; `bad` ones are no pictures."""
+
+    def __init__(self, length=19, bad=()):
+        self.length, self.bad, self.read = length, set(bad), []
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, number):
+        self.read.append(number)
+        if number in self.bad and number % 2:
+            raise Unreadable(f"folder/{number}.jpg is not there")
+        reference = b"" if number in self.bad else stored(CAT.crop((0, 0, 90 + number, 60)), "JPEG")
+        target = stored(CAT.crop((number, number, number + SIZES[number % 2][0], number + 48)), "JPEG")
+        return Example((reference,), f"cat {number}", target, origin=f"folder/{number}.jpg")
+
+    def index(self):
+        width = np.asarray([SIZES[number % 2][0] for number in range(self.length)], np.int32)
+        return Index(width, np.full(self.length, 48, np.int32), np.ones(self.length, np.int32))
+
+
+@pytest.fixture
+def loader(encoder):  # noqa: F811
+    made = []
+
+    def make(source=None, rows=range(BATCH), seed=7, batch_size=BATCH, first_step=0, **changes):
+        settings = config(**{"sizes": ((64, 64), (64, 96)), "max_references": 1, **changes})
+        reader = RowReader(settings, REFERENCE, encoder, 32)
+        source = Pictures() if source is None else source
+        made.append(make_loader(source, reader, batch_size, np.asarray(rows, np.int64), seed, first_step))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def take(loader, steps):
+    return [next(loader) for _ in range(steps)]
+
+
+def assert_same(batches, others, rows=slice(None)):
+    """Bit for bit; `others` hold only `rows` of `batches`."""
+    for batch, other in zip(batches, others, strict=True):
+        assert (batch.text, batch.images) == (other.text, other.images)
+        for field in fields(Batch)[:-2]:
+            np.testing.assert_array_equal(getattr(batch, field.name)[rows], getattr(other, field.name), field.name)
+
+
+def test_batches_are_what_the_plan_says(loader, encoder):  # noqa: F811
+    one = loader()
+    for step, batch in enumerate(take(one, 10)):
+        planned = one.plan.batch(step)
+        np.testing.assert_array_equal(batch.example, planned.examples)
+        assert batch.target.shape == (BATCH, planned.bucket.height, planned.bucket.width, 3)
+        assert batch.tiles.shape == (BATCH, 1, 32, 32, 3)
+        assert (batch.skipped == 0).all()
+        for number, ids in zip(batch.example, batch.input_ids, strict=True):
+            np.testing.assert_array_equal(ids, encoder(f"cat {number}", 1, 64).input_ids[0])
+
+
+def test_two_hosts_read_what_one_reads(loader):
+    """Also where both need the same row."""
+    whole = take(loader(**RANDOM), 8)
+    for rows in ([0, 1], [2, 3], [3, 1], []):
+        assert_same(whole, take(loader(rows=rows, **RANDOM), 8), rows)
+
+
+@pytest.mark.parametrize(("threads", "prefetch"), [(1, 1), (1, 4), (5, 1), (5, 3)])
+def test_threads_do_not_matter(loader, threads, prefetch):
+    assert_same(take(loader(**RANDOM), 12), take(loader(threads=threads, prefetch=prefetch, **RANDOM), 12))
+
+
+def test_it_resumes_in_the_middle(loader):
+    whole = take(loader(**RANDOM), 12)
+    first = loader(rows=[0, 1], **RANDOM)
+    take(first, 5)
+    state = json.loads(json.dumps(first.state()))
+    assert state["step"] == 5
+    resumed = loader(**RANDOM)
+    resumed.restore(state)
+    assert_same(whole[5:], take(resumed, 7))
+    assert_same(whole[5:], take(loader(first_step=5, **RANDOM), 7))
+
+
+def test_nothing_before_is_read_again(loader):
+    source = Pictures(200)
+    one = loader(source)
+    one.restore({**one.state(), "step": 20})
+    take(one, 5)
+    one.close()
+    planned = [int(number) for step in range(20, 25 + 4) for number in one.plan.batch(step).examples]
+    assert set(source.read) <= set(planned)
+    assert len(source.read) >= 5 * BATCH
+
+
+def test_restoring_goes_back_too(loader):
+    one = loader(**RANDOM)
+    start = one.state()
+    first = take(one, 3)
+    one.restore(start)
+    assert one.step == 0
+    assert_same(first, take(one, 3))
+
+
+def test_other_data_after_a_restart_is_said(loader, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("mllmsubj"), "propagate", True)
+    loader().restore(loader().state())
+    assert not caplog.records
+    loader(seed=8).restore({**loader().state(), "step": 3})
+    assert "changed since step 3" in caplog.text
+
+
+def test_seeds_differ(loader):
+    one, other = (np.stack([batch.example for batch in take(loader(seed=seed), 5)]) for seed in (1, 2))
+    assert (one != other).any()
+
+
+def test_unreadable_examples_are_replaced_counted_and_named(loader, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("mllmsubj"), "propagate", True)
+    bad = {3, 4, 11}
+    one = loader(Pictures(bad=bad))
+    batches = take(one, 30)
+    for step, batch in enumerate(batches):
+        for row, planned in enumerate(one.plan.batch(step).examples):
+            tried = [int(planned), *(one.plan.replacement(step, row, attempt) for attempt in range(5))]
+            number = next(number for number in tried if number not in bad)
+            assert batch.example[row] == number
+            assert batch.skipped[row] == tried.index(number)
+    assert sum(int(batch.skipped.sum()) for batch in batches) > 6
+    lines = [record.getMessage() for record in caplog.records]
+    assert sorted(line.split("folder/")[1].split(".jpg")[0] for line in lines) == ["11", "3", "4"]
+    assert all(record.levelname == "WARNING" for record in caplog.records)
+    assert_same(batches, take(loader(Pictures(bad=bad), rows=[2], threads=1), 30), [2])
+
+
+def test_a_source_of_rubbish_stops(loader):
+    with pytest.raises(UserError, match=r"20 examples in a row cannot be used; the last: folder/") as error:
+        take(loader(Pictures(bad=range(19))), 1)
+    assert "\n" not in str(error.value)
+
+
+def test_an_error_in_the_program_is_not_hidden(loader):
+    class Broken(Pictures):
+        def __getitem__(self, number):
+            raise KeyError("a mistake")
+
+    with pytest.raises(KeyError, match="a mistake"):
+        take(loader(Broken()), 1)
+
+
+def test_reading_stops_at_close(loader):
+    source = Pictures()
+    one = loader(source)
+    take(one, 1)
+    one.close()
+    count = len(source.read)
+    assert count <= BATCH * 4
+    with pytest.raises(ValueError, match="closed"):
+        next(one)
+    assert len(source.read) == count

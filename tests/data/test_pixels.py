@@ -1,0 +1,79 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mllmsubj.data.example import Unreadable
+from mllmsubj.data.images import to_rgb
+from mllmsubj.data.pixels import decode, decode_mask, size_of
+from tests.data.sources.pictures import encoded, mask, noise, rotated_jpeg
+
+KINDS = {
+    "jpeg": encoded(noise(0)),
+    "rotated": rotated_jpeg(1),
+    "mirrored": rotated_jpeg(1, orientation=2),
+    "transparent": encoded(noise(2, mode="RGBA"), "PNG"),
+    "cmyk": encoded(noise(3, mode="CMYK")),
+    "grey": encoded(noise(4, mode="L"), "PNG"),
+    "webp": encoded(noise(5), "WEBP"),
+    "palette": encoded(noise(6).quantize(8), "GIF"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_become_upright_rgb_and_the_header_tells_their_size(kind):
+    decoded = decode(KINDS[kind], "a")
+    assert decoded.mode == "RGB"
+    assert decoded.size == size_of(KINDS[kind], "a") == ((32, 48) if kind == "rotated" else (48, 32))
+    assert decoded.tobytes() == to_rgb(Image.open(io.BytesIO(KINDS[kind]))).tobytes()
+
+
+def test_size_of_a_file_on_disk(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(KINDS["rotated"])
+    assert size_of(tmp_path / "a.jpg", "a") == (32, 48)
+    with pytest.raises(Unreadable, match=r"a cannot be read as a picture: .*No such file"):
+        size_of(tmp_path / "b.jpg", "a")
+
+
+def test_a_size_needs_the_header_only():
+    large = encoded(noise(0, (900, 600)), "PNG")
+    assert size_of(large[:100], "a") == (900, 600)
+    with pytest.raises(Unreadable):
+        decode(large[:100], "a")
+
+
+def test_arrays():
+    array = np.asarray(noise(0))
+    assert (np.asarray(decode(array, "a")) == array).all()
+    assert (np.asarray(decode_mask(array[..., 0], "a")) == array[..., 0]).all()
+    assert size_of(array, "a") == size_of(array[..., 0], "a") == (48, 32)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "says"),
+    [
+        (b"", "no picture"),
+        (b"not a picture", "no picture"),
+        (encoded(noise(0))[:-300], "truncated"),
+        (np.zeros((4, 4), np.uint8), r"array \[4, 4\] of uint8; it should be uint8 \[height, width, 3\]"),
+        (np.zeros((4, 4, 3), np.float32), "of float32"),
+        (np.zeros((0, 4, 3), np.uint8), r"array \[0, 4, 3\]"),
+    ],
+)
+def test_what_is_no_picture_is_named(pixels, says):
+    with pytest.raises(Unreadable, match=f"^pairs.jsonl:12, target .*{says}") as error:
+        decode(pixels, "pairs.jsonl:12, target")
+    assert "\n" not in str(error.value)
+
+
+def test_masks_are_white_on_the_subject():
+    expected = np.asarray(mask())
+    cut_out = Image.new("RGBA", mask().size, "white")
+    cut_out.putalpha(mask())
+    for file in (encoded(mask(), "PNG"), encoded(mask().convert("1"), "PNG"), encoded(cut_out, "PNG")):
+        decoded = decode_mask(file, "a")
+        assert decoded.mode == "L"
+        assert (np.asarray(decoded) == expected).all()
+    deep = Image.fromarray(expected.astype(np.uint16) * 257)
+    assert (np.asarray(decode_mask(encoded(deep, "PNG"), "a")) == expected).all()

@@ -1,0 +1,185 @@
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from mllmsubj.data.example import Index
+from mllmsubj.data.plan import Bucket, Plan
+from mllmsubj.data.settings import DataConfig
+from mllmsubj.errors import UserError
+
+CONFIG = dict(
+    source="",
+    split="train",
+    examples=1,
+    sizes=((64, 64), (64, 96), (96, 64)),
+    max_references=2,
+    prompt_tokens=64,
+    swap=0.0,
+    flip=0.0,
+    crop=1.0,
+    remove_background=0.0,
+    min_scores=(),
+    max_skipped=0.0,
+    threads=2,
+    prefetch=2,
+)
+
+
+def config(**changes):
+    return DataConfig(**{**CONFIG, **changes})
+
+
+def index(counts, **scores):
+    """Examples of (width, height, references), as many of each as `counts` says, mixed."""
+    rows = np.concatenate([np.tile(kind, (count, 1)) for kind, count in counts.items()]).astype(np.int32)
+    rows = np.random.default_rng(0).permutation(rows)
+    return Index(rows[:, 0], rows[:, 1], rows[:, 2], {name: np.asarray(s, np.float32) for name, s in scores.items()})
+
+
+MIXED = index({(500, 500, 1): 37, (900, 600, 1): 11, (600, 900, 2): 3, (100, 101, 7): 1})
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 64])
+def test_each_example_once_an_epoch(batch_size):
+    """After n · B steps every example was used equally often, the tiny bucket's too."""
+    plan = Plan(MIXED, config(), batch_size, seed=3)
+    batches = [plan.batch(step) for step in range(3 * 52)]  # three times 52 · B rows: 3 · B epochs
+    seen = Counter(number for batch in batches for number in batch.examples.tolist())
+    assert seen == dict.fromkeys(range(52), 3 * batch_size)
+    assert {batch.epoch for batch in batches} <= set(range(3 * batch_size))
+    assert [batch.epoch for batch in batches] == sorted(batch.epoch for batch in batches)
+
+
+def test_nothing_comes_twice_before_all_came_once():
+    plan = Plan(MIXED, config(), 4, seed=0)
+    streams = {bucket: [] for bucket in plan.buckets}
+    for step in range(200):
+        batch = plan.batch(step)
+        streams[batch.bucket] += batch.examples.tolist()
+    for stream in streams.values():
+        size = len(set(stream))
+        for start in range(0, len(stream) - size + 1, size):
+            assert len(set(stream[start : start + size])) == size
+
+
+def test_buckets_by_aspect_and_references():
+    plan = Plan(MIXED, config(), 4, seed=0)
+    kinds = {Bucket(64, 64, 1), Bucket(64, 64, 2), Bucket(64, 96, 1), Bucket(96, 64, 2)}
+    assert set(plan.buckets) == kinds
+    want = {(500, 500): (64, 64), (900, 600): (64, 96), (600, 900): (96, 64), (100, 101): (64, 64)}
+    found = set()
+    for step in range(60):
+        batch = plan.batch(step)
+        assert batch.examples.dtype == np.int32
+        assert batch.examples.shape == (4,)
+        for number in batch.examples:
+            height, width = want[MIXED.width[number], MIXED.height[number]]
+            assert batch.bucket == Bucket(height, width, min(2, int(MIXED.references[number])))
+        found.add(batch.bucket)
+    assert found == kinds
+
+
+def test_a_step_is_the_same_however_it_is_reached():
+    steps = np.random.default_rng(0).permutation(300)
+    plan, other = Plan(MIXED, config(), 4, seed=0), Plan(MIXED, config(), 4, seed=0)
+    straight = [plan.batch(step) for step in range(300)]
+    for step in steps.tolist():
+        batch = other.batch(step)
+        assert (batch.step, batch.epoch, batch.bucket) == (step, straight[step].epoch, straight[step].bucket)
+        np.testing.assert_array_equal(batch.examples, straight[step].examples)
+
+
+def test_epochs_and_seeds_differ():
+    plan, other = (Plan(index({(64, 64, 1): 64}), config(), 64, seed) for seed in (0, 1))
+    orders = [plan.batch(0), plan.batch(1), other.batch(0), other.batch(1)]
+    assert len({tuple(batch.examples) for batch in orders}) == 4
+
+
+def test_buckets_are_mixed():
+    plan = Plan(index({(64, 64, 1): 400, (96, 64, 1): 400}), config(), 4, seed=0)
+    buckets = [plan.batch(step).bucket for step in range(200)]
+    changes = sum(a != b for a, b in pairwise(buckets))
+    assert 70 < changes < 130
+
+
+def test_far_steps_are_as_quick():
+    plan = Plan(MIXED, config(), 4, seed=0)
+    batch = plan.batch(10**12 + 1)
+    assert batch.epoch == pytest.approx(10**12 * 4 / 52, rel=1e-6)
+    with pytest.raises(IndexError):
+        plan.batch(-1)
+
+
+def test_millions_of_examples():
+    many = Index(np.full(10**6, 64, np.int32), np.full(10**6, 64, np.int32), np.ones(10**6, np.int32))
+    plan = Plan(many, config(), 8, seed=0)
+    assert len({*plan.batch(124_999).examples, *plan.batch(125_000).examples, *plan.batch(3).examples}) >= 22
+
+
+def test_fingerprint_tells_plans_apart():
+    same = [Plan(MIXED, config(), 4, 0).fingerprint() for _ in range(2)]
+    scored = Index(MIXED.width, MIXED.height, MIXED.references, {"dino": np.linspace(0, 1, 52, dtype=np.float32)})
+    others = [
+        Plan(MIXED, config(), 5, 0),
+        Plan(MIXED, config(), 4, 1),
+        Plan(MIXED, config(sizes=((64, 64),)), 4, 0),
+        Plan(scored, config(min_scores=(("dino", 0.1),)), 4, 0),
+    ]
+    assert same[0] == same[1]
+    assert len({same[0], *(plan.fingerprint() for plan in others)}) == 5
+
+
+def test_replacements_are_of_the_bucket_and_reproducible():
+    plan = Plan(MIXED, config(), 4, seed=0)
+    for step in range(30):
+        bucket = plan.batch(step).bucket
+        stand_ins = [plan.replacement(step, 2, attempt) for attempt in range(8)]
+        assert stand_ins == [Plan(MIXED, config(), 4, seed=0).replacement(step, 2, a) for a in range(8)]
+        heights = {Bucket(64, 96, 1): 600, Bucket(96, 64, 2): 900, Bucket(64, 64, 1): 500, Bucket(64, 64, 2): 101}
+        assert {int(MIXED.height[number]) for number in stand_ins} == {heights[bucket]}
+
+
+def test_rows_draw_their_own_numbers():
+    plan = Plan(MIXED, config(), 4, seed=0)
+    drawn = {plan.generator(step, row).random() for step in range(5) for row in range(5)}
+    assert len(drawn) == 25
+    assert plan.generator(3, 1).random() == Plan(MIXED, config(), 8, seed=0).generator(3, 1).random()
+
+
+def test_unreadable_and_low_scores_are_left_out():
+    width = np.asarray([64, 0, 64, 64, 64, 64], np.int32)
+    scores = {"dino": [0.9, 0.9, 0.5, np.nan, 0.7, 0.8], "aesthetic": [6, 6, 6, 6, 6, np.nan]}
+    what = Index(width, np.full(6, 64, np.int32), np.ones(6, np.int32), {k: np.float32(v) for k, v in scores.items()})
+
+    def used(*least):
+        plan = Plan(what, config(min_scores=least), 2, seed=0)
+        found = {int(number) for step in range(12) for number in plan.batch(step).examples}
+        assert len(found) == plan.examples
+        return found
+
+    assert used() == {0, 2, 3, 4, 5}
+    assert used(("dino", 0.7)) == {0, 4, 5}
+    assert used(("dino", 0.6), ("aesthetic", 5.0)) == {0, 4}
+
+
+@pytest.mark.parametrize(
+    ("scores", "least", "says"),
+    [
+        ({"dino": [0.5]}, (("dino", 0.9),), r"of 1 in the source, data\.min_scores \(dino >= 0\.9\) leaves none"),
+        ({"dino": [0.5]}, (("dion", 0.1),), r"'dion'.* there are dino \(did you mean 'dino'\?\)"),
+        ({"dino": [0.5], "x": [np.nan]}, (("x", 0.1),), "'x', a score that no example has; there are dino"),
+        ({}, (("dino", 0.1),), "there are none at all"),
+    ],
+)
+def test_filters_that_leave_nothing(scores, least, says):
+    with pytest.raises(UserError, match=says):
+        Plan(index({(64, 64, 1): 1}, **scores), config(min_scores=least), 4, seed=0)
+
+
+def test_nothing_to_read():
+    with pytest.raises(UserError, match="of 5 in the source, none can be read"):
+        Plan(index({(0, 0, 1): 5}), config(), 4, seed=0)
+    with pytest.raises(UserError, match="batch_size is 0"):
+        Plan(MIXED, config(), 0, seed=0)

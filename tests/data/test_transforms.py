@@ -1,0 +1,251 @@
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from mllmsubj.app.request import RequestReader
+from mllmsubj.data.byte_tokenizer import save_tokenizers
+from mllmsubj.data.example import Example, Unreadable
+from mllmsubj.data.images import mllm_tile, vae_picture
+from mllmsubj.data.plan import Bucket
+from mllmsubj.data.prompts import PromptConfig, PromptEncoder
+from mllmsubj.data.transforms import RowReader, cover, crop, on_white
+from mllmsubj.errors import UserError
+from mllmsubj.experiment import Experiment
+from tests.data.test_images import CONFIG as REFERENCE
+from tests.data.test_plan import config
+from tests.small import small_config
+
+CAT, ASTRONAUT = Image.fromarray(skimage.data.chelsea()), Image.fromarray(skimage.data.astronaut())
+TILE = 32
+
+
+def stored(image, format="PNG"):
+    file = io.BytesIO()
+    image.save(file, format, quality=90)
+    return file.getvalue()
+
+
+def example(*references, prompt="a cat", target=ASTRONAUT, **more):
+    return Example(tuple(map(stored, references)), prompt, stored(target), origin="pairs.jsonl:12", **more)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizers")
+    save_tokenizers(folder)
+    prompts = PromptConfig(system="Be brief.", max_tokens=128, pad_to=16, clip_tokens=77, pooled="prompt")
+    return PromptEncoder(folder / "tokenizer", folder / "clip_tokenizer", prompts, image_tokens=4, image_token_id=261)
+
+
+@pytest.fixture
+def reader(encoder):
+    def make(**changes):
+        return RowReader(config(**changes), REFERENCE, encoder, TILE)
+
+    return make
+
+
+def read(reader, what, bucket, seed=0):
+    """The one row of a batch, whose arrays held other things before."""
+    batch = reader.empty(bucket, 1)
+    arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.name not in ("text", "images")}
+    for array in arrays.values():
+        array[...] = True if array.dtype == bool else 99
+    reader.read(what, bucket, np.random.default_rng(seed), batch, 0)
+    return batch
+
+
+def normalised(tile):
+    return (tile / np.float32(255) - np.float32(REFERENCE.mean)) / np.float32(REFERENCE.std)
+
+
+def check_square(square, mask, picture, several):
+    """What inference gives the VAE lies in the corner; beyond is its last row and column."""
+    want = vae_picture(picture, several, REFERENCE)
+    height, width = want.shape[:2]
+    np.testing.assert_array_equal(square[:height, :width] / np.float32(127.5) - 1, want)
+    padded = np.pad(square[:height, :width], [(0, len(square) - height), (0, len(square) - width), (0, 0)], "edge")
+    np.testing.assert_array_equal(square, padded)
+    rows, columns = np.indices((len(square) // 16,) * 2)
+    np.testing.assert_array_equal(mask.reshape(rows.shape), (rows < height // 16) & (columns < width // 16))
+
+
+@pytest.mark.parametrize("picture", [CAT, CAT.transpose(Image.Transpose.ROTATE_90), ASTRONAUT.resize((30, 31))])
+def test_one_reference_as_in_inference(reader, picture):
+    batch = read(reader(), example(picture), Bucket(64, 64, 1))
+    assert batch.references.shape == (1, 1, 512, 512, 3)
+    np.testing.assert_allclose(normalised(batch.tiles[0, 0]), mllm_tile(picture, (TILE, TILE), REFERENCE), atol=1e-6)
+    check_square(batch.references[0, 0], batch.reference_mask[0], picture, several=False)
+
+
+def test_several_references_as_in_inference(reader):
+    pictures = [CAT, ASTRONAUT.crop((0, 0, 100, 333))]
+    batch = read(reader(), example(*pictures, CAT), Bucket(64, 64, 2))
+    assert batch.references.shape == (1, 2, 320, 320, 3)
+    for i, picture in enumerate(pictures):
+        np.testing.assert_allclose(
+            normalised(batch.tiles[0, i]), mllm_tile(picture, (TILE, TILE), REFERENCE), atol=1e-6
+        )
+        check_square(batch.references[0, i], batch.reference_mask[0, 400 * i : 400 * (i + 1)], picture, several=True)
+
+
+def test_the_square_holds_a_long_side_of_any_length(encoder):
+    reference = dataclasses.replace(REFERENCE, long_side=500)
+    batch = read(RowReader(config(), reference, encoder, TILE), example(CAT), Bucket(64, 64, 1))
+    assert batch.references.shape == (1, 1, 512, 512, 3)
+    assert batch.reference_mask[0].reshape(32, 32)[:, 0].sum() == round(500 / 451 * 300 / 16)
+    assert batch.reference_mask[0].reshape(32, 32)[0].sum() == 31
+
+
+def test_a_row_is_what_a_request_is(tmp_path):
+    save_tokenizers(tmp_path)
+    experiment = Experiment.from_config(small_config())
+    request = RequestReader(experiment, tmp_path)([CAT], "a cat on the moon", 1, 0)
+    mllm = experiment.model.mllm
+    encoder = PromptEncoder(
+        tmp_path / "tokenizer",
+        tmp_path / "clip_tokenizer",
+        experiment.prompt,
+        image_tokens=mllm.tokens_per_tile,
+        image_token_id=mllm.image_token_id,
+    )
+    reader = RowReader(config(prompt_tokens=200), experiment.reference, encoder, mllm.vision.image_size)
+    batch = read(reader, example(CAT, prompt="a cat on the moon"), Bucket(64, 64, 1))
+    count = int(request.attention_mask.sum())
+    np.testing.assert_array_equal(batch.input_ids[batch.attention_mask], request.input_ids[request.attention_mask])
+    assert batch.attention_mask[0, :count].all()
+    np.testing.assert_array_equal(batch.clip_ids, request.clip_ids)
+    assert (batch.text[0], batch.images) == (request.layout.text[0], request.layout.images)
+    np.testing.assert_allclose(normalised(batch.tiles[0, 0]), request.pixel_values[0], atol=1e-6)
+    height, width = request.references[0].shape[1:3]
+    np.testing.assert_array_equal(
+        batch.references[0, :, :height, :width] / np.float32(127.5) - 1, request.references[0]
+    )
+
+
+@pytest.mark.parametrize("prompt", ["", "x", "a cat on the moon"])
+def test_prompts_have_one_length(reader, prompt):
+    batch = read(reader(), example(CAT, prompt=prompt), Bucket(64, 64, 1))
+    start, stop = batch.text
+    assert stop - start == 64
+    assert stop == batch.input_ids.shape[1] == batch.attention_mask.shape[1]
+    assert batch.attention_mask[0, start:].sum() == len(prompt) + len("\n<|im_end|>\n<|im_start|>assistant\n") - 9 - 11
+    ((first, last),) = batch.images
+    np.testing.assert_array_equal(batch.input_ids[0] == 261, (np.arange(stop) >= first) & (np.arange(stop) < last))
+
+
+def test_a_long_prompt_is_unreadable(reader):
+    with pytest.raises(Unreadable, match=r"pairs\.jsonl:12: the prompt has 7\d tokens; .*prompt_tokens.* at most 64"):
+        read(reader(), example(CAT, prompt="z" * 60), Bucket(64, 64, 1))
+
+
+def test_the_target_is_covered_from_its_middle(reader):
+    stripes = np.zeros((60, 120, 3), np.uint8)
+    stripes[:, 30:90] = 200
+    batch = read(reader(), example(CAT, target=Image.fromarray(stripes)), Bucket(64, 64, 1))
+    assert batch.target.shape == (1, 64, 64, 3)
+    assert (batch.target[:, :, 6:-6] == 200).all()
+    same = read(reader(), example(CAT), Bucket(512, 512, 1))
+    np.testing.assert_array_equal(same.target[0], np.asarray(ASTRONAUT))
+
+
+@pytest.mark.parametrize(("size", "want"), [((64, 96), (96, 64)), ((96, 64), (64, 96)), ((32, 32), (32, 32))])
+def test_cover(size, want):
+    picture = cover(CAT, size)
+    assert picture.size == want
+    scale = max(want[0] / CAT.width, want[1] / CAT.height)
+    whole = CAT.resize((round(CAT.width * scale), round(CAT.height * scale)), Image.Resampling.LANCZOS)
+    left, top = (whole.width - want[0]) // 2, (whole.height - want[1]) // 2
+    other = whole.crop((left, top, left + want[0], top + want[1]))
+    assert np.abs(np.asarray(picture, int) - np.asarray(other, int)).mean() < 4
+
+
+@pytest.mark.parametrize("smallest", [0.05, 0.5, 0.9])
+def test_crop_keeps_aspect_and_area(smallest):
+    array = np.indices((300, 451)).transpose(1, 2, 0).astype(np.uint16)
+    places = set()
+    for seed in range(50):
+        part = crop(CAT, smallest, np.random.default_rng(seed))
+        assert smallest - 0.01 <= part.width * part.height / array[..., 0].size <= 1
+        assert part.width / part.height == pytest.approx(451 / 300, rel=0.02)
+        places.add(part.tobytes()[:60])
+    assert len(places) > 30
+
+
+def test_no_crop():
+    assert crop(CAT, 1.0, np.random.default_rng(0)) is CAT
+
+
+def test_background_is_white_where_the_mask_is_black():
+    mask = Image.new("L", CAT.size, 0)
+    mask.paste(255, (100, 100, 200, 200))
+    found, cat = np.array(on_white(CAT, mask, "")), np.asarray(CAT)
+    np.testing.assert_array_equal(found[100:200, 100:200], cat[100:200, 100:200])
+    found[100:200, 100:200] = 255
+    assert (found == 255).all()
+
+
+def test_each_augmentation_by_its_share(reader):
+    """Of 40 rows about half are changed, by what the setting says and nothing else, and again the same."""
+    cat, target = CAT.resize((48, 32)), ASTRONAUT.resize((64, 64))
+    mask = Image.new("L", cat.size, 0)
+    mask.paste(255, (10, 10, 30, 20))
+    what, bucket = example(cat, target=target, masks=(stored(mask),)), Bucket(64, 64, 1)
+    mirrored = cat.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    changed = {
+        "flip": example(mirrored, target=target),
+        "remove_background": example(on_white(cat, mask, ""), target=target),
+        "swap": example(target, target=cat),
+    }
+    plain = read(reader(), what, bucket)
+    for name, other in changed.items():
+        other, count = read(reader(), other, bucket), 0
+        for seed in range(40):
+            rows = [read(reader(**{name: 0.5}), what, bucket, seed) for _ in range(2)]
+            for field in ("tiles", "references", "reference_mask", "target"):
+                np.testing.assert_array_equal(getattr(rows[0], field), getattr(rows[1], field))
+            is_changed = (rows[0].tiles == other.tiles).all()
+            want = other if is_changed else plain
+            for field in ("tiles", "references", "reference_mask", "target"):
+                np.testing.assert_array_equal(getattr(rows[0], field), getattr(want, field))
+            count += bool(is_changed)
+        assert 10 < count < 30, name
+
+
+def test_a_swapped_target_has_no_mask(reader):
+    """The reference's mask is no mask of the target: its sizes differ, which would be an error."""
+    what = example(CAT, masks=(stored(Image.new("L", CAT.size, 0)),))
+    batch = read(reader(swap=1.0, remove_background=1.0), what, Bucket(64, 64, 1))
+    check_square(batch.references[0, 0], batch.reference_mask[0], ASTRONAUT, several=False)
+
+
+def test_several_references_are_not_swapped(reader):
+    what = example(CAT, CAT)
+    batch = read(reader(swap=1.0), what, Bucket(512, 512, 2))
+    np.testing.assert_array_equal(batch.target[0], np.asarray(ASTRONAUT))
+
+
+BAD = {
+    "reference": (dict(references=(b"no picture",)), r"pairs\.jsonl:12, reference 1 is no picture"),
+    "target": (dict(target=b"no picture"), r"pairs\.jsonl:12, target is no picture"),
+    "mask": (dict(masks=(b"no picture",)), r"pairs\.jsonl:12, reference 1's mask is no picture"),
+    "mask size": (dict(masks=(stored(Image.new("L", (9, 9))),)), "reference 1 is 451x300 and its mask 9x9"),
+    "thin": (dict(references=(stored(Image.new("RGB", (90, 10))),)), r"pairs\.jsonl:12: reference image 1 is 90x10"),
+    "none": (dict(references=()), r"pairs\.jsonl:12 has 0 references"),
+}
+
+
+@pytest.mark.parametrize(("changes", "says"), BAD.values(), ids=BAD)
+def test_what_cannot_be_used_is_named(reader, changes, says):
+    with pytest.raises(Unreadable, match=says) as error:
+        read(reader(remove_background=1.0), dataclasses.replace(example(CAT), **changes), Bucket(64, 64, 1))
+    assert "\n" not in str(error.value)
+
+
+def test_more_references_than_the_model_takes(reader):
+    with pytest.raises(UserError, match=r"data\.max_references is 3, above reference\.max_references, 2"):
+        reader(max_references=3)

@@ -1,0 +1,155 @@
+"""The counts against XLA's own, at small sizes, of the form without loops (a scanned body is counted once)."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mllmsubj.experiment import Experiment, load_config
+from mllmsubj.models import flops
+from mllmsubj.models.layers import Compute, unstack
+from mllmsubj.models.subject import Features, SubjectConfig, SubjectModel, is_trained
+from mllmsubj.sharding import flatten, unflatten
+from mllmsubj.typing import Attends
+from tests.small import ROOT, small_config, small_inputs
+
+COMPUTE = Compute(scan_layers=False, attention="xla")
+EVERYTHING = Attends(null=True, text=True, image=True, reference=True)
+GRID = (8, 12)
+
+
+@pytest.fixture(scope="module")
+def config() -> SubjectConfig:
+    """Wide enough that products of matrices outweigh what acts on each element, which XLA counts and we do not."""
+    config = small_config()
+    with config.unlocked():
+        model = config.model
+        model.mllm.vision.update(hidden_size=96, num_hidden_layers=2, intermediate_size=160)
+        model.mllm.text.update(hidden_size=128, intermediate_size=192, num_attention_heads=4)
+        model.dla.update(input_dim=128, width=96, num_kv_heads=1, intermediate_size=160, context_dim=64)
+        model.vae.update(block_out_channels=(16, 16, 32, 48))
+        model.clip.update(hidden_size=64, intermediate_size=128, num_hidden_layers=2)
+        model.transformer.update(num_layers=2, num_single_layers=3, num_attention_heads=4, attention_head_dim=32)
+        model.transformer.update(axes_dims_rope=(8, 12, 12), joint_attention_dim=64, pooled_projection_dim=64)
+        model.lora.update(rank=24, targets=(*model.lora.targets, "proj_mlp"))
+    return Experiment.from_config(config).model
+
+
+@pytest.fixture(scope="module")
+def model(config) -> SubjectModel:
+    return SubjectModel(config, COMPUTE)
+
+
+def params_of(model):
+    """Shapes in which the layers lie apart."""
+    stacked = SubjectModel(model.config, Compute()).abstract_params()
+    return jax.eval_shape(unstack, stacked)
+
+
+def counted(function, *args, optimised: bool = True) -> float:
+    """By XLA, for shapes alone: of what it compiled or, where that takes long, of what it was given."""
+    lowered = jax.jit(function).lower(*args)
+    return (lowered.compile() if optimised else lowered).cost_analysis()["flops"]
+
+
+def array(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def call(part, params, *args, **kwargs):
+    return part.apply({"params": params}, *args, **kwargs)
+
+
+def assert_near(ours: int, xla: float, least: float = 0.99):
+    """XLA counts at least what must be spent, and little more."""
+    assert least <= xla / ours <= 1.1, f"ours {ours:,}, XLA {xla:,.0f}: {xla / ours:.3f}"
+
+
+def test_frozen_towers(model, config):
+    params = params_of(model)
+    ids = jax.ShapeDtypeStruct((1, 24), jnp.int32)
+
+    def text(p, ids):
+        return call(model.mllm, p, ids, jnp.ones_like(ids))
+
+    assert_near(flops.decoder_flops(config.mllm.text, 24), counted(text, params["mllm"], ids))
+    assert_near(flops.clip_flops(config.clip, 24), counted(lambda p, x: call(model.clip, p, x), params["clip"], ids))
+
+
+@pytest.mark.parametrize(("method", "shape"), [("encode", (1, 64, 96, 3)), ("decode", (1, 8, 12, 4))])
+def test_vae(model, config, method, shape):
+    """XLA leaves out the taps of a convolution that fall on the padding: less than ours, the more the smaller."""
+    ours = getattr(flops, f"vae_{method}_flops")(config.vae, 64, 96)
+    xla = counted(lambda p, x: call(model.vae, p, x, method=method), params_of(model)["vae"], array(*shape))
+    assert 0.95 < xla / ours < 1.1
+
+
+@pytest.mark.parametrize("refiners", [0, 2])
+def test_aggregator(config, refiners):
+    sizes = replace(config, dla=replace(config.dla, num_refiner_blocks=refiners))
+    model = SubjectModel(sizes, COMPUTE)
+    states = array(sizes.dla.num_states, 1, 16, sizes.dla.input_dim)
+    xla = counted(lambda p, x: call(model.dla, p, x, method="aggregate_text"), params_of(model)["dla"], states)
+    assert_near(flops.aggregator_flops(sizes.dla, 16), xla)
+
+
+def test_encode_and_train(model, config):
+    """Both programs of training, at a batch of two and two references of different sizes."""
+    params, inputs = params_of(model), small_inputs(batch=2, references=((32, 48), (32, 32)), text=12)
+
+    def encode(p, inputs, target):
+        return model.encode(p, inputs), model.encode_picture(p, target)
+
+    target = array(2, GRID[0] * 16, GRID[1] * 16, 3)
+    ours = flops.encode_flops(config, inputs, target.shape[1:3])
+    assert_near(
+        ours, counted(encode, params, inputs, target, optimised=False), least=0.95
+    )  # the VAE's padding, as above
+
+    features = jax.eval_shape(model.encode, params, inputs)
+    latents = array(2, GRID[0] * GRID[1], config.transformer.in_channels)
+    trained = unflatten({path: leaf for path, leaf in flatten(params) if is_trained(path)})
+
+    def gradient(trained, frozen, features, latents):
+        def loss(trained):
+            params = unflatten(dict(flatten(frozen)) | dict(flatten(trained)))
+            condition = model.aggregate(params, features, jnp.ones(2))
+            return jnp.mean(model.velocity(params, GRID, latents, jnp.full(2, 0.5), condition, EVERYTHING) ** 2)
+
+        return jax.grad(loss)(trained)
+
+    ours = flops.train_flops(config, features, GRID, EVERYTHING)
+    assert_near(ours, counted(gradient, trained, params, features, latents, optimised=False))
+
+
+def test_parts_cost_what_they_add(config):
+    """A token group that a stage does not attend to costs nothing; the empty prompt is aggregated once a part."""
+    model = SubjectModel(config, COMPUTE)
+    shapes = jax.eval_shape(model.encode, params_of(model), small_inputs(batch=1))
+    cost = [flops.train_flops(config, shapes, GRID, a) for a in (EVERYTHING, replace(EVERYTHING, reference=False))]
+    assert cost[0] > cost[1]
+    bare = replace(config, lora=None)
+    adapters = cost[0] - flops.train_flops(bare, shapes, GRID, EVERYTHING)
+    tokens = GRID[0] * GRID[1] + shapes.references.shape[1], 6 + 4 + 3
+    assert adapters == 3 * flops.adapter_flops(config.transformer, config.lora, *tokens)
+
+
+def test_full_size():
+    """InternVL3-8B's decoder is 2 · parameters · tokens but for attention; one example of the paper's second stage."""
+    sizes = Experiment.from_config(load_config(str(ROOT / "configs" / "paper.py"))).model
+    layers = SubjectModel(sizes, Compute()).abstract_params()["mllm"]["text"]["layers"]
+    kernels = sum(leaf.size for path, leaf in flatten(layers) if path.endswith("kernel"))
+    assert flops.decoder_flops(sizes.mllm.text, 512) == pytest.approx(2 * kernels * 512, rel=0.03)
+
+    features = Features(
+        text=array(29, 1, 256, 3584),
+        text_mask=None,
+        image=array(29, 1, 256, 3584),
+        null=array(29, 1, 16, 3584),
+        pooled=array(1, 768),
+        references=array(1, 1024, 64),
+        reference_mask=None,
+        reference_sizes=((32, 32),),
+    )
+    assert flops.train_flops(sizes, features, (32, 32), EVERYTHING) / 1e12 == pytest.approx(125.9, abs=0.1)

@@ -1,0 +1,198 @@
+"""The two programs of a training step, on the small model."""
+
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mllmsubj.errors import UserError
+from mllmsubj.sharding import flatten, make_mesh, parameter_shardings
+from mllmsubj.train import modes
+from mllmsubj.train.optimizer import learning_rates, split
+from mllmsubj.train.settings import ModesConfig
+from mllmsubj.train.state import state_shardings
+from mllmsubj.train.step import TOWERS
+from tests.small import small_batch, small_condition, small_inputs, small_model, small_step
+
+STEPS = 3
+
+
+@cache
+def small(**options):
+    """`small_step` and its two programs, jitted; compiling them is what takes time here."""
+    step, state, frozen = small_step(**options)
+    return step, state, frozen, jax.jit(step.encode), jax.jit(step.update)
+
+
+def trajectory(state, frozen, encode, update, batch, steps=STEPS):
+    """(last state, losses): the same batch again and again, as a run does it."""
+    towers, losses = {name: frozen[name] for name in TOWERS}, []
+    for _ in range(steps):
+        state, metrics = update(state, frozen["transformer"], encode(towers, batch))
+        losses.append(metrics["loss_sum"] / metrics["count"])
+    return jax.device_get(state), jax.device_get(losses)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return trajectory(*small()[1:], small_batch(8))
+
+
+def close(state, losses, plain, rtol):
+    np.testing.assert_allclose(losses, plain[1], rtol=rtol)
+    for (path, a), (_, b) in zip(flatten(state.params), flatten(plain[0].params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max(), err_msg=path)
+
+
+def test_it_learns_and_counts(plain):
+    last, losses = trajectory(*small()[1:], small_batch(8), steps=30)
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert last.step == 30
+    assert last.bad == 0
+    np.testing.assert_array_equal(losses[:STEPS], plain[1])
+
+
+def test_gradients_of_parts_add_up_to_the_batch_s(plain):
+    close(*trajectory(*small(accumulate=4)[1:], small_batch(8)), plain, 2e-4)
+
+
+def test_rematerialised_and_laid_out_layers_are_the_same_step(plain):
+    close(*trajectory(*small(remat=True, scan_layers=False)[1:], small_batch(8)), plain, 2e-4)
+
+
+@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2)])
+def test_a_mesh_changes_nothing(plain, axes):
+    _, state, frozen, encode, update = small()
+    mesh = make_mesh(*axes)
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(state, state_shardings(state, mesh))
+        frozen = jax.device_put(frozen, parameter_shardings(frozen, mesh))
+        batch = jax.device_put(small_batch(8), rows)
+        close(*trajectory(placed, frozen, encode, update, batch), plain, 2e-4)
+
+
+def test_an_update_with_nan_changes_nothing_but_the_count():
+    _, state, frozen, encode, update = small()
+    encoded = encode({name: frozen[name] for name in TOWERS}, small_batch(8))
+    broken = encoded.replace(target_mean=encoded.target_mean.at[0, 1, 2, 3].set(jnp.nan))
+    after, metrics = update(state, frozen["transformer"], broken)
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    jax.tree.map(np.testing.assert_array_equal, after.moments, state.moments)
+    assert (after.step, after.bad, metrics["bad"]) == (1, 1, 1)
+    again, _ = update(after, frozen["transformer"], broken)
+    assert again.bad == 2
+    fine, _ = update(again, frozen["transformer"], encoded)
+    assert (fine.step, fine.bad) == (3, 0)
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (fine.params, state.params)), strict=True))
+
+
+def test_what_has_no_learning_rate_stays_and_has_no_moments():
+    _, state, frozen = small_step(rates=(("dla/.*", None), (".*/lora_[ab]", 1e-2)))
+    assert all(path.startswith("transformer/") for path, _ in flatten(state.params))
+    assert "dla" in frozen
+    adam = state.moments[1]
+    assert [path for path, _ in flatten(adam.mu)] == [path for path, _ in flatten(state.params)]
+
+
+def test_a_stage_may_train_less_than_the_run():
+    """The DLA is in the state, since the other stage trains it; this one neither moves it nor has moments for it."""
+    step, state, frozen, encode, _ = small()
+    lora = {path: rate for path, rate in step.rates.items() if path.startswith("transformer/")}
+    moments = step.optimizer.init(split(state.params, set(lora))[0])
+    step, state = replace(step, rates=lora), state.replace(moments=moments)
+    last, _ = trajectory(state, frozen, encode, jax.jit(step.update), small_batch(8), steps=1)
+    jax.tree.map(np.testing.assert_array_equal, last.params["dla"], jax.device_get(state.params["dla"]))
+    moved = split(last.params, set(lora))[0], split(state.params, set(lora))[0]
+    assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, moved), strict=True))
+
+
+def test_a_row_s_numbers_depend_on_seed_step_and_row_alone():
+    step, _, frozen, encode, _ = small()
+    whole = jax.tree.map(lambda x: x[0], encode({name: frozen[name] for name in TOWERS}, small_batch(8)))
+    draw = jax.jit(lambda rows, step_number: step.draw(whole.replace(row=rows), step_number))
+    eight = jax.device_get(draw(jnp.arange(8), 5))
+    some = jax.device_get(draw(jnp.array([6, 1]), 5))
+    jax.tree.map(lambda all_, two: np.testing.assert_array_equal(all_[[6, 1]], two), eight, some)
+    assert len({*eight.t.tolist(), *jax.device_get(draw(jnp.arange(8), 6)).t.tolist()}) == 16
+
+
+def test_the_batch_is_encoded_as_inference_does():
+    """One square reference, so that nothing is padded: the same features as from the front door's arrays."""
+    step, _, frozen, encode, _ = small()
+    batch = small_batch(8)
+    batch = batch.replace(reference_mask=np.ones_like(batch.reference_mask))
+    towers = {name: frozen[name] for name in TOWERS}
+    got = jax.tree.map(lambda x: x[0], encode(towers, batch)).features
+    mean, std = (np.asarray(x, np.float32) for x in (step.reference.mean, step.reference.std))
+    inputs = small_inputs(8, ((64, 64),)).replace(
+        pixel_values=(batch.tiles[:, 0] / np.float32(255) - mean) / std,
+        references=(batch.references[:, 0] / np.float32(127.5) - 1,),
+    )
+    want = jax.jit(step.model.encode)(towers, inputs)
+    for name in ("text", "image", "null", "pooled", "references"):
+        np.testing.assert_allclose(getattr(got, name), getattr(want, name), rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_a_stage_without_the_vae_branch_does_not_encode_references():
+    _, state, frozen, encode, update = small(modes=(0.0, 0.9, 0.0, 0.1))
+    encoded = encode({name: frozen[name] for name in TOWERS}, small_batch(4))
+    assert encoded.features.references.shape == (1, 4, 0, 16)
+    assert encoded.features.reference_mask is None
+    _, metrics = update(state, frozen["transformer"], encoded)
+    assert np.isfinite(metrics["loss_sum"])
+
+
+def test_only_trained_parameters_cost_memory():
+    """Gradients, moments and mean are of the trained parameters alone, by the compiler's own count."""
+    step, state, frozen, *_ = small()
+    encoded = jax.eval_shape(step.encode, {name: frozen[name] for name in TOWERS}, small_batch(4))
+    compiled = jax.jit(step.update, donate_argnums=0).lower(state, frozen["transformer"], encoded).compile()
+    memory = compiled.memory_analysis()
+    size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
+    trained, base = size(state.params), size(frozen["transformer"])
+    counters = 3 * 4
+    assert size(state) == 4 * trained + counters  # parameters, two moments, mean
+    inputs = sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(encoded))
+    assert memory.argument_size_in_bytes <= 4 * trained + base + inputs + 4096
+    assert memory.output_size_in_bytes <= 4 * trained + 4096
+    assert memory.alias_size_in_bytes >= 4 * trained  # the state is replaced in place
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_masked_row_is_a_row_without_those_tokens(number):
+    """Each mode's masks give what the sampler's stage of that name gives by leaving tokens out."""
+    model, condition = small_model(), small_condition()
+    params = {"transformer": small()[2]["transformer"]}
+    latents, t = jnp.asarray(np.random.default_rng(1).standard_normal((2, 24, 16)), jnp.float32), jnp.array([0.3, 0.8])
+    union = modes.union(ModesConfig(0.25, 0.25, 0.25, 0.25))
+    rows = modes.masked(condition, jnp.full(2, number))
+    velocity = jax.jit(model.velocity, static_argnums=(1, 5))
+    masked = velocity(params, (4, 6), latents, t, rows, union)
+    dropped = velocity(params, (4, 6), latents, t, condition, list(modes.MODES.values())[number])
+    np.testing.assert_allclose(masked, dropped, rtol=1e-4, atol=1e-5)
+
+
+def test_modes_come_as_often_as_they_should():
+    shares = ModesConfig(0.6, 0.15, 0.15, 0.1)
+    drawn = jax.vmap(lambda key: modes.draw(key, shares))(jax.random.split(jax.random.key(0), 20_000))
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 20_000, [0.6, 0.15, 0.15, 0.1], atol=0.02)
+    assert modes.union(ModesConfig(0.0, 0.9, 0.0, 0.1)) == modes.Attends(null=True, text=True, image=True)
+    never = jax.vmap(lambda key: modes.draw(key, ModesConfig(0.0, 1.0, 0.0, 0.0)))(
+        jax.random.split(jax.random.key(0), 99)
+    )
+    assert set(np.asarray(never)) == {1}
+
+
+def test_a_pattern_that_matches_nothing_is_an_error():
+    step, state, *_ = small()
+    for rates, message in (
+        ((("dlaa/.*", 1e-3),), "'dlaa/.\\*' matches no parameter"),
+        (((".*", None),), "every parameter is frozen"),
+    ):
+        with pytest.raises(UserError, match=message):
+            learning_rates(state.params, replace(step.stage, learning_rates=rates))

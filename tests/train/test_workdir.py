@@ -1,0 +1,108 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from mllmsubj.checkpoint import config_text
+from mllmsubj.errors import UserError
+from mllmsubj.train.workdir import claim
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(**changes) -> ConfigDict:
+    made = ConfigDict(
+        {
+            "seed": 0,
+            "mesh": {"fsdp": -1},
+            "data": {"source": "toyworld", "threads": 2},
+            "train": {"batch_size": 64, "stage1": {"steps": 10, "rates": ((".*", 1e-4),)}, "stage2": {"steps": 10}},
+        }
+    )
+    made.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return made
+
+
+def test_a_run_starts_and_goes_on(tmp_path):
+    workdir = tmp_path / "new" / "run"
+    for resumes in (False, True, True):
+        with claim(workdir, config()) as found:
+            assert found == resumes
+    assert (workdir / "config.json").read_text() == config_text(config())
+    assert sorted(path.name for path in workdir.iterdir()) == [".lock", "config.json"]
+
+
+def test_what_may_change(tmp_path):
+    changed = config(mesh__fsdp=4, data__threads=1, train__stage2__steps=20)
+    with claim(tmp_path, config()):
+        pass
+    with claim(tmp_path, changed) as resumes:
+        assert resumes
+    assert (tmp_path / "config.json").read_text() == config_text(changed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(train__batch_size=32), r"config: train\.batch_size: 64 there, 32 here; start"),
+        (dict(seed=1, data__source="x" * 99), r'data\.source: "toyworld" there, "x{38}… here; seed: 0 there, 1 here'),
+        (dict(train__stage1__steps=11, mesh__fsdp=2), r"config: train\.stage1\.steps: 10 there, 11 here; start"),
+        (dict(train__stage1__rates=((".*", 2e-4),)), r'rates: \[\["\.\*", 0\.0001\]\] there'),
+    ],
+)
+def test_another_config_is_an_error(tmp_path, changes, says):
+    with claim(tmp_path, config()):
+        pass
+    with pytest.raises(UserError, match=says) as error, claim(tmp_path, config(**changes)):
+        pass
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "config.json").read_text() == config_text(config())
+    with claim(tmp_path, config()) as resumes:  # the lock was given back
+        assert resumes
+
+
+def test_keys_that_are_new_or_gone(tmp_path):
+    with claim(tmp_path, config()):
+        pass
+    old = json.loads((tmp_path / "config.json").read_text())
+    del old["seed"]
+    (tmp_path / "config.json").write_text(json.dumps(old | {f"key{i}": i for i in range(6)}))
+    with pytest.raises(UserError, match=r"key0: 0 there, absent here; .*\(and 2 more\)"), claim(tmp_path, config()):
+        pass
+
+
+def test_one_run_at_a_time(tmp_path):
+    program = f"""
+import sys
+from pathlib import Path
+from tests.train.test_workdir import claim, config
+with claim(Path({str(tmp_path)!r}), config()):
+    print("holds", flush=True)
+    sys.stdin.read()
+"""
+    other = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "holds\n"
+    with pytest.raises(UserError, match=rf"another run is using .*\(process {other.pid}\)"), claim(tmp_path, config()):
+        pass
+    other.kill()
+    other.communicate()
+    with claim(tmp_path, config()) as resumes:
+        assert resumes
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+
+
+@pytest.mark.parametrize("wrong", ["file", "parent", "config"])
+def test_a_workdir_that_cannot_be(tmp_path, wrong):
+    (tmp_path / "file").touch()
+    workdir = {"file": tmp_path / "file", "parent": tmp_path / "file" / "run", "config": tmp_path}[wrong]
+    if wrong == "config":
+        (tmp_path / "config.json").write_text("{")
+    says = r"config\.json is no config" if wrong == "config" else "cannot write workdir"
+    with pytest.raises(UserError, match=says), claim(workdir, config()):
+        pass
