@@ -5,6 +5,7 @@ sequence that sampling will: masking a token as a key equals leaving it out.
 """
 
 from dataclasses import astuple, fields, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,4 +42,5 @@ def masked(condition: Condition, modes: Int[Array, " b"]) -> Condition:
         return rows if present is None else rows & present
 
     groups = [field.name for field in fields(Attends)]
-    return replace(condition, **{f"{group}_mask": mask(group) for group in groups})
+    masks: dict[str, Any] = {f"{group}_mask": mask(group) for group in groups}
+    return replace(condition, **masks)
