@@ -66,6 +66,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.compute.remat = False
     config.data.sizes = ((128, 128),)
+    config.data.prompt_tokens = 128  # bytes; toyworld's longest prompt has 108
     config.train.weights = "tiny"
     config.train.batch_size = 8
     config.train.stage1.update(steps=300, warmup_steps=20)

@@ -69,7 +69,7 @@ def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
 def descend(
     params: Params, updates: Params, rates: dict[str, float], done: Float[Array, ""], warmup_steps: int
 ) -> Params:
-    """params − rate · update, each at its own rate, which grows over the warm-up; `done` steps of the stage are past."""
+    """params − rate · update, each at its own rate, which grows over the warm-up; `done`: steps of the stage before."""
     warm = jnp.minimum(1.0, (done + 1.0) / max(1, warmup_steps))
     scales = unflatten({path: rates[path] for path, _ in flatten(params)})
     return jax.tree.map(lambda p, u, rate: p - rate * warm * u, params, updates, scales)
