@@ -51,7 +51,7 @@ PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     # Convolutions of the VAE: [height, width, in, out].
     (r"vae/.*(conv\w*)/kernel", PartitionSpec(None, None, None, "fsdp")),
     # Vectors are small: everybody holds them.
-    (r".*/(bias|scale|layer_scale\w*|layer_norms)", _WHOLE),
+    (r".*/(bias|scale|kernel_scale|layer_scale\w*|layer_norms)", _WHOLE),
 )
 """Path regex (whole path) -> sharding of the trailing axes; layers in front stay whole. First match wins."""
 

@@ -35,7 +35,10 @@ class Compute:
 
 
 class Dense(nn.Module):
-    """Linear projection, perhaps with a low-rank adapter; parameters `kernel` [in, out], `bias`, `lora_a`, `lora_b`."""
+    """Linear projection, perhaps with a low-rank adapter; parameters `kernel` [in, out], `bias`, `lora_a`, `lora_b`.
+
+    A kernel in 8 bits has a `kernel_scale` [out] (models/quantize.py).
+    """
 
     features: int
     use_bias: bool = True
@@ -47,6 +50,7 @@ class Dense(nn.Module):
         """Of several inputs it is the projection of their channels side by side, without laying them there."""
         dtype, width = parts[0].dtype, sum(part.shape[-1] for part in parts)
         y = _product(parts, self.param("kernel", self.kernel_init, (width, self.features)))
+        y = scaled(self, y)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(dtype)
         if self.lora is not None and self.name in self.lora.targets:
@@ -56,10 +60,23 @@ class Dense(nn.Module):
         return y
 
 
+def scaled(module: nn.Module, y: Array) -> Array:
+    """What a module's `kernel` made, times the `kernel_scale` that it has if it is in 8 bits."""
+    scale = module.get_variable("params", "kernel_scale")
+    return y if scale is None else (y * scale).astype(y.dtype)
+
+
 def _product(parts: tuple[Array, ...], kernel: Array) -> Array:
     splits = list(accumulate(part.shape[-1] for part in parts))[:-1]
     rows = jnp.split(kernel.astype(parts[0].dtype), splits) if splits else [kernel.astype(parts[0].dtype)]
-    return reduce(add, (jnp.matmul(part, row) for part, row in zip(parts, rows, strict=True)))
+    return reduce(add, (_matmul(part, row) for part, row in zip(parts, rows, strict=True)))
+
+
+def _matmul(x: Array, kernel: Array) -> Array:
+    """x @ kernel; on CPUs with all rows in one axis, so that the kernel's gradient, a sum over them, copies nothing."""
+    if jax.default_backend() != "cpu":
+        return jnp.matmul(x, kernel)
+    return jnp.matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class RMSNorm(nn.Module):

@@ -5,7 +5,7 @@ everything here; there is no second copy for inference.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -35,6 +35,8 @@ class SubjectConfig:
     clip: CLIPTextConfig
     transformer: FluxConfig
     lora: LoRAConfig | None
+    frozen_dtype: Literal["auto", "int8"] = "auto"
+    """What frozen projections are held in: the compute dtype, or 8 bits (models/quantize.py)."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,60 @@
+"""Frozen projections in 8 bits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mllmsubj.diffusion.stages import BOTH
+from mllmsubj.models.layers import unstack
+from mllmsubj.models.quantize import quantize_frozen
+from mllmsubj.sharding import flatten, make_mesh, parameter_shardings
+from tests.small import GRID, random_like, small_condition, small_model
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_like(small_model(lora=True).abstract_params())
+
+
+@pytest.fixture(scope="module")
+def held(params):
+    return quantize_frozen(params)
+
+
+def test_each_output_channel_has_its_own_scale(params, held):
+    wide, leaves = dict(flatten(params)), dict(flatten(held))
+    scales = {path: leaf for path, leaf in leaves.items() if path.endswith("kernel_scale")}
+    assert len(scales) > 40
+    for path, scale in scales.items():
+        kernel, eight = wide[path.removesuffix("_scale")], leaves[path.removesuffix("_scale")]
+        assert eight.dtype == jnp.int8
+        axis = 0 if "modulation/" in path and not path.startswith("transformer/modulation/out") else -2
+        back = eight * jnp.expand_dims(scale, axis)
+        assert np.all(np.abs(back - kernel) <= 0.5001 * jnp.expand_dims(scale, axis)), path
+
+
+def test_what_is_trained_and_the_vae_stay(params, held):
+    wide, leaves = dict(flatten(params)), dict(flatten(held))
+    for path, leaf in wide.items():
+        if path.startswith(("dla/", "vae/")) or "lora_" in path or leaf.ndim < 2:
+            assert leaves[path] is leaf, path
+
+
+def test_a_velocity_is_nearly_the_same_scanned_and_laid_out(params, held):
+    latents, t = jnp.asarray(np.random.default_rng(1).standard_normal((2, 24, 16)), jnp.float32), jnp.array([0.3, 0.8])
+
+    def velocity(tree, scan_layers):
+        model = small_model(lora=True, scan_layers=scan_layers)
+        return jax.jit(model.velocity, static_argnums=(1, 5))(tree, GRID, latents, t, small_condition(), BOTH)
+
+    want, got = velocity(params, True), velocity(held, True)
+    error = np.linalg.norm(got - want) / np.linalg.norm(want)
+    assert 1e-4 < error < 0.05
+    np.testing.assert_allclose(velocity(unstack(held), False), got, rtol=1e-4, atol=1e-5)
+
+
+def test_it_has_a_place_on_a_mesh(held):
+    mesh = make_mesh(1, 2, 4)
+    placed = jax.device_put(held, parameter_shardings(held, mesh))
+    assert dict(flatten(placed))["transformer/double_blocks/attn/to_q/kernel"].dtype == jnp.int8
