@@ -13,6 +13,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.seed = 0
 
     config.model = ConfigDict()
+    config.model.frozen_dtype = "auto"  # of frozen projections: the compute dtype; or "int8", half of bfloat16's memory
 
     config.compute = ConfigDict()
     config.compute.dtype = "auto"  # of activations and frozen weights: bfloat16 on accelerators, float32 on CPUs
@@ -59,7 +60,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.batch_size = 4  # pictures denoised together
 
     config.data = ConfigDict()
-    config.data.source = "toyworld"  # or FILE.jsonl, a folder of ArrayRecord or parquet files, or "tfds:NAME@DIR"
+    # "toyworld", FILE.jsonl, UNO-1M's FILE.json, a folder of ArrayRecord or parquet files, tfds:NAME[:CONFIG][@DIR]
+    config.data.source = "toyworld"
     config.data.split = "train"  # of toyworld and TFDS
     config.data.examples = 1_000_000  # that toyworld draws
     config.data.sizes = ((512, 512), (576, 448), (448, 576), (640, 400), (400, 640))  # targets: height, width in pixels
@@ -73,6 +75,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.max_skipped = 0.01  # share of unreadable examples at which the run stops
     config.data.threads = 8  # that read and decode, on each host
     config.data.prefetch = 4  # batches made ahead, on each host
+    # Folder for what the frozen towers say of each row, so that it is computed once; "": computed at each step. For
+    # data sets that come round again unchanged: a random crop is a new row, and toyworld hardly repeats itself.
+    config.data.cache = ""
+    # "latents": of the VAE, 0.4 MB an example at 512x512. "all": the states of all of the MLLM's layers and CLIP's
+    # vector too, 106 MB at full size (29 x 512 x 3584, bfloat16), so for small models or few examples.
+    config.data.cache_parts = "latents"
 
     config.train = ConfigDict()
     config.train.weights = ""  # checkpoint folder of the frozen weights, "tiny", or "random"

@@ -17,7 +17,10 @@ from mllmsubj.errors import UserError, nearest
 COMMANDS = {
     "generate": "draw the subject of a picture as a prompt says",
     "demo": "the whole thing on this machine: a photograph and a prompt in, a picture out",
+    "import": "weights of InternVL, FLUX and CLIP in Hugging Face folders: a checkpoint to train on",
     "train": "train both stages; run again, it resumes exactly",
+    "evaluate": "judge a checkpoint on data that training did not see: numbers, pictures and a report",
+    "export": "what was trained, for others: the LoRA as diffusers loads it, the DLA, a model card",
     "data": "preview: a contact sheet of toyworld; pack: a data set as a few large files; check: is all of it readable",
     "bench": "speed against a peer, in one run, as ratios",
 }

@@ -19,16 +19,21 @@ from mllmsubj import checkpoint as checkpoints
 from mllmsubj.app.files import write_png
 from mllmsubj.app.request import Reference, RequestReader
 from mllmsubj.checkpoint import TINY, folder_of
+from mllmsubj.convert import fold_lora, load_lora
 from mllmsubj.data.images import to_pil
 from mllmsubj.diffusion.settings import SamplingConfig
 from mllmsubj.experiment import Experiment, typed
 from mllmsubj.generate import Generator
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.lora import merge_lora
+from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.sharding import make_mesh
 from mllmsubj.typing import Params
-from mllmsubj.weights import random_params
+from mllmsubj.weights import check_trained, random_params
+
+Lora = tuple[str | Path, float]
+"""A LoRA's file or folder, and the weight that it is added with."""
 
 
 @dataclass(frozen=True)
@@ -59,24 +64,31 @@ class Pipeline:
         reader: RequestReader,
         mesh: jax.sharding.Mesh,
         checkpoint: str,
+        loras: Sequence[Lora] = (),
     ):
-        """`checkpoint`: its fingerprint, for the pictures' metadata."""
+        """`checkpoint`, its fingerprint, and `loras`, what was folded in: for the pictures' metadata."""
         self.experiment, self.params, self.mesh, self.checkpoint = experiment, params, mesh, checkpoint
+        self.loras = {Path(path).name: weight for path, weight in loras}
         self._reader, self._generator = reader, Generator(model, experiment.shift)
 
     @classmethod
-    def load(cls, checkpoint: str | Path = "tiny", config: ConfigDict | None = None) -> "Pipeline":
+    def load(
+        cls, checkpoint: str | Path = "tiny", config: ConfigDict | None = None, loras: Sequence[Lora] = ()
+    ) -> "Pipeline":
         """A checkpoint folder, a training run's workdir, or "tiny", which is shipped; `config` replaces its own.
 
-        Adapters are folded into the transformer. Raises UserError for a folder that is no checkpoint, lacks its
+        Adapters are folded into the transformer, the checkpoint's and those of `loras`: files or folders as diffusers
+        saves LoRA, each with a weight. Raises UserError for a folder that is no checkpoint, lacks its
         tokenizers or is damaged, a config that is none, or parameters of other shapes.
         """
         folder = folder_of(checkpoint)
         experiment = Experiment.from_config(config if config is not None else checkpoints.read_config(folder))
         compute = experiment.compute.resolve()
         model = SubjectModel(experiment.model, replace(compute, scan_layers=True))  # as checkpoints are laid out
+        adapters = [load_lora(path, experiment.model.transformer, foldable=True) for path, _ in loras]
         mesh, reader = make_mesh(**asdict(experiment.mesh)), RequestReader(experiment, folder)
         if checkpoints.has_params(folder) or folder != TINY:
+            check_trained(folder, model)
             params = checkpoints.restore(folder, model.abstract_params(), mesh)
         else:
             warnings.warn(
@@ -89,9 +101,13 @@ class Pipeline:
             merge = jax.jit(merge_lora, static_argnums=1)
             params["transformer"] = merge(params["transformer"], experiment.model.lora)
             model = replace(model, config=replace(experiment.model, lora=None))
+        for adapter, (_, weight) in zip(adapters, loras, strict=True):
+            params["transformer"] = fold_lora(params["transformer"], *adapter, weight)
+        if experiment.model.frozen_dtype == "int8":
+            params = quantize_frozen(params)
         if not compute.scan_layers:
             params, model = jax.jit(unstack)(params), replace(model, compute=compute)
-        return cls(experiment, model, params, reader, mesh, checkpoints.fingerprint(folder))
+        return cls(experiment, model, params, reader, mesh, checkpoints.fingerprint(folder), loras)
 
     def generate(
         self,
@@ -115,7 +131,13 @@ class Pipeline:
         inputs = self._reader(references, prompt, num_images, seed)
         with jax.set_mesh(self.mesh), _Bar() as bar:
             pixels = self._generator(self.params, inputs, settings, seed, num_images, bar.update if progress else None)
-        shared = {"prompt": prompt, "seed": seed, **asdict(settings), "checkpoint": self.checkpoint}
+        shared = {
+            "prompt": prompt,
+            "seed": seed,
+            **asdict(settings),
+            "checkpoint": self.checkpoint,
+            "loras": self.loras,
+        }
         shared["references"] = [Path(r).name if isinstance(r, str | Path) else None for r in references]
         return Result([to_pil(p) for p in pixels], [shared | {"index": i} for i in range(num_images)])
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mllmsubj.data.images import check_references, mllm_tile, open_image, to_rgb, vae_picture
+from mllmsubj.data.images import ReferenceConfig, check_references, mllm_tile, open_image, to_rgb, vae_picture
 from mllmsubj.data.prompts import PromptEncoder
+from mllmsubj.data.transforms import place_all
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
 from mllmsubj.models.subject import Layout, SubjectInputs
+from mllmsubj.ops.patchify import TOKEN_PIXELS
 
 Reference = Image.Image | str | Path
 
@@ -35,16 +37,33 @@ class RequestReader:
         pictures = [open_image(r) if isinstance(r, str | Path) else to_rgb(r) for r in references]
         check_references(pictures, self._config)
         tokens, null = self._encoder(prompt, len(pictures)), self._encoder("", 0)
+        vae, mask = _vae_pictures(pictures, self._config)
         return SubjectInputs(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
             null_ids=null.input_ids,
             clip_ids=tokens.clip_ids,
             pixel_values=np.stack([mllm_tile(picture, self._size, self._config) for picture in pictures]),
-            references=tuple(vae_picture(picture, len(pictures) > 1, self._config)[None] for picture in pictures),
+            references=tuple(picture[None] for picture in vae),
             layout=Layout(tokens.text, tokens.images),
             null_text=null.text,
+            reference_mask=mask,
         )
+
+
+def _vae_pictures(pictures: list[Image.Image], config: ReferenceConfig) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """What the VAE reads, in [-1, 1], and the mask of its tokens.
+
+    Several references lie in squares as in training, since where one's positions begin depends on the sizes of those
+    before it.
+    """
+    if len(pictures) == 1:
+        return [vae_picture(pictures[0], False, config)], None
+    side = config.square_side(True)
+    squares = np.empty((len(pictures), side, side, 3), np.uint8)
+    mask = np.empty((1, len(pictures) * (side // TOKEN_PIXELS) ** 2), bool)
+    place_all(pictures, config, squares, mask[0])
+    return list(squares.astype(np.float32) / 127.5 - 1.0), mask
 
 
 def _check(prompt: str, num_images: int, seed: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mllmsubj.errors import UserError
 from mllmsubj.ops.patchify import TOKEN_PIXELS
@@ -15,6 +15,9 @@ from mllmsubj.typing import Float
 
 # Of damaged metadata and large files: the pixels are what counts. For good, since `catch_warnings` is not for threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_TURNED = range(2, 9)
+"""EXIF orientations that are not upright; files hold others too, which mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class ReferenceConfig:
     def vae_side(self, several: bool) -> int:
         """Long side of a reference for the VAE, where there are `several` or one."""
         return self.long_side_several if several else self.long_side
+
+    def square_side(self, several: bool) -> int:
+        """Of the square that holds any such reference."""
+        return -(-self.vae_side(several) // TOKEN_PIXELS) * TOKEN_PIXELS
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -62,14 +69,20 @@ def reading(what: str, kind: type[UserError] = UserError) -> Iterator[None]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """First frame, turned upright by its EXIF orientation, 8-bit RGB; transparency lies on white."""
+    """First frame, turned upright by its EXIF orientation, 8-bit RGB; transparency lies on white.
+
+    A picture that is all this already is returned as it is.
+    """
     image.seek(0)
-    image = eight_bits(ImageOps.exif_transpose(image))
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation) in _TURNED:  # else `exif_transpose` copies
+        image = ImageOps.exif_transpose(image)
+    image = eight_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -36,6 +36,8 @@ class Loader:
         """`rows`: which rows of the batch this host reads; several hosts may read the same one."""
         self.plan, self.rows = plan, rows
         self._source, self._reader = source, reader
+        self.made_of = {"source": repr(source), "plan": plan.describe(), "augmentation": reader.augmentation()}
+        """Equal where all batches are; JSON can hold it."""
         self._told: set[int] = set()
         self._lock = threading.Lock()
         config = reader.config
@@ -58,13 +60,21 @@ class Loader:
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on, on any number of hosts; JSON can hold it."""
-        return {"step": self.step, "plan": self.plan.fingerprint()}
+        return {"step": self.step, "data": self.made_of}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken; no earlier batch is read."""
-        if state["plan"] != self.plan.fingerprint():
-            logger.warning(
-                "data, batch size or seed changed since step %d: it goes on with other batches", state["step"]
+        """Goes on where `state` was taken; no earlier batch is read.
+
+        Raises UserError if the batches would be others from there on.
+        """
+        was = state.get("data", {})
+        changed = [
+            f"{name} was {was.get(name)} and is {now}" for name, now in self.made_of.items() if was.get(name) != now
+        ]
+        if changed:
+            raise UserError(
+                f"the data changed since step {state['step']}: {'; '.join(changed)}; put back what was there, or start "
+                f"in another workdir"
             )
         self._seek(state["step"])
 

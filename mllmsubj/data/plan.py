@@ -96,6 +96,10 @@ class Plan:
             digest.update(members.data)
         return digest.hexdigest()[:16]
 
+    def describe(self) -> str:
+        """For people, with the fingerprint in it."""
+        return f"{self.examples} examples in batches of {self.batch_size}, seed {self.seed} ({self.fingerprint()})"
+
     def _before(self, epoch: int) -> int:
         """Batches in all epochs before."""
         return sum(epoch * size // self.batch_size for size in self._sizes)

@@ -1,6 +1,7 @@
 """What a config says of training data."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mllmsubj.errors import UserError
 from mllmsubj.ops.patchify import TOKEN_PIXELS
@@ -11,7 +12,7 @@ class DataConfig:
     """Where examples come from and what is done to them; see configs/base.py for units."""
 
     source: str
-    """`toyworld`, a manifest (FILE.jsonl), a folder of ArrayRecord or parquet files, or `tfds:NAME@DIR`."""
+    """What `data.sources.FORMS` lists."""
     split: str
     """Of toyworld and TFDS: "train" or "test"."""
     examples: int
@@ -23,7 +24,7 @@ class DataConfig:
     prompt_tokens: int
     """Tokens of the MLLM's sequence for the prompt and the template's tail: all are padded to this."""
     swap: float
-    """Probability that target and (a single) reference change places."""
+    """Probability that target and reference change places, where the example has one reference."""
     flip: float
     """Probability that a reference is mirrored."""
     crop: float
@@ -38,6 +39,9 @@ class DataConfig:
     """That read and decode, on each host."""
     prefetch: int
     """Batches that are made ahead, on each host."""
+    cache: str
+    """Folder where what the frozen towers say is kept, or empty."""
+    cache_parts: Literal["latents", "all"]
 
     def __post_init__(self) -> None:
         for height, width in self.sizes:

@@ -1,5 +1,6 @@
 """One example -> its row of a batch. What a reference becomes is what inference makes of it (`images.py`)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,9 +34,17 @@ class RowReader:
                 f"{self.reference.max_references}; lower it, or raise that"
             )
 
+    def augmentation(self) -> str:
+        """What a row depends on besides its example and the plan."""
+        data = self.config
+        return (
+            f"swap {data.swap:g}, flip {data.flip:g}, crop {data.crop:g}, "
+            f"remove_background {data.remove_background:g}, prompt_tokens {data.prompt_tokens}"
+        )
+
     def empty(self, bucket: Bucket, rows: int) -> Batch:
         """A batch to be filled: arrays of the right shapes, whatever is in them."""
-        r, tile, side = bucket.references, self.tile, self._side(bucket.references)
+        r, tile, side = bucket.references, self.tile, self.reference.square_side(bucket.references > 1)
         text, images = self.encoder.layout(r, self.config.prompt_tokens)
         return Batch(
             input_ids=np.empty((rows, text[1]), np.int32),
@@ -58,16 +67,10 @@ class RowReader:
         """
         self._write_prompt(example, bucket, batch, row)
         references, target = self._pictures(example, bucket, rng)
-        side = self._side(bucket.references) // TOKEN_PIXELS
-        masks = batch.reference_mask[row].reshape(bucket.references, side, side)
         for i, reference in enumerate(references):
             batch.tiles[row, i] = np.asarray(squeeze(reference, (self.tile, self.tile)))
-            place(np.asarray(fit(reference, bucket.references > 1, self.reference)), batch.references[row, i], masks[i])
+        place_all(references, self.reference, batch.references[row], batch.reference_mask[row])
         batch.target[row] = np.asarray(cover(target, (bucket.height, bucket.width)))
-
-    def _side(self, references: int) -> int:
-        """Of the square that holds a reference for the VAE."""
-        return -(-self.reference.vae_side(references > 1) // TOKEN_PIXELS) * TOKEN_PIXELS
 
     def _write_prompt(self, example: Example, bucket: Bucket, batch: Batch, row: int) -> None:
         try:
@@ -89,7 +92,7 @@ class RowReader:
         sources = list(zip(example.references[:count], masks, strict=False))
         target, names = example.target, [f"{origin}, reference {i}" for i in range(1, count + 1)]
         named = f"{origin}, target"
-        if rng.random() < self.config.swap and count == 1:
+        if rng.random() < self.config.swap and len(example.references) == 1:
             sources, target = [(target, None)], sources[0][0]
             names, named = [named], names[0]
 
@@ -138,6 +141,13 @@ def cover(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     across, down = (picture.width - width * scale) / 2, (picture.height - height * scale) / 2
     box = (across, down, across + width * scale, down + height * scale)
     return picture.resize((width, height), Image.Resampling.LANCZOS, box=box)
+
+
+def place_all(pictures: Sequence[Image.Image], config: ReferenceConfig, squares: np.ndarray, mask: np.ndarray) -> None:
+    """`place`s the references of one row, at the VAE's size: `squares` is [r, side, side, 3], `mask` [r · n]."""
+    side = squares.shape[1] // TOKEN_PIXELS
+    for picture, square, tokens in zip(pictures, squares, mask.reshape(-1, side, side), strict=True):
+        place(np.asarray(fit(picture, len(pictures) > 1, config)), square, tokens)
 
 
 def place(pixels: np.ndarray, square: np.ndarray, mask: np.ndarray) -> None:

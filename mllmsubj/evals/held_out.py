@@ -1,28 +1,76 @@
 """Examples that training does not see."""
 
-import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from mllmsubj import distributed
+from mllmsubj.data.batch import Batch
+from mllmsubj.data.example import Source
+from mllmsubj.data.loader import Loader
 from mllmsubj.data.settings import DataConfig
+from mllmsubj.data.sources import open_source
+from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
+from mllmsubj.train.run import Run
 
-log = logging.getLogger("mllmsubj")
+EXAMPLES = 10_000
+"""That toyworld's test split has here; whoever judges by fewer takes the first ones of a fixed order."""
+SEED = 0
+"""Of toyworld and of that order, whatever the run's: runs are compared."""
 
 
-def held_out(experiment: Experiment, examples: int) -> DataConfig | None:
-    """The data to judge on, nothing about it random; None, and a line, where nobody said which."""
+def held_out(experiment: Experiment) -> DataConfig:
+    """The data to judge on, nothing about it random. Raises UserError where nobody said which."""
     data, source = experiment.data, experiment.evals.source
     if not source and not (data.source == "toyworld" or data.source.startswith("tfds:")):
-        log.warning("no evaluation: %r has no test split; name other data with --config.evals.source=…", data.source)
-        return None
+        raise UserError(f"{data.source!r} has no test split; name held-out data with --config.evals.source=…")
     return replace(
         data,
         source=source or data.source,
         split="test",
-        examples=examples,
+        examples=EXAMPLES,
         swap=0.0,
         flip=0.0,
         crop=1.0,
         remove_background=0.0,
         min_scores=(),
     )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The first `count` examples of a data set, opened once for however many evaluations."""
+
+    run: Run
+    data: DataConfig
+    source: Source
+    count: int
+
+    @classmethod
+    def open(cls, run: Run, data: DataConfig, count: int, key: str) -> "HeldOut":
+        """Fewer than `count`, which config key `key` says, where there are no more.
+
+        Raises UserError if the source cannot be opened.
+        """
+        if count < 1:
+            raise UserError(f"config key {key} is {count}; it must be at least 1")
+        source = open_source(data, SEED)
+        return cls(run, data, source, min(count, len(source)))
+
+    def batch_size(self, least: int) -> int:
+        """At least `least`, and such that every device has the same number of rows."""
+        unit = self.run.mesh.shape["data"] * self.run.mesh.shape["fsdp"]
+        return max(1, -(-least // unit)) * unit
+
+    def loader(self, batch_size: int) -> Loader:
+        """From the first example on; the same order for every batch size, as far as pictures are of one size."""
+        return self.run.loader(self.data, batch_size, self.source, SEED)
+
+    def spread(self, batch: Batch, loader: Loader, batch_size: int) -> Batch:
+        """The whole batch on the mesh."""
+        return distributed.spread(batch, loader.rows, batch_size, self.run.mesh)
+
+    def prompts(self, examples: np.ndarray) -> tuple[str, ...]:
+        """Of the examples with these numbers."""
+        return tuple(self.source[int(number)].prompt for number in examples)

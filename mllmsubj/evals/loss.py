@@ -1,22 +1,30 @@
 """The training loss on held-out examples, for each condition mode, with noise and times that never change."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import astuple, replace
-from itertools import islice
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mllmsubj import distributed
 from mllmsubj.data.settings import DataConfig
+from mllmsubj.evals.evaluator import Value
+from mllmsubj.evals.held_out import HeldOut
 from mllmsubj.train import modes
 from mllmsubj.train.run import Run
-from mllmsubj.train.settings import ModesConfig
+from mllmsubj.train.settings import LossEvalConfig, ModesConfig
 from mllmsubj.train.step import TOWERS, Encoded
-from mllmsubj.typing import Array, Params
+from mllmsubj.typing import Array, Float, Int, Params
 
 EVERY_MODE = ModesConfig(0.25, 0.25, 0.25, 0.25)
+MEANINGS: Mapping[str, str] = {
+    "loss/all": "Squared error of the velocity, smaller is better: mean of the four below by their shares in training",
+    "loss/both": "where the model sees the MLLM's tokens and the reference's VAE tokens",
+    "loss/mllm": "where it sees the MLLM's tokens alone",
+    "loss/vae": "where it sees the VAE's tokens alone, so the reference but no prompt",
+    "loss/none": "where it sees neither",
+}
 
 
 class HeldOutLoss:
@@ -27,40 +35,41 @@ class HeldOutLoss:
 
     name = "loss"
 
-    def __init__(self, run: Run, data: DataConfig, examples: int, every_steps: int):
-        self.every_steps, self._run, self._data = every_steps, run, data
-        self._batch_size = run.experiment.train.batch_size // run.experiment.train.accumulate
-        self._batches = -(-examples // self._batch_size)
-        last = run.stages[1]
+    def __init__(self, run: Run, data: DataConfig, config: LossEvalConfig, seed: int = 0):
+        """`seed`: of the noise, not the run's, since runs are compared. Raises UserError if `data` cannot be opened."""
+        train, last = run.experiment.train, run.stages[1]
+        self.every_steps, self.meanings = config.every_steps, MEANINGS
+        self._held_out = HeldOut.open(run, data, config.examples, "evals.loss.examples")
+        self.examples = self._held_out.count
+        self._batch_size = self._held_out.batch_size(min(self.examples, train.batch_size // train.accumulate))
         self._shares = np.asarray(astuple(last.stage.modes))
-        # Seed 0 whatever the run's: runs are compared.
         self._step = replace(
-            last, stage=replace(last.stage, modes=EVERY_MODE), train=replace(last.train, accumulate=1), seed=0
+            last, stage=replace(last.stage, modes=EVERY_MODE), train=replace(last.train, accumulate=1), seed=seed
         )
         self._encode, self._judge = jax.jit(self._step.encode), jax.jit(self._sums)
 
-    def run(self, params: Params) -> Iterator[tuple[str, float | np.ndarray]]:
+    def run(self, params: Params) -> Iterator[tuple[str, Value]]:
         """See `Evaluator.run`."""
-        loader = self._run.loader(self._data, self._batch_size)
-        try:
-            sums = np.zeros(len(modes.NAMES))
-            for number, batch in enumerate(islice(loader, self._batches)):
-                whole = distributed.spread(batch, loader.rows, self._batch_size, self._run.mesh)
-                encoded = self._encode({name: params[name] for name in TOWERS}, whole)
-                sums += jax.device_get(self._judge(params, encoded, number))
-        finally:
-            loader.close()
-        means = sums / (self._batches * self._batch_size)
+        sums = np.zeros(len(modes.NAMES))
+        towers = {name: params[name] for name in TOWERS}
+        with closing(self._held_out.loader(self._batch_size)) as loader:
+            for first in range(0, self.examples, self._batch_size):
+                batch = self._held_out.spread(next(loader), loader, self._batch_size)
+                sums += jax.device_get(self._judge(params, self._encode(towers, batch), first))
+        means = sums / self.examples
         yield "loss/all", float(means @ self._shares)
         for name, mean in zip(modes.NAMES, means, strict=True):
             yield f"loss/{name}", float(mean)
 
-    def _sums(self, params: Params, encoded: Encoded, number: int) -> Array:
-        """[modes]: losses summed over a batch's rows."""
+    def _sums(self, params: Params, encoded: Encoded, first: Int[Array, ""]) -> Float[Array, " modes"]:
+        """Losses summed over those rows of a batch that are asked for; `first`: number of its first example."""
         part = jax.tree.map(lambda x: x[0], encoded)
-        draws = self._step.draw(part, jnp.asarray(number))
+        part = replace(part, row=part.row + first)  # noise goes with the example, however large batches are
+        draws = self._step.draw(part, jnp.asarray(0))
+        counts = part.row < self.examples
 
         def one(mode: Array) -> Array:
-            return jnp.sum(self._step.losses(params, part, replace(draws, mode=jnp.full_like(draws.mode, mode))))
+            losses = self._step.losses(params, part, replace(draws, mode=jnp.full_like(draws.mode, mode)))
+            return jnp.sum(jnp.where(counts, losses, 0.0))
 
         return jax.lax.map(one, jnp.arange(len(modes.NAMES)))

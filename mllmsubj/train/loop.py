@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -19,14 +19,17 @@ from mllmsubj.evals.suite import evaluators
 from mllmsubj.experiment import Experiment
 from mllmsubj.sharding import make_mesh
 from mllmsubj.train import dump
+from mllmsubj.train.cache import make_cache
 from mllmsubj.train.checkpoints import Checkpoints
+from mllmsubj.train.known import Known
 from mllmsubj.train.meter import Clock, Meter
 from mllmsubj.train.metrics import Totals
 from mllmsubj.train.profile import Profiler
-from mllmsubj.train.programs import Programs, compile_step
+from mllmsubj.train.programs import Programs, compile_step, with_recall
 from mllmsubj.train.run import Run, abstract, prepare
 from mllmsubj.train.state import TrainState, state_shardings
 from mllmsubj.train.status import Status
+from mllmsubj.train.step import Encoded
 from mllmsubj.train.workdir import claim
 from mllmsubj.train.writers import make_writer
 from mllmsubj.typing import Params
@@ -66,6 +69,7 @@ class Loop:
         self.total = run.experiment.train.steps
         self.totals, self.clock = Totals(), Clock()
         self.loader = run.loader(run.experiment.data, run.experiment.train.batch_size)
+        self.cache = make_cache(run)
         self.step, self.state = self._restore(trained)
         self._programs: dict[Any, Programs] = {}
         self._pending: deque[dict[str, Any]] = deque()
@@ -77,6 +81,8 @@ class Loop:
         index, stages = jax.process_index(), self.run.experiment.train
         with ExitStack() as stack:
             stack.callback(self.loader.close)
+            if self.cache is not None:
+                stack.callback(self.cache.close)
             self.meter = Meter(self.clock)
             self.writer = make_writer(self.workdir, log_config, self.config, index, resume_step=first)
             stack.callback(self.writer.close)
@@ -84,12 +90,12 @@ class Loop:
             profiler = stack.enter_context(Profiler(log_config, self.workdir, index))
             self.status.update(first, self.meter.clock)
             while self.step < self.total:
-                batch = self._next_batch()
-                program = self._compiled(batch)
+                batch, known, keep = self._next_batch()
+                program = self._compiled(batch, known)
                 profiler.before_step(self.step - first, self._last())
-                self.state, metrics = program(self.state, self.run.frozen, batch)
+                self.state, metrics = program(self.state, self.run.frozen, batch, known, keep)
                 self.step += 1
-                self.meter.step(len(batch.input_ids), program.flops)
+                self.meter.step(len(batch.input_ids), program.flops if known is None else program.recall_flops)
                 self._pending.append(metrics)
                 self._guard(batch)
                 self._enter_stage()
@@ -107,20 +113,29 @@ class Loop:
         if latest is None:
             return 0, jax.jit(run.state, out_shardings=state_shardings(shapes, run.mesh))(trained)
         shapes = jax.eval_shape(lambda state: run.enter(state, latest), shapes)
+        if latest > self.total:
+            stage1, done = run.experiment.train.stage1.steps, latest - run.experiment.train.stage1.steps
+            raise UserError(
+                f"{self.workdir} is at step {latest} already, beyond the {self.total} that the config says; set "
+                f"train.stage2.steps to {done} or more (stage 1 has {stage1}), or give another workdir"
+            )
         saved = self.saves.restore(latest, abstract(shapes, run.mesh))
         self.loader.restore(saved.loader)
         self.clock = Clock(**saved.meta["clock"])
         self.totals.examples, self.totals.skipped = saved.meta["examples"], saved.meta["skipped"]
-        log.info("goes on from step %d", latest)
+        log.info("finished before, at step %d" if latest == self.total else "goes on from step %d", latest)
         return latest, saved.state
 
-    def _next_batch(self) -> Batch:
-        train, mesh = self.run.experiment.train, self.run.mesh
+    def _next_batch(self) -> tuple[Batch, Known | None, Callable[[Encoded], None] | None]:
+        """A batch on the mesh, and what the cache knows of it or whom to tell."""
+        place, known, keep = (self.loader.rows, self.run.experiment.train.batch_size), None, None
         with self.meter.waiting(self._last()):
             batch = next(self.loader)
-        return distributed.spread(batch, self.loader.rows, train.batch_size, mesh)
+            if self.cache is not None:
+                known, keep = self.cache.find(self.run.stage(self.step), batch, *place)
+        return distributed.spread(batch, *place, self.run.mesh), known, keep
 
-    def _compiled(self, batch: Batch) -> Programs:
+    def _compiled(self, batch: Batch, known: Known | None) -> Programs:
         """The stage's programs for a batch of this shape."""
         step = self.run.stage(self.step)
         key = step.first, jax.tree.structure(batch), tuple(leaf.shape for leaf in jax.tree.leaves(batch))
@@ -130,20 +145,22 @@ class Loop:
             size = "x".join(map(str, batch.target.shape[1:3]))
             log.info("compiled for targets of %s, %d references: %.1f s", size, len(batch.images), program.seconds)
             self._programs[key] = program
+        if known is not None and self._programs[key].recall is None:
+            with self.meter.paused(self._last()):
+                self._programs[key] = with_recall(self._programs[key], step, self.run.frozen, batch, known)
         return self._programs[key]
 
     def _guard(self, batch: Batch) -> None:
-        """Reads the metrics of the step before the last one, which are there by now or soon; stops a run gone wrong."""
-        if len(self._pending) < 2 and self.step < self.total:
-            return
-        while len(self._pending) > (self.step < self.total):
-            self.totals.add(self._pending.popleft())
+        """Stops a run gone wrong, one step late: by the metrics of the step before, which are there by now or soon."""
         train, data = self.run.experiment.train, self.run.experiment.data
-        if self.totals.bad >= train.max_bad_steps:
+        self._settle(behind=0 if self._at_log_point() else 1)
+        limit = train.max_bad_steps
+        if self.totals.bad >= limit and self._settle().bad >= limit:  # with this step, whose batch is at hand
             folder = dump.write(self.workdir, self.step, self.state, batch)
             raise UserError(
                 f"{self.totals.bad} updates in a row had NaN or Inf and were left out, up to step {self.step}; state "
-                f"and batch are in {folder}; lower train.stage*.learning_rates, or look at the data"
+                f"and batch are in {folder}; start in another workdir with lower train.stage*.learning_rates, or look "
+                f"at the data"
             )
         seen = max(self.totals.examples + self.totals.skipped, FIRST_EXAMPLES)
         if self.totals.skipped > data.max_skipped * seen:
@@ -152,17 +169,24 @@ class Loop:
                 f"than data.max_skipped ({data.max_skipped:g}); run `mllmsubj data check --source={data.source}`"
             )
 
+    def _settle(self, behind: int = 0) -> Totals:
+        """Adds the metrics of all steps but the last `behind`; waits for them."""
+        while len(self._pending) > behind:
+            self.totals.add(self._pending.popleft())
+        return self.totals
+
+    def _at_log_point(self) -> bool:
+        return self.step % self.run.experiment.log.every_steps == 0 or self.step == self.total
+
     def _enter_stage(self) -> None:
-        """At the border: fresh moments, before the step is saved."""
-        train = self.run.experiment.train
-        if 0 < self.step == train.stage1.steps < self.total:
+        """At the border: fresh moments, before the step is saved; also at the end, a later start may add a stage 2."""
+        if self.step == self.run.experiment.train.stage1.steps:
             shapes = jax.eval_shape(lambda state: self.run.enter(state, self.step), self.state)
             enter = jax.jit(self.run.enter, static_argnums=1, out_shardings=state_shardings(shapes, self.run.mesh))
             self.state = enter(self.state, self.step)
 
     def _report(self) -> None:
-        every = self.run.experiment.log.every_steps
-        if self.step % every and self.step < self.total:
+        if not self._at_log_point():
             return
         figures = self.meter.report(self._last())
         numbers = self.totals.scalars()
@@ -177,27 +201,27 @@ class Loop:
         with self.meter.paused(self._last()):
             params = self.run.joined(self.state.params if self.state.ema is None else self.state.ema)
             for evaluator in due:
-                numbers, pictures = sort(evaluator.run(params))
+                numbers, pictures, _ = sort(evaluator.run(params))
                 self._numbers |= numbers
                 self.writer.write_scalars(self.step, numbers)
                 self.writer.write_images(self.step, pictures)
 
     def _save(self) -> None:
         """Where a save is due; a run that is told to stop saves and stops."""
-        config = self.run.experiment.checkpoint
-        at_log = self.step % self.run.experiment.log.every_steps == 0
-        stop = self.saves.preempted(self.step)
-        if not (stop or self.step == self.total or self.saves.due(self.step, log_point=at_log)):
-            return
-        with self.meter.paused(self._last()):
-            while self._pending:  # so that the counts below are this step's
-                self.totals.add(self._pending.popleft())
-            meta = {"clock": asdict(self.meter.clock), "examples": self.totals.examples, "skipped": self.totals.skipped}
-            self.saves.save(self.step, self.state, self.loader.state(), meta, self._numbers)
-        if stop:
-            with dump.deadline(config.grace_seconds):
+        if self.saves.preempted(self.step):
+            with dump.deadline(self.run.experiment.checkpoint.grace_seconds):
+                self._save_now()
                 self.saves.wait()
             raise Preempted(f"saved at step {self.step:,} of {self.total:,}; run the same command to go on")
+        if self.step == self.total or self.saves.due(self.step, log_point=self._at_log_point()):
+            self._save_now()
+
+    def _save_now(self) -> None:
+        with self.meter.paused(self._last()):
+            self._settle()  # so that the counts below are this step's
+            self.writer.flush()  # a run that goes on from this save does not write this step's lines again
+            meta = {"clock": asdict(self.meter.clock), "examples": self.totals.examples, "skipped": self.totals.skipped}
+            self.saves.save(self.step, self.state, self.loader.state(), meta, self._numbers)
 
     def _finish(self) -> None:
         """`WORKDIR/model`: the mean of the trained parameters, referring to the frozen ones."""

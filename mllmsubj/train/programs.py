@@ -1,7 +1,8 @@
 """The two programs of a step, compiled for one shape of batch before they are first needed."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,9 @@ from mllmsubj.data.batch import Batch
 from mllmsubj.models.flops import encode_flops, train_flops
 from mllmsubj.models.subject import token_grid
 from mllmsubj.train import modes
+from mllmsubj.train.known import NULL, Known
 from mllmsubj.train.state import TrainState, state_shardings
-from mllmsubj.train.step import TOWERS, TrainStep
+from mllmsubj.train.step import TOWERS, Encoded, TrainStep
 from mllmsubj.typing import Params
 
 
@@ -27,10 +29,31 @@ class Programs:
     """That both must spend on one batch."""
     seconds: float
     """It took to compile them."""
+    recall: jax.stages.Compiled | None = None
+    """`encode` where something is known already; see `with_recall`."""
+    recall_flops: int = 0
+    """As `flops`, with `recall` in the place of `encode`."""
 
-    def __call__(self, state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-        """The next state and the step's metrics, still on their way; `state` is gone afterwards."""
-        encoded = self.encode({name: frozen[name] for name in TOWERS}, batch)
+    def __call__(
+        self,
+        state: TrainState,
+        frozen: Params,
+        batch: Batch,
+        known: Known | None = None,
+        keep: Callable[[Encoded], None] | None = None,
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """The next state and the step's metrics, still on their way; `state` is gone afterwards.
+
+        `keep` sees what was encoded because nothing was `known`.
+        """
+        towers = {name: frozen[name] for name in TOWERS}
+        if known is None:
+            encoded = self.encode(towers, batch)
+            if keep is not None:
+                keep(encoded)
+        else:
+            assert self.recall is not None
+            encoded = self.recall(towers, batch, known)
         return self.update(state, frozen["transformer"], encoded)
 
 
@@ -48,7 +71,19 @@ def compile_step(step: TrainStep, state: TrainState, frozen: Params, batch: Batc
     return Programs(encode, compiled, step_flops(step, batch), time.perf_counter() - start)
 
 
-def step_flops(step: TrainStep, batch: Batch) -> int:
+def with_recall(programs: Programs, step: TrainStep, frozen: Params, batch: Batch, known: Known) -> Programs:
+    """The same with a program for batches of which so much is known; it gives `update` arrays laid out as before."""
+    start = time.perf_counter()
+    recall = jax.jit(step.encode, out_shardings=programs.encode.output_shardings)
+    return replace(
+        programs,
+        recall=recall.lower({name: frozen[name] for name in TOWERS}, batch, known).compile(),
+        recall_flops=step_flops(step, batch, known),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def step_flops(step: TrainStep, batch: Batch, known: Known | None = None) -> int:
     """Floating-point operations that both programs must spend on a batch; only shapes are read."""
     parts = step.train.accumulate
     part = jax.eval_shape(partial(jax.tree.map, lambda x: x[::parts]), batch)
@@ -57,4 +92,6 @@ def step_flops(step: TrainStep, batch: Batch) -> int:
     height, width = batch.target.shape[1:3]
     config, attends = step.model.config, modes.union(step.stage.modes)
     update = train_flops(config, features, token_grid(height, width), attends)
-    return parts * (update + encode_flops(config, inputs, (height, width)))
+    if known is None:
+        return parts * (update + encode_flops(config, inputs, (height, width)))
+    return parts * (update + (0 if NULL in known else encode_flops(config, replace(inputs, references=()))))

@@ -1,5 +1,6 @@
 """All that a training run rests on, built once from its config: mesh, model, frozen weights, both stages, data."""
 
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 from mllmsubj import checkpoint, distributed
 from mllmsubj.checkpoint import TINY, on_first_process
+from mllmsubj.data.example import Source
 from mllmsubj.data.loader import Loader, make_loader
 from mllmsubj.data.prompts import PromptEncoder
 from mllmsubj.data.settings import DataConfig
@@ -18,6 +20,7 @@ from mllmsubj.data.transforms import RowReader
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
 from mllmsubj.models.layers import unstack
+from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.train.optimizer import join, learning_rates, make_optimizer, split, trained_paths
 from mllmsubj.train.state import TrainState, new_state, state_shardings
@@ -28,7 +31,7 @@ from mllmsubj.weights import base_folder, load_params, random_params
 
 @dataclass(frozen=True)
 class Run:
-    """See `prepare`. Every process holds one; arrays lie on the mesh."""
+    """See `prepare` and `restored`. Every process holds one; arrays lie on the mesh."""
 
     experiment: Experiment
     mesh: Mesh
@@ -58,18 +61,24 @@ class Run:
         """All parameters, laid out as the model wants them."""
         return join(self.frozen, trained if self.model.compute.scan_layers else unstack(trained))
 
-    def loader(self, data: DataConfig, batch_size: int) -> Loader:
-        """Batches of a source's examples, this process's rows.
+    def loader(
+        self, data: DataConfig, batch_size: int, source: Source | None = None, seed: int | None = None
+    ) -> Loader:
+        """Batches of a source's examples, this process's rows; `source`: the one that `data` names, if it is open.
 
+        `seed`: of toyworld's examples and of their order, if not the run's.
         Raises UserError if hosts do not see the same data.
         """
         experiment, mllm = self.experiment, self.experiment.model.mllm
+        seed = experiment.seed if seed is None else seed
         reader = RowReader(data, experiment.reference, self.encoder, mllm.vision.image_size)
         rows = distributed.own_rows(batch_size, self.mesh)
-        loader = make_loader(open_source(data, experiment.seed), reader, batch_size, rows, experiment.seed)
-        plan = loader.plan.fingerprint()
-        if (first := on_first_process(lambda: plan)) != plan:
-            raise UserError(f"process {jax.process_index()} sees other data ({plan}) than process 0 ({first})")
+        source = open_source(data, seed) if source is None else source
+        loader = make_loader(source, reader, batch_size, rows, seed)
+        if (first := on_first_process(lambda: loader.made_of)) != loader.made_of:
+            raise UserError(
+                f"process {jax.process_index()} sees other data ({loader.made_of}) than process 0 ({first})"
+            )
         return loader
 
 
@@ -82,6 +91,7 @@ def prepare(config: ConfigDict, experiment: Experiment, workdir: Path, mesh: Mes
     if experiment.model.lora is None:
         raise UserError("config key model.lora is None; training needs adapters")
     check_batch(train.batch_size, train.accumulate, mesh)
+    start = _start_folder(train.start_from)
     stacked = SubjectModel(experiment.model, replace(compute, scan_layers=True))
     base, is_new = base_folder(train.weights, workdir)
     if on_first_process(lambda: is_new):
@@ -89,9 +99,31 @@ def prepare(config: ConfigDict, experiment: Experiment, workdir: Path, mesh: Mes
         checkpoint.save(base, config, params, TINY)
     else:
         params = load_params(base, stacked, experiment.seed, mesh)
+    run, trained = _make_run(experiment, mesh, base, params)
+    return run, trained if start is None else checkpoint.restore(start, trained, mesh)
+
+
+def restored(experiment: Experiment, folder: Path, mesh: Mesh) -> tuple[Run, Params]:
+    """A checkpoint to be judged: the run without a workdir, and all parameters laid out as its model wants them.
+
+    `experiment`: of the checkpoint's config. Raises UserError as `checkpoint.restore` does.
+    """
+    stacked = SubjectModel(experiment.model, replace(experiment.compute.resolve(), scan_layers=True))
+    if checkpoint.has_params(folder) or folder != TINY:
+        params = checkpoint.restore(folder, stacked.abstract_params(), mesh)
+    else:
+        warnings.warn(
+            "checkpoint 'tiny' has no trained weights yet: these are random, from the config's seed", stacklevel=2
+        )
+        params = random_params(stacked, experiment.seed, mesh)
+    run, trained = _make_run(experiment, mesh, folder, params)
+    return run, run.joined(trained)
+
+
+def _make_run(experiment: Experiment, mesh: Mesh, base: Path, params: Params) -> tuple[Run, Params]:
+    """The run on the parameters of the checkpoint `base`, and those of them that it trains, stacked as `params` are."""
+    train, compute = experiment.train, experiment.compute.resolve()
     trained, frozen = split(params, trained_paths(params, train))
-    if train.start_from:
-        trained = _start_from(train.start_from, trained, mesh)
     encoder = PromptEncoder(
         base / "tokenizer",
         base / "clip_tokenizer",
@@ -102,7 +134,7 @@ def prepare(config: ConfigDict, experiment: Experiment, workdir: Path, mesh: Mes
     null, optimizer = encoder("", 0), make_optimizer(train)
     step = partial(
         TrainStep,
-        model=replace(stacked, compute=compute),
+        model=SubjectModel(experiment.model, compute),
         train=train,
         optimizer=optimizer,
         reference=experiment.reference,
@@ -115,6 +147,8 @@ def prepare(config: ConfigDict, experiment: Experiment, workdir: Path, mesh: Mes
         step(stage=train.stage1, first=0, rates=learning_rates(params, train.stage1)),
         step(stage=train.stage2, first=train.stage1.steps, rates=learning_rates(params, train.stage2)),
     )
+    if experiment.model.frozen_dtype == "int8":
+        frozen = quantize_frozen(frozen)
     if not compute.scan_layers:
         frozen = jax.jit(unstack)(frozen)
     return Run(experiment, mesh, base, stages[0].model, frozen, encoder, stages), trained
@@ -131,12 +165,14 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
         )
 
 
-def _start_from(where: str, trained: Params, mesh: Mesh) -> Params:
-    """The trained parameters of another run's end, or of a checkpoint."""
+def _start_folder(where: str) -> Path | None:
+    """The checkpoint that train.start_from means: another run's end, or itself; looked for before anything is made."""
+    if not where:
+        return None
     folder = checkpoint.folder_of(where)
-    if not (folder / "config.json").is_file():
+    if not ((folder / "config.json").is_file() and (folder / "params").is_dir()):
         raise UserError(f"config key train.start_from is {where!r}, neither a finished workdir nor a checkpoint")
-    return checkpoint.restore(folder, trained, mesh)
+    return folder
 
 
 def abstract(tree: TrainState, mesh: Mesh) -> TrainState:

@@ -116,6 +116,10 @@ class LogConfig:
     """Step of this start at which a profile begins; with `profile_steps` 0 none is taken."""
     profile_steps: int
 
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise UserError(f"config key log.every_steps is {self.every_steps}; it must be at least 1")
+
 
 @dataclass(frozen=True)
 class LossEvalConfig:

@@ -20,6 +20,7 @@ from mllmsubj.models.layers import unstack
 from mllmsubj.models.subject import Features, Layout, SubjectInputs, SubjectModel, token_grid
 from mllmsubj.sharding import constrain
 from mllmsubj.train import modes
+from mllmsubj.train.known import LATENTS, NULL, Known, recall
 from mllmsubj.train.optimizer import descend, join, split
 from mllmsubj.train.settings import StageConfig, TrainConfig
 from mllmsubj.train.state import TrainState
@@ -81,11 +82,16 @@ class TrainStep:
     """Start and stop of the text in there."""
     seed: int
 
-    def encode(self, towers: Params, batch: Batch) -> Encoded:
-        """The frozen towers over a batch, part by part; the VAE reads references only if the stage attends to them."""
+    def encode(self, towers: Params, batch: Batch, known: Known | None = None) -> Encoded:
+        """The frozen towers over a batch, part by part; the VAE reads references only if the stage attends to them.
+
+        What is `known` is not computed again.
+        """
+        null = {name: x for name, x in (known or {}).items() if name == NULL}  # has no rows
+        said = {name: self._parts(x) for name, x in (known or {}).items() if name != NULL}
         parts = jax.tree.map(self._parts, batch)
         rows = self._parts(jnp.arange(len(batch.input_ids), dtype=jnp.int32))
-        return jax.lax.map(lambda part: self._encode(towers, *part), (parts, rows))
+        return jax.lax.map(lambda part: self._encode(towers, part[0], part[1], part[2] | null), (parts, rows, said))
 
     def update(self, state: TrainState, transformer: Params, encoded: Encoded) -> tuple[TrainState, dict[str, Any]]:
         """One optimizer step over all parts; an update with NaN or Inf changes nothing but the count of such."""
@@ -142,11 +148,15 @@ class TrainStep:
         condition, attends = modes.masked(condition, draws.mode), modes.union(self.stage.modes)
         return squared_error(self.model.velocity(params, encoded.grid, latents, draws.t, condition, attends), target)
 
-    def _encode(self, towers: Params, batch: Batch, row: Int[Array, " b"]) -> Encoded:
+    def _encode(self, towers: Params, batch: Batch, row: Int[Array, " b"], known: Known) -> Encoded:
         inputs = self.inputs(batch)
-        mean, std = self.model.encode_picture(towers, _signed(batch.target))
+        if known:
+            features, (mean, std) = recall(self.model, towers, inputs, known), (known[name] for name in LATENTS[:2])
+        else:
+            mean, std = self.model.encode_picture(towers, _signed(batch.target))
+            features = self.model.encode(towers, inputs)
         return Encoded(
-            features=self.model.encode(towers, inputs),
+            features=features,
             target_mean=mean,
             target_std=std,
             row=row,

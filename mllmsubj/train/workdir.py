@@ -4,11 +4,13 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from mllmsubj.checkpoint import config_text, on_first_process, read_config, reason
@@ -23,6 +25,8 @@ MAY_CHANGE = (
     "evals",
     "data.threads",
     "data.prefetch",
+    "data.cache",
+    "data.cache_parts",
     "train.stage2.steps",
 )
 """Keys, and sections, that a later start may set anew: how to run, not what; and how long, since the last stage's
@@ -34,7 +38,8 @@ def claim(workdir: str | Path, config: ConfigDict) -> Iterator[bool]:
     """Holds a workdir for one run; gives whether a run started there before.
 
     The first start writes `config.json`; later ones must agree with it, but for `MAY_CHANGE`, and leave it as the
-    newest start has it. On several processes all call this; process 0 does it.
+    newest start has it; a first start that a UserError ends before its first save binds nobody. On several processes
+    all call this; process 0 does it.
     Raises UserError for another config, naming the keys, for a workdir that another run on this machine uses, and
     for one that cannot be written.
     """
@@ -45,6 +50,8 @@ def claim(workdir: str | Path, config: ConfigDict) -> Iterator[bool]:
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(_locked(workdir))
+                for left in (*workdir.glob(".base.*"), *workdir.glob(".model.*")):  # a killed run's half-written ones
+                    shutil.rmtree(left, ignore_errors=True)
                 resumes = (workdir / "config.json").exists()
                 if resumes and (changes := _changes(read_config(workdir), config)):
                     raise UserError(
@@ -56,7 +63,13 @@ def claim(workdir: str | Path, config: ConfigDict) -> Iterator[bool]:
                 raise UserError(f"cannot write workdir {workdir}: {reason(error)}") from None
             return resumes
 
-        yield on_first_process(start)
+        resumes = on_first_process(start)
+        try:
+            yield resumes
+        except UserError:
+            if not resumes and jax.process_index() == 0 and not any(workdir.glob("checkpoints/[0-9]*")):
+                (workdir / "config.json").unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: `metrics.jsonl`, TensorBoard, Weights & Biases."""
+"""Where a run's numbers and pictures go: `metrics.jsonl`, `samples/`, TensorBoard, Weights & Biases."""
 
 import html
 import json
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from mllmsubj.errors import UserError
 from mllmsubj.train.settings import LogConfig
@@ -68,6 +69,7 @@ def make_writer(
     with ExitStack() as opened:
         writers: list[Writer] = [JsonlWriter(workdir / "metrics.jsonl", resume_step)]
         opened.callback(writers[0].close)
+        writers.append(PngWriter(workdir / "samples"))
         if config.tensorboard:
             writers += _tensorboard(workdir / "tensorboard")
         if config.wandb:
@@ -111,6 +113,22 @@ class JsonlWriter(Writer):
             partial = self._path.with_name(f".{self._path.name}.partial")
             partial.write_bytes(b"".join(kept))
             partial.replace(self._path)
+
+
+class PngWriter(Writer):
+    """`FOLDER/NAME-STEP.png`: the pictures of one name, one below the other, for whoever has no TensorBoard."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write_images(self, step: int, images: Mapping[str, Array]) -> None:
+        for name, pictures in images.items():
+            path = self._folder / f"{name.replace('/', '-')}-{step}.png"
+            partial = path.with_name(f".{path.name}.partial")
+            with _writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(_eight_bits(np.concatenate(list(pictures)))).save(partial, "PNG")
+                partial.replace(path)
 
 
 class TensorBoardWriter(Writer):

@@ -39,6 +39,9 @@ class Pictures:
         target = stored(CAT.crop((number, number, number + SIZES[number % 2][0], number + 48)), "JPEG")
         return Example((reference,), f"cat {number}", target, origin=f"folder/{number}.jpg")
 
+    def __repr__(self):
+        return f"Pictures({self.length})"
+
     def index(self):
         width = np.asarray([SIZES[number % 2][0] for number in range(self.length)], np.int32)
         return Index(width, np.full(self.length, 48, np.int32), np.ones(self.length, np.int32))
@@ -128,12 +131,21 @@ def test_restoring_goes_back_too(loader):
     assert_same(first, take(one, 3))
 
 
-def test_other_data_after_a_restart_is_said(loader, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("mllmsubj"), "propagate", True)
-    loader().restore(loader().state())
-    assert not caplog.records
-    loader(seed=8).restore({**loader().state(), "step": 3})
-    assert "changed since step 3" in caplog.text
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(seed=8), r"plan was 19 examples in batches of 4, seed 7 \(\w+\) and is .* seed 8"),
+        (dict(source=Pictures(18)), r"source was Pictures\(19\) and is Pictures\(18\); plan was 19 examples"),
+        (dict(flip=0.5), r"augmentation was swap 0, flip 0, .* and is swap 0, flip 0\.5"),
+    ],
+)
+def test_other_data_after_a_restart_stops(loader, changes, says):
+    state = json.loads(json.dumps(loader().state()))
+    loader().restore(state)
+    loader(threads=3, prefetch=3).restore(state)
+    with pytest.raises(UserError, match=f"the data changed since step 3: {says}") as error:
+        loader(**changes).restore({**state, "step": 3})
+    assert "\n" not in str(error.value)
 
 
 def test_seeds_differ(loader):

@@ -24,6 +24,8 @@ CONFIG = dict(
     max_skipped=0.0,
     threads=2,
     prefetch=2,
+    cache="",
+    cache_parts="latents",
 )
 
 

@@ -101,10 +101,12 @@ def test_the_square_holds_a_long_side_of_any_length(encoder):
     assert batch.reference_mask[0].reshape(32, 32)[0].sum() == 31
 
 
-def test_a_row_is_what_a_request_is(tmp_path):
+@pytest.mark.parametrize("pictures", [(CAT,), (CAT, ASTRONAUT.crop((0, 0, 100, 333)))])
+def test_a_row_is_what_a_request_is(tmp_path, pictures):
+    """The same arrays; only a single reference comes without its square, which changes nobody's position."""
     save_tokenizers(tmp_path)
     experiment = Experiment.from_config(small_config())
-    request = RequestReader(experiment, tmp_path)([CAT], "a cat on the moon", 1, 0)
+    request = RequestReader(experiment, tmp_path)(pictures, "a cat on the moon", 1, 0)
     mllm = experiment.model.mllm
     encoder = PromptEncoder(
         tmp_path / "tokenizer",
@@ -114,17 +116,22 @@ def test_a_row_is_what_a_request_is(tmp_path):
         image_token_id=mllm.image_token_id,
     )
     reader = RowReader(config(prompt_tokens=200), experiment.reference, encoder, mllm.vision.image_size)
-    batch = read(reader, example(CAT, prompt="a cat on the moon"), Bucket(64, 64, 1))
+    batch = read(reader, example(*pictures, prompt="a cat on the moon"), Bucket(64, 64, len(pictures)))
     count = int(request.attention_mask.sum())
     np.testing.assert_array_equal(batch.input_ids[batch.attention_mask], request.input_ids[request.attention_mask])
     assert batch.attention_mask[0, :count].all()
     np.testing.assert_array_equal(batch.clip_ids, request.clip_ids)
     assert (batch.text[0], batch.images) == (request.layout.text[0], request.layout.images)
-    np.testing.assert_allclose(normalised(batch.tiles[0, 0]), request.pixel_values[0], atol=1e-6)
-    height, width = request.references[0].shape[1:3]
-    np.testing.assert_array_equal(
-        batch.references[0, :, :height, :width] / np.float32(127.5) - 1, request.references[0]
-    )
+    for i, reference in enumerate(request.references):
+        np.testing.assert_allclose(normalised(batch.tiles[0, i]), request.pixel_values[i], atol=1e-6)
+        height, width = reference.shape[1:3]
+        assert (height == width) == (len(pictures) > 1)
+        np.testing.assert_array_equal(batch.references[0, i, :height, :width] / np.float32(127.5) - 1, reference[0])
+    if len(pictures) > 1:
+        np.testing.assert_array_equal(request.reference_mask, batch.reference_mask)
+        assert 0 < request.reference_mask.mean() < 1
+    else:
+        assert request.reference_mask is None
 
 
 @pytest.mark.parametrize("prompt", ["", "x", "a cat on the moon"])
@@ -225,8 +232,9 @@ def test_a_swapped_target_has_no_mask(reader):
 
 def test_several_references_are_not_swapped(reader):
     what = example(CAT, CAT)
-    batch = read(reader(swap=1.0), what, Bucket(512, 512, 2))
-    np.testing.assert_array_equal(batch.target[0], np.asarray(ASTRONAUT))
+    for count in (1, 2):  # in a bucket of one the second reference is left out, but it is there
+        batch = read(reader(swap=1.0), what, Bucket(512, 512, count))
+        np.testing.assert_array_equal(batch.target[0], np.asarray(ASTRONAUT))
 
 
 BAD = {

@@ -1,6 +1,8 @@
 """mllmsubj bench --what=sampler [--json=FILE] [--width=768 --tokens=256 --steps=8 --repeats=7]
+mllmsubj bench --what=train [--json=FILE] [--sizes=tiny,medium --repeats=7]
 mllmsubj bench --what=toyworld [--json=FILE] [--size=64 --seconds=3]
 mllmsubj bench --what=data [--json=FILE] [--size=512 --seconds=3]
+mllmsubj bench --what=import [--json=FILE] [--gigabytes=24 --folder=DIR]
 
 Prints the result as JSON and, with --json, writes it.
 """
@@ -14,19 +16,24 @@ from mllmsubj.app.cli import parse
 from mllmsubj.app.files import replacing
 from mllmsubj.errors import UserError
 
-WHAT = ("sampler", "toyworld", "data")
+WHAT = ("sampler", "train", "toyworld", "data", "import")
 
 
 def define(values: flags.FlagValues) -> None:
     """The command's flags."""
     flags.DEFINE_enum("what", None, WHAT, "what to measure", flag_values=values)
     flags.DEFINE_string("json", None, "file to write the result to", flag_values=values)
+    flags.DEFINE_string(
+        "folder", None, "where import has its files, unless in the temporary folder", flag_values=values
+    )
+    flags.DEFINE_list("sizes", "tiny,medium", "what train measures: tiny, medium", flag_values=values)
     for name, default, what in (
         ("width", 768, "width of the transformer"),
         ("tokens", 256, "image tokens, a square number"),
         ("steps", 8, "denoising steps"),
         ("repeats", 7, "rounds; every contestant runs once in each"),
         ("size", None, "pixels of a picture's side; unless told, 64 for toyworld and 512 for data"),
+        ("gigabytes", 24, "of the transformer that is imported; twice that is written"),
         ("seconds", 3, "how long to draw toyworld, or a round of reading data"),
     ):
         flags.DEFINE_integer(name, default, what, lower_bound=1, flag_values=values)
@@ -56,6 +63,14 @@ def _measure(values: flags.FlagValues) -> dict[str, object]:
         from mllmsubj.bench import data
 
         return data.run(values.size or 512, values.seconds)
+    if values.what == "import":
+        from mllmsubj.bench import importing
+
+        return importing.run(values.gigabytes, values.folder)
+    if values.what == "train":
+        from mllmsubj.bench import train
+
+        return train.run(values.sizes, values.repeats)
     from mllmsubj.bench import sampler  # starts JAX: only after the flags are right
 
     return sampler.run(values.width, values.tokens, values.steps, values.repeats)

@@ -36,8 +36,8 @@ SHAPES = {
     "4:3": 4 / 3,
     "3:2": 3 / 2,
     "16:9": 16 / 9,
+    "2:1": 2 / 1,
 }
-SHAPES |= {"2:1": 2}
 """Aspects, width to height, that `check` counts sizes by: each goes to the nearest."""
 BAR = 40
 """Letters of the longest bar."""

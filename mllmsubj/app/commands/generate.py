@@ -4,6 +4,7 @@ Settings that are not given are the checkpoint's; any key of its config can be r
 Several pictures are written as OUTPUT-0.png, OUTPUT-1.png, …
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -28,6 +29,9 @@ def define(values: flags.FlagValues) -> None:
 
     text("checkpoint", "tiny", "checkpoint folder, or 'tiny', the one that is shipped")
     flags.DEFINE_multi_string("reference", [], "picture of the subject; may be repeated", flag_values=values)
+    flags.DEFINE_multi_string(
+        "lora", [], "LoRA for the transformer, file or folder, PATH[:WEIGHT]; may be repeated", flag_values=values
+    )
     text("prompt", None, "what to draw")
     text("output", None, "PNG to write")
     number("num_images", 1, "pictures to draw", low=1)
@@ -48,6 +52,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     argv, overrides = divided(argv)
     parse(values, argv)
     outputs = output_paths(values.output, values.num_images)
+    loras = [lora_of(text) for text in values.lora]
     if not (values.prompt or "").strip():
         raise UserError('no prompt; say what to draw with --prompt="…"')
     given = {name: values[name].value for name in SETTINGS if values[name].value is not None}
@@ -67,7 +72,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     folder = folder_of(values.checkpoint)
     config = overridden(read_config(folder), overrides)
     RequestReader(Experiment.from_config(config), folder)(*request)  # what is wrong with it, before weights are read
-    result = Pipeline.load(values.checkpoint, config).generate(*request, progress=sys.stderr.isatty())
+    result = Pipeline.load(values.checkpoint, config, loras).generate(*request, progress=sys.stderr.isatty())
     for i, path in enumerate(outputs):
         result.save(path, i)
         print(path)
@@ -77,3 +82,21 @@ def output_paths(output: str | None, num_images: int) -> list[Path]:
     """Where the pictures go; raises UserError before any work if they could not be written there."""
     path = png_path(output)
     return [path] if num_images == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(num_images)]
+
+
+def lora_of(text: str) -> tuple[Path, float]:
+    """The path and weight (1 unless told) in `--lora`; raises UserError if nothing is there."""
+    name, colon, number = text.rpartition(":")
+    path, weight = Path(text).expanduser(), 1.0
+    if colon and not path.exists():
+        try:
+            path, weight = Path(name).expanduser(), float(number)
+        except ValueError:
+            raise UserError(
+                f"lora {text!r}: no such file, and {number!r} is no weight; give PATH or PATH:0.8"
+            ) from None
+    if not path.exists():
+        raise UserError(f"lora {str(path)!r} is not there; give a .safetensors file or a folder with one")
+    if not math.isfinite(weight):
+        raise UserError(f"lora {text!r}: the weight must be a finite number, such as 0.8")
+    return path, weight

@@ -10,7 +10,9 @@ from mllmsubj.errors import UserError
 def config(**changes):
     settings = dict(source="toyworld", split="train", examples=9, sizes=((64, 64), (48, 80)), max_references=1)
     settings |= dict(prompt_tokens=32, swap=0.0, flip=0.0, crop=1.0, remove_background=0.0, min_scores=())
-    return DataConfig(**(settings | dict(max_skipped=0.0, threads=1, prefetch=1) | changes))
+    return DataConfig(
+        **(settings | dict(max_skipped=0.0, threads=1, prefetch=1, cache="", cache_parts="latents") | changes)
+    )
 
 
 def test_toyworld_is_drawn_as_large_as_the_largest_side():

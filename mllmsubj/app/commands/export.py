@@ -1,0 +1,94 @@
+"""mllmsubj export --checkpoint=DIR --output=DIR
+
+What was trained, for others: pytorch_lora_weights.safetensors (the LoRA as diffusers' load_lora_weights takes it),
+dla.safetensors and dla_config.json, and a model card. The frozen weights are neither needed nor read.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from mllmsubj.app.cli import parse
+from mllmsubj.errors import UserError
+
+if TYPE_CHECKING:
+    from mllmsubj.experiment import Experiment
+    from mllmsubj.typing import Params
+
+
+def define(values: flags.FlagValues) -> None:
+    """The command's flags."""
+    flags.DEFINE_string("checkpoint", None, "a training run's workdir, or a checkpoint folder", flag_values=values)
+    flags.DEFINE_string("output", None, "folder to write, which must not be there yet", flag_values=values)
+
+
+def run(values: flags.FlagValues, argv: list[str]) -> None:
+    """Writes the folder, whole or not at all."""
+    parse(values, argv)
+    for name in ("checkpoint", "output"):
+        if not values[name].value:
+            raise UserError(f"no {name}; export with --checkpoint=DIR --output=DIR")
+    output = Path(values.output).expanduser()
+    if output.exists():
+        raise UserError(f"output {values.output!r} exists already; give another folder or delete it first")
+
+    from mllmsubj import checkpoint, convert  # starts JAX: only after the flags are right
+    from mllmsubj.app.card import model_card, read_metrics
+    from mllmsubj.experiment import Experiment
+
+    folder = checkpoint.folder_of(values.checkpoint)
+    experiment = Experiment.from_config(checkpoint.read_config(folder))
+    metrics = read_metrics(folder, Path(values.checkpoint).expanduser())
+    params = trained_params(folder, experiment)
+    with new_folder(output) as partial:
+        convert.save_dla(partial, experiment.model.dla, params["dla"])
+        if experiment.model.lora is not None:
+            convert.save_lora(partial, experiment.model.transformer, experiment.model.lora, params["transformer"])
+        (partial / "README.md").write_text(model_card(experiment, metrics, checkpoint.fingerprint(folder)))
+    print(output)
+
+
+def trained_params(folder: Path, experiment: "Experiment") -> "Params":
+    """A checkpoint's DLA and adapters; they lie in its own folder, so its base may be gone.
+
+    Raises UserError if it has none, or others than its config says.
+    """
+    import jax
+
+    from mllmsubj import checkpoint
+    from mllmsubj.models.layers import Compute
+    from mllmsubj.models.subject import SubjectModel, is_trained
+    from mllmsubj.sharding import flatten, make_mesh, parameter_shardings, unflatten
+
+    model = SubjectModel(experiment.model, Compute())  # layers stacked, as checkpoints are laid out
+    wanted = {path: leaf for path, leaf in flatten(model.abstract_params()) if is_trained(path)}
+    stored = {path: leaf for path, leaf in checkpoint._stored(folder).items() if path in wanted}
+    if not stored:
+        raise UserError(f"checkpoint {folder} is not trained yet; export what mllmsubj train wrote")
+    if problems := checkpoint.differences(stored, wanted):
+        raise UserError(f"checkpoint {folder} does not fit its config: {problems}")
+    shardings = dict(flatten(parameter_shardings(unflatten(wanted), make_mesh())))
+    target = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path]) for path, leaf in wanted.items()
+    }
+    return checkpoint._read(folder, unflatten(target))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, renamed at the end. Raises UserError if it cannot be made or written."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.rename(partial, path)
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,203 @@
+"""What the frozen towers say, kept on disk: one safetensors file a row, named by all that it depends on.
+
+The name is SHA-256 over what the towers read of the row (after augmentation, so a random crop is a new row) and what
+the towers are; a row that is there under its name is therefore never stale, and files may be deleted at any time.
+
+    FOLDER/ab/abcd….safetensors    see `known`; and `crc32`, of the arrays before it
+"""
+
+import hashlib
+import logging
+import os
+import uuid
+import zlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mllmsubj import checkpoint, distributed
+from mllmsubj.data.batch import Batch
+from mllmsubj.errors import UserError
+from mllmsubj.train import modes
+from mllmsubj.train.known import LATENTS, NULL, STATES, Known, known_of
+from mllmsubj.train.run import Run
+from mllmsubj.train.step import Encoded, TrainStep
+
+log = logging.getLogger("mllmsubj")
+
+VERSION = 1
+"""Of the files; and to be raised when the towers' code computes something else from the same numbers."""
+_DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "U32": np.dtype(np.uint32)}
+_BATCHES_BEHIND = 2
+"""Batches that may wait to be written; they hold device memory."""
+
+Arrays = dict[str, np.ndarray]
+
+
+class Cache:
+    """Rows that were encoded before. All processes call `find` for the same batches, and then what it returns."""
+
+    def __init__(self, folder: Path, parts: Literal["latents", "all"], towers: str, mesh: Mesh, threads: int):
+        """`towers`: text that names the frozen towers and all that they read besides a batch.
+
+        Raises UserError if the folder cannot be made.
+        """
+        self._folder, self._states, self._mesh = folder, parts == "all", mesh
+        self._names = (*LATENTS, *STATES) if self._states else LATENTS
+        self._towers = f"version {VERSION}, {parts}, {towers}"
+        self._null_key = self._key("null")
+        self._null: np.ndarray | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"config key data.cache: cannot make {folder}: {checkpoint.reason(error)}") from None
+        self._readers = ThreadPoolExecutor(threads, thread_name_prefix="cache")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="cache-writer")
+        self._writing: deque[Future[None]] = deque()
+        self._told: set[str] = set()
+        rows, whole = NamedSharding(mesh, distributed.BATCH), NamedSharding(mesh, PartitionSpec())
+        shardings = dict.fromkeys(self._names, rows) | ({NULL: whole} if self._states else {})
+        self._known_of = jax.jit(partial(known_of, states=self._states), out_shardings=shardings)
+
+    def find(
+        self, step: TrainStep, batch: Batch, rows: np.ndarray, batch_size: int
+    ) -> tuple[Known | None, Callable[[Encoded], None] | None]:
+        """What is known of a whole batch, on the mesh, if each row of each process is there; else whom to tell it.
+
+        `batch`: this process's `rows` of it, on the host.
+        """
+        keys = tuple(self._readers.map(partial(self._row_key, step, batch), range(len(rows))))
+        said = list(self._readers.map(self._read, keys))
+        if self._states and self._null is None:
+            self._null = (self._read(self._null_key, (NULL,)) or {}).get(NULL)
+        missing = {int(row): key for row, key, each in zip(rows, keys, said, strict=True) if each is None}
+        complete = not missing and not (self._states and self._null is None)
+        if jax.process_count() > 1:
+            complete = bool(np.all(multihost_utils.process_allgather(np.asarray(complete))))
+        if not complete:
+            return None, partial(self._keep, missing)
+        own = {name: np.stack([row[name] for row in said if row is not None]) for name in self._names}
+        known = distributed.spread(own, rows, batch_size, self._mesh)
+        if self._null is not None:
+            whole = NamedSharding(self._mesh, PartitionSpec())
+            known[NULL] = jax.make_array_from_callback(self._null.shape, whole, self._null.__getitem__)
+        return known, None
+
+    def close(self) -> None:
+        """After the last row is written."""
+        self._writer.shutdown(wait=True)
+        self._readers.shutdown(wait=True)
+        while self._writing:
+            self._writing.popleft().result()
+
+    def _keep(self, missing: dict[int, str], encoded: Encoded) -> None:
+        """Stores the rows that are missing (row of the batch -> its key), in the background."""
+        # Waited for, since simulated devices may deadlock with several programs with collectives under way.
+        known = jax.block_until_ready(self._known_of(encoded))
+        self._writing.append(self._writer.submit(self._store, missing, known))
+        while len(self._writing) > _BATCHES_BEHIND:
+            self._writing.popleft().result()
+
+    def _row_key(self, step: TrainStep, batch: Batch, place: int) -> str:
+        """Of one row: all that the towers read of it."""
+        names = ["target"]
+        if modes.union(step.stage.modes).reference:
+            names.append("references")
+        if self._states:
+            names += ["input_ids", "attention_mask", "clip_ids", "tiles"]
+        layout = f"{batch.text} {batch.images}" if self._states else ""
+        return self._key(f"{' '.join(names)} {layout}", [getattr(batch, name)[place] for name in names])
+
+    def _key(self, what: str, arrays: Sequence[np.ndarray] = ()) -> str:
+        digest = hashlib.sha256(f"{self._towers}\n{what}\n{[(x.shape, str(x.dtype)) for x in arrays]}\n".encode())
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def _path(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}.safetensors"
+
+    def _read(self, key: str, names: Sequence[str] = ()) -> Arrays | None:
+        """What is stored under a key, or None; a damaged file is as good as none."""
+        path = self._path(key)
+        try:
+            stored = safetensors.deserialize(path.read_bytes())
+            arrays = {
+                name: np.frombuffer(each["data"], _DTYPES[each["dtype"]]).reshape(each["shape"])
+                for name, each in stored
+            }
+            if arrays.pop("crc32", None) != _checksum(arrays) or set(arrays) != set(names or self._names):
+                raise ValueError("its checksum is wrong")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+            self._tell("damaged", f"cache file {path} cannot be used and is made anew ({checkpoint.reason(error)})")
+            return None
+        return arrays
+
+    def _store(self, wanted: dict[int, str], known: dict[str, jax.Array]) -> None:
+        rows: dict[str, Arrays] = {key: {} for key in wanted.values()}
+        for name in self._names:
+            for shard in known[name].addressable_shards:
+                first, data = shard.index[0].start or 0, None
+                for row in range(first, first + len(shard.data)):
+                    if row in wanted and name not in rows[wanted[row]]:
+                        data = np.asarray(shard.data) if data is None else data
+                        rows[wanted[row]][name] = data[row - first]
+        if self._states and self._null is None:
+            rows[self._null_key] = {NULL: np.asarray(known[NULL].addressable_data(0))}
+        for key, arrays in rows.items():
+            self._write(key, arrays)
+
+    def _write(self, key: str, arrays: Arrays) -> None:
+        path = self._path(key)
+        partial_path = path.with_name(f".{key}.{uuid.uuid4().hex[:8]}")
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        try:
+            path.parent.mkdir(exist_ok=True)
+            partial_path.write_bytes(safetensors.numpy.save(arrays | {"crc32": _checksum(arrays)}))
+            os.replace(partial_path, path)
+        except OSError as error:  # a full disk is no reason to stop training
+            self._tell("full", f"cache {self._folder} cannot be written: {checkpoint.reason(error)}; training goes on")
+            with suppress(OSError):
+                partial_path.unlink(missing_ok=True)
+
+    def _tell(self, kind: str, message: str) -> None:
+        """Once a kind and run."""
+        if kind not in self._told:
+            self._told.add(kind)
+            log.warning("%s", message)
+
+
+def make_cache(run: Run) -> Cache | None:
+    """The cache that a run's config asks for."""
+    experiment, data, step = run.experiment, run.experiment.data, run.stages[0]
+    if not data.cache:
+        return None
+    model = experiment.model
+    towers: tuple[Any, ...] = (
+        checkpoint.fingerprint(run.base),
+        *(model.mllm, model.vae, model.clip, run.model.compute.dtype),
+        *(experiment.reference.mean, experiment.reference.std, step.null_ids, step.null_text),
+    )
+    return Cache(Path(data.cache).expanduser(), data.cache_parts, repr(towers), run.mesh, data.threads)
+
+
+def _checksum(arrays: Arrays) -> np.ndarray:
+    """CRC-32 of all arrays in order of their names."""
+    value = 0
+    for name in sorted(arrays):
+        value = zlib.crc32(arrays[name].reshape(-1).view(np.uint8).data, value)
+    return np.asarray(value, np.uint32)

@@ -1,0 +1,57 @@
+"""What the frozen towers say of a batch, row by row: what `cache` keeps and `TrainStep.encode` takes instead of them.
+
+A `Known` is a dict of arrays with an axis of rows in front, but for `null`, which is the same for all rows:
+
+    latents   target_mean, target_std, references   [b, n, c], of the VAE
+    states    text, image [b, l, s, d], pooled [b, p], null [l, 1, z, d], of the MLLM and CLIP
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+
+from mllmsubj.models.subject import Features, SubjectInputs, SubjectModel, token_grid
+from mllmsubj.typing import Array, Params
+
+if TYPE_CHECKING:
+    from mllmsubj.train.step import Encoded
+
+Known = dict[str, Array]
+
+LATENTS = ("target_mean", "target_std", "references")
+STATES = ("text", "image", "pooled")
+NULL = "null"
+
+
+def known_of(encoded: "Encoded", states: bool) -> Known:
+    """The latents, and perhaps the states, of a whole batch, out of the parts that it was encoded in."""
+
+    def rows(parts: Array) -> Array:
+        return jnp.swapaxes(parts, 0, 1).reshape(-1, *parts.shape[2:])  # undoes `TrainStep._parts`
+
+    features = encoded.features
+    latents = (encoded.target_mean, encoded.target_std, features.references)
+    known = dict(zip(LATENTS, map(rows, latents), strict=True))
+    if states:
+        by_row = (jnp.swapaxes(features.text, 1, 2), jnp.swapaxes(features.image, 1, 2), features.pooled)
+        known |= dict(zip(STATES, map(rows, by_row), strict=True)) | {NULL: features.null[0]}
+    return known
+
+
+def recall(model: SubjectModel, towers: Params, inputs: SubjectInputs, known: Known) -> Features:
+    """`model.encode(towers, inputs)` from what is known of these rows; only towers of which nothing is known run."""
+    sizes = tuple(token_grid(*picture.shape[1:3]) for picture in inputs.references)
+    if NULL not in known:
+        features = model.encode(towers, replace(inputs, references=()))
+        return replace(features, references=known["references"], reference_sizes=sizes)
+    return Features(
+        text=jnp.swapaxes(known["text"], 0, 1),
+        text_mask=inputs.attention_mask[:, slice(*inputs.layout.text)],
+        image=jnp.swapaxes(known["image"], 0, 1),
+        null=known[NULL],
+        pooled=known["pooled"],
+        references=known["references"],
+        reference_mask=inputs.reference_mask,
+        reference_sizes=sizes,
+    )

@@ -1,0 +1,130 @@
+"""`mllmsubj evaluate` on a small run's workdir: trained parameters, and a base that has the others."""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mllmsubj import checkpoint, sharding
+from mllmsubj.app import cli
+from mllmsubj.evals import suite
+from mllmsubj.train import run as train_run
+from mllmsubj.train.optimizer import split
+from tests.evals.small_run import config, params, save
+
+SAME = ("--seed=3", "--limit=6")
+"""What tests/evals/test_loss.py compiles, too."""
+
+
+class Nothing:
+    """An evaluator that finds nothing."""
+
+    every_steps, examples, meanings = 0, 1, types.MappingProxyType({})
+
+    def __init__(self, name):
+        self.name = name
+
+    def run(self, params):
+        yield self.name, float("nan")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`run`, a finished workdir, and files that are none."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    base = save(folder / "base")
+    trained = split(params(), {path for path, _ in sharding.flatten(params()) if "lora" in path or "dla/" in path})[0]
+    checkpoint.save(folder / "run" / "model", config(), trained, base, base=base)
+    (folder / "file").touch()
+    (folder / "other").mkdir()
+    (folder / "other" / "notes.txt").touch()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_device(folder, monkeypatch):
+    """As most users have it, and compiled faster."""
+    make = sharding.make_mesh
+    monkeypatch.setattr(sharding, "make_mesh", lambda **sizes: make(**sizes, devices=jax.devices()[:1]))
+    monkeypatch.setattr(cli, "_set_up", lambda: None)
+    monkeypatch.chdir(folder)
+
+
+def evaluate(*more, **changes):
+    """The command with flags that are right but for `changes`; None leaves one out."""
+    flags = dict(checkpoint="run", benchmark="heldout", output="out") | changes
+    cli.main(["mllmsubj", "evaluate", *(f"--{n}={v}" for n, v in flags.items() if v is not None), *more])
+
+
+def test_a_run(folder, capsys):
+    evaluate(*SAME)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == [f"loss/{n}" for n in ("all", "both", "mllm", "vae", "none")]
+    assert lines[-1] == "out/report.html"
+    metrics = json.loads((folder / "out" / "metrics.json").read_text())
+    about = dict(benchmark="heldout", checkpoint=checkpoint.fingerprint(folder / "run" / "model"), seed=3, examples=6)
+    assert metrics.items() >= about.items()
+    assert lines[0].split()[1] == f"{metrics['loss/all']:.4g}"
+    with Image.open(folder / "out" / "samples.png") as image:
+        pixels = np.asarray(image)
+    assert pixels.shape == (2 * 32, 3 * 32, 3)
+    page = (folder / "out" / "report.html").read_text()
+    for said in (about["checkpoint"], "<code>run</code>", "&quot;examples&quot;: 6", "toyworld, held-out"):
+        assert said in page
+    assert 'class="note"' not in page
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["metrics.json", "report.html", "samples.png"]
+
+
+def test_a_checkpoint_without_weights_says_so(folder, monkeypatch):
+    """As "tiny" is for now; small here."""
+    monkeypatch.setattr(checkpoint, "read_config", lambda folder: config())
+    monkeypatch.setattr(checkpoint, "has_params", lambda folder: False)
+    monkeypatch.setattr(train_run, "random_params", lambda *_: params())
+    monkeypatch.setattr(suite, "all_evaluators", lambda run, seed: [Nothing("loss"), Nothing("samples")])
+    with pytest.warns(UserWarning, match="'tiny' has no trained weights yet"):
+        evaluate(checkpoint="tiny", output="random")
+    assert "no trained weights yet: they are random" in (folder / "random" / "report.html").read_text()
+    assert json.loads((folder / "random" / "metrics.json").read_text())["loss"] is None
+
+
+@pytest.mark.parametrize(
+    ("more", "changes", "says"),
+    [
+        ([], dict(benchmark=None), ["no benchmark", "heldout"]),
+        ([], dict(benchmark="heldouts"), ["unknown benchmark 'heldouts' (did you mean 'heldout'?)", "--benchmark="]),
+        ([], dict(benchmark="toyworld"), ["unknown benchmark 'toyworld'", "there is heldout"]),
+        ([], dict(output=None), ["no output", "--output=DIR"]),
+        ([], dict(output="file"), ["'file' is a file; name a folder"]),
+        ([], dict(output="file/out"), ["file is not a folder that can be written to"]),
+        ([], dict(output="other"), ["'other' holds other files", "'notes.txt'"]),
+        (["--limit=0"], {}, ["--limit=0", "positive"]),
+        (["--seed=-1"], {}, ["--seed=-1"]),
+        (["--limits=3"], {}, ["--limits", "'limit'"]),
+        ([], dict(checkpoint="nowhere"), ["'nowhere' is no checkpoint"]),
+        (["--config.evals.los.examples=3"], {}, ["unknown config key evals.los.examples", "'loss'"]),
+        (["--config.evals.source=nowhere.jsonl"], {}, ["'nowhere.jsonl' is not there"]),
+        (["--config.data.source=pairs.jsonl"], {}, ["'pairs.jsonl' has no test split", "--config.evals.source="]),
+    ],
+)
+def test_mistakes_are_found_before_weights_are_read(folder, monkeypatch, capsys, more, changes, says):
+    monkeypatch.setattr(train_run, "restored", lambda *_: pytest.fail("weights were read"))
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(*more, **changes)
+    assert stopped.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("mllmsubj: error: ")
+    assert err.count("\n") == 1
+    for text in says:
+        assert text in err
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_counts_of_the_config(capsys):
+    with pytest.raises(SystemExit):
+        evaluate("--config.evals.samples.count=0")
+    assert "config key evals.samples.count is 0; it must be at least 1" in capsys.readouterr().err

@@ -1,0 +1,58 @@
+"""A small model on toyworld at 32 x 32, as a checkpoint and as a run on some devices."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from mllmsubj import checkpoint
+from mllmsubj.experiment import Experiment
+from mllmsubj.models.layers import Compute
+from mllmsubj.models.subject import SubjectModel
+from mllmsubj.sharding import make_mesh
+from mllmsubj.train.run import Run, restored
+from mllmsubj.typing import Params
+from tests.small import random_like, small_config
+
+
+def config() -> ConfigDict:
+    """Its sampler sees both branches at the first step, then the VAE alone."""
+    config = small_config()
+    with config.unlocked():
+        config.model.transformer.update(num_layers=1, num_single_layers=1)
+        config.data.update(sizes=((32, 32),), threads=2, prefetch=2)
+        config.reference.update(long_side=32, long_side_several=32)
+        config.sampling.update(height=32, width=32, steps=2, tau1=1.0, tau2=1.0)
+        config.train.batch_size = 4
+        config.evals.loss.update(every_steps=2, examples=6)
+        config.evals.samples.update(every_steps=0, count=2, steps=0)
+    return config
+
+
+@cache
+def params() -> Params:
+    """Of the whole model, stacked; adapters are not zero."""
+    experiment = Experiment.from_config(config())
+    return random_like(SubjectModel(experiment.model, Compute()).abstract_params())
+
+
+def save(folder: Path) -> Path:
+    checkpoint.save(folder, config(), params(), checkpoint.TINY)
+    return folder
+
+
+def run_on(folder: Path, devices: int) -> tuple[Run, Params]:
+    """To be called, and used, with the mesh of `mesh_of` set."""
+    return restored(Experiment.from_config(config()), folder, mesh_of(devices))
+
+
+@cache
+def mesh_of(devices: int) -> jax.sharding.Mesh:
+    return make_mesh(data=1, fsdp=devices, tensor=1, devices=jax.devices()[:devices])
+
+
+def with_evals(run: Run, **sections) -> Run:
+    """The run with other values in the config's `evals`."""
+    return replace(run, experiment=replace(run.experiment, evals=replace(run.experiment.evals, **sections)))

@@ -1,0 +1,117 @@
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mllmsubj.errors import UserError
+from mllmsubj.evals.report import page
+from mllmsubj.evals.results import Results, output_folder, write
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (2, 8, 24, 3), np.uint8)
+RESULTS = Results(
+    benchmark="heldout",
+    checkpoint="a <b> & c",
+    fingerprint="0123456789ab",
+    seed=3,
+    examples=6,
+    settings={"data": "toyworld"},
+    config='{"key": "</pre>"}',
+    numbers={"loss/all": 0.25, "loss/both": float("nan")},
+    pictures={"samples": PICTURES},
+    texts={"samples": ('<script>alert("1")</script>', 'a "cat" auf dem 月')},
+    meanings={"loss/all": "smaller is better", "samples": "side by side"},
+)
+
+
+class Parser(HTMLParser):
+    """Tags, their attributes, and the text between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def parsed():
+    parser = Parser()
+    parser.feed(page(RESULTS))
+    return parser
+
+
+def test_metrics_are_flat_and_json():
+    assert RESULTS.metrics() == {
+        "benchmark": "heldout",
+        "checkpoint": "0123456789ab",
+        "seed": 3,
+        "examples": 6,
+        "loss/all": 0.25,
+        "loss/both": None,
+    }
+
+
+def test_the_page_needs_nothing_else(parsed):
+    assert not {"script", "link", "iframe"} & set(parsed.tags)
+    sources = [value for name, value in parsed.attributes if name in ("src", "href")]
+    assert len(sources) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "url(" not in page(RESULTS)
+
+
+def test_the_page_says_all_of_it(parsed):
+    for text in (
+        *(RESULTS.checkpoint, RESULTS.fingerprint, RESULTS.config, *RESULTS.texts["samples"]),
+        *("loss/all", "0.25", "not finite", "smaller is better", "toyworld", "reference", "drawn", "target"),
+    ):
+        assert text in parsed.text
+    assert "note" not in dict(parsed.attributes).values()
+    assert 'class="note">beware &lt;' in page(replace(RESULTS, caution="beware <"))
+
+
+def test_what_is_written(tmp_path):
+    folder = output_folder(str(tmp_path / "new" / "out"))
+    for results in (replace(RESULTS, seed=2), RESULTS):  # the second replaces the first
+        write(results, page(results), folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "report.html", "samples.png"]
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+    assert json.loads((folder / "metrics.json").read_text()) == RESULTS.metrics()
+    assert (folder / "report.html").read_text() == page(RESULTS)
+    with Image.open(folder / "samples.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), np.concatenate(list(PICTURES)))
+    assert output_folder(str(folder)) == folder
+
+
+def test_nothing_is_left_where_writing_fails(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "out"
+    write(RESULTS, "old", folder)
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(UserError, match=r"cannot write output '.*out': No space left on device"):
+        write(RESULTS, "new", folder)
+    assert (folder / "report.html").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_refused_outputs(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    for output, says in (
+        (None, "no output; name the folder"),
+        (str(tmp_path / "file"), "file' is a file; name a folder"),
+        (str(tmp_path / "file" / "out"), "is not a folder that can be written to"),
+        (str(tmp_path / "mine"), "mine' holds other files, such as 'thesis.tex'; name a new folder"),
+    ):
+        with pytest.raises(UserError, match=says):
+            output_folder(output)

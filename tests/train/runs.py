@@ -1,0 +1,99 @@
+"""Runs of the small experiment as processes of their own, and what they leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mllmsubj.experiment import load_config
+from mllmsubj.sharding import make_mesh
+from mllmsubj.train import loop
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "tests" / "experiments" / "small.py"
+PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def config(**changes):
+    """The small experiment; `changes` as train__stage1__steps=3."""
+    made = load_config(str(CONFIG))
+    made.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return made
+
+
+def train_here(monkeypatch, workdir, devices=1, **changes):
+    """In this process, on the first few of its devices."""
+    monkeypatch.setattr(loop, "make_mesh", partial(make_mesh, devices=jax.devices()[:devices]))
+    loop.train(config(**changes), workdir)
+
+
+def start(workdir, *overrides, processes=0):
+    """`mllmsubj train` on one device, or as `processes` of them joined by launch/local.py."""
+    command = [sys.executable, "-m", "mllmsubj", "train", f"--config={CONFIG}", f"--workdir={workdir}"]
+    command += [f"--config.{override}" for override in overrides]
+    if processes:
+        command = [sys.executable, "launch/local.py", f"--processes={processes}", "--devices=1", "--", *command]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), **PIPES)
+
+
+def environment():
+    """One device; code that is compiled fast, since compiling it is most of what these processes do."""
+    return os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+
+
+def wait_for_step(process, step, prefix=""):
+    """Reads stderr up to the status line of a step at or after `step`; returns that step, or None at the end."""
+    for line in process.stderr:
+        if line.startswith(f"{prefix}stage") and "loss" in line:
+            now = int(line.split("step ")[1].split("/")[0])
+            if now >= step:
+                return now
+    return None
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(workdir):
+    """Of each step in order, each there exactly once."""
+    found = [line for line in metrics(workdir) if "steps_per_sec" in line]
+    assert [line["step"] for line in found] == list(range(1, len(found) + 1))
+    return np.asarray([line["loss"] for line in found])
+
+
+def saves(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def arrays(workdir):
+    """Path -> array, of `model` and of the newest save: parameters, moments, running mean, counts."""
+    newest = workdir / "checkpoints" / str(saves(workdir)[-1]) / "state"
+    return read(workdir / "model" / "params", "model") | read(newest, "state")
+
+
+def read(folder, name):
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.metadata(folder).item_metadata.tree
+        wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        found = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=wanted))
+    return {name + jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
+
+
+def assert_identical(found, expected):
+    assert found.keys() == expected.keys()
+    for path, array in expected.items():
+        np.testing.assert_array_equal(found[path], array, err_msg=path)
+
+
+def distance(found, expected):
+    """Largest difference of a trained parameter, in units of its own scale, and its path."""
+    paths = [path for path in expected if path.startswith("model")]
+    scale = {path: np.abs(expected[path]).max() or 1.0 for path in paths}
+    return max((float(np.abs(found[path] - expected[path]).max() / scale[path]), path) for path in paths)

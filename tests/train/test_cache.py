@@ -1,0 +1,236 @@
+"""Training with the towers' outputs kept on disk is the same training, whatever happens to the files."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import multihost_utils
+
+from mllmsubj import distributed
+from mllmsubj.errors import UserError
+from mllmsubj.models.subject import Features
+from mllmsubj.sharding import make_mesh, parameter_shardings
+from mllmsubj.train.cache import Cache
+from mllmsubj.train.programs import compile_step, with_recall
+from mllmsubj.train.settings import ModesConfig, StageConfig
+from mllmsubj.train.state import state_shardings
+from mllmsubj.train.step import Encoded
+from tests.small import ROOT, small_batch, small_step
+
+MODES = ModesConfig(1.0, 0.0, 0.0, 0.0)
+ROWS = np.arange(8)
+BATCHES = [small_batch(8, seed=seed) for seed in (0, 1, 2, 0, 1)]
+"""What a data set of three batches gives in five steps."""
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("mllmsubj"), "propagate", True)
+    made = []
+
+    def cache(parts="all", towers="these", mesh=None, folder=tmp_path / "cache"):
+        mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1]) if mesh is None else mesh
+        made.append(Cache(folder, parts, towers, mesh, threads=3))
+        return made[-1]
+
+    yield cache
+    for one in made:
+        one.close()
+
+
+class Trainer:
+    """The loop's few lines around the cache, on one mesh."""
+
+    def __init__(self, mesh, **options):
+        self.step, state, frozen = small_step(**options)
+        self.mesh, self.programs = mesh, None
+        self.state = jax.device_get(state)
+        self.frozen = jax.device_put(frozen, parameter_shardings(frozen, mesh))
+
+    def __call__(self, cache=None):
+        """(last state, for each step whether it was known)."""
+        state, hits = jax.device_put(self.state, state_shardings(self.state, self.mesh)), []
+        with jax.set_mesh(self.mesh):
+            for own in BATCHES:
+                known, keep = (None, None) if cache is None else cache.find(self.step, own, ROWS, 8)
+                batch = distributed.spread(own, ROWS, 8, self.mesh)
+                if self.programs is None:
+                    self.programs = compile_step(self.step, state, self.frozen, batch, self.mesh)
+                if known is not None and not any(hits):
+                    self.programs = with_recall(self.programs, self.step, self.frozen, batch, known)
+                state, _ = jax.block_until_ready(self.programs(state, self.frozen, batch, known, keep))
+                hits.append(known is not None)
+        return jax.device_get(state), hits
+
+
+@pytest.fixture(scope="module", params=[((1, 1, 1), 2), ((8, 1, 1), 1)], ids=["one device, two parts", "eight devices"])
+def trainer(request):
+    axes, accumulate = request.param
+    return Trainer(make_mesh(*axes, devices=jax.devices()[: np.prod(axes)]), accumulate=accumulate)
+
+
+@pytest.mark.parametrize("parts", ["latents", "all"])
+def test_the_same_training_to_the_last_bit(trainer, make, parts):
+    off, _ = trainer()
+    cold, hits = trainer(first := make(parts, mesh=trainer.mesh))
+    assert hits[:3] == [False] * 3
+    first.close()
+    warm, hits = trainer(make(parts, mesh=trainer.mesh))
+    assert hits == [True] * 5
+    plain = trainer.programs.flops
+    assert trainer.programs.recall_flops < plain
+    for other in (cold, warm):
+        jax.tree.map(np.testing.assert_array_equal, other, off)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """One step and what its towers say of a batch of four rows."""
+    step, _, frozen = small_step()
+    return step, jax.jit(step.encode)(frozen, small_batch(4)), small_batch(4)
+
+
+def find(cache, step, batch):
+    """(what is known, rows that are missing)."""
+    known, keep = cache.find(step, batch, np.arange(4), 4)
+    return known, sorted(keep.args[0]) if keep else []
+
+
+def fill(cache, step, encoded, batch):
+    cache.find(step, batch, np.arange(4), 4)[1](encoded)
+    cache.close()
+
+
+def changed(batch, name, row=2):
+    array = np.array(getattr(batch, name))
+    array[row].flat[-1] ^= 1
+    return batch.replace(**{name: array})
+
+
+@pytest.mark.parametrize(
+    ("parts", "read", "not_read"),
+    [
+        ("latents", ["target", "references"], ["input_ids", "clip_ids", "tiles", "example", "reference_mask"]),
+        ("all", ["target", "references", "input_ids", "attention_mask", "clip_ids", "tiles"], ["example", "skipped"]),
+    ],
+)
+def test_a_row_is_known_by_what_the_towers_read_of_it(make, small, parts, read, not_read):
+    step, encoded, batch = small
+    fill(make(parts), step, encoded, batch)
+    cache = make(parts)
+    assert find(cache, step, batch)[0] is not None
+    for name in read:
+        assert find(cache, step, changed(batch, name))[1] == [2], name
+    for name in not_read:
+        if getattr(batch, name).ndim > 1:
+            assert find(cache, step, changed(batch, name))[0] is not None, name
+    assert find(make(parts, towers="others"), step, batch)[1] == [0, 1, 2, 3]
+    assert find(make("all" if parts == "latents" else "latents"), step, batch)[1] == [0, 1, 2, 3]
+
+
+def test_rows_come_in_any_order(make, small):
+    step, encoded, batch = small
+    fill(make(), step, encoded, batch)
+    order = np.array([3, 1, 1, 0])
+    known, _ = find(make(), step, jax.tree.map(lambda x: x[order], batch))
+    np.testing.assert_array_equal(known["target_mean"], encoded.target_mean[0, order])
+    np.testing.assert_array_equal(known["text"], np.swapaxes(encoded.features.text[0], 0, 1)[order])
+    np.testing.assert_array_equal(known["null"], encoded.features.null[0])
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-7], lambda data: b"", lambda data: data[:-1] + b"\x99"])
+def test_a_damaged_file_is_made_anew(make, small, caplog, tmp_path, damage):
+    """Whichever it is: the empty prompt's too."""
+    step, encoded, batch = small
+    fill(make(), step, encoded, batch)
+    files = sorted((tmp_path / "cache").glob("??/*.safetensors"))
+    assert len(files) == 4 + 1
+    whole = [file.read_bytes() for file in files]
+    for file, data in zip(files, whole, strict=True):
+        file.write_bytes(damage(data))
+    cache = make()
+    assert find(cache, step, batch)[1] == [0, 1, 2, 3]
+    fill(cache, step, encoded, batch)
+    assert [file.read_bytes() for file in files] == whole
+    assert [record.getMessage().count("made anew") for record in caplog.records] == [1]
+    assert not list((tmp_path / "cache").glob("??/.*"))
+
+
+def test_bfloat16_is_stored_as_it_is(make, small, tmp_path):
+    step, encoded, batch = small
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, encoded)
+    fill(make(), step, half, batch)
+    known, _ = find(make(), step, batch)
+    assert {array.dtype for array in known.values()} == {jnp.dtype(jnp.bfloat16)}
+    np.testing.assert_array_equal(known["pooled"], half.features.pooled[0])
+
+
+def test_a_folder_that_cannot_be(make, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"data\.cache: cannot make .*file/cache"):
+        make(folder=tmp_path / "file" / "cache")
+
+
+def test_a_disk_that_takes_no_more_stops_nothing(make, small, caplog, tmp_path):
+    step, encoded, batch = small
+    for number in range(256):
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        (tmp_path / "cache" / f"{number:02x}").write_text("in the way")
+    fill(make(), step, encoded, batch)
+    assert [record.getMessage().endswith("training goes on") for record in caplog.records] == [False, True]
+
+
+def two_processes(number: int, port: int, folder: str) -> None:
+    """One of two: lacks a row at first, of which the other has to hear."""
+    jax.config.update("jax_num_cpu_devices", 1)
+    jax.distributed.initialize(f"localhost:{port}", 2, number)
+    mesh = make_mesh(2, 1, 1)
+    rows, batch = distributed.own_rows(4, mesh), small_batch(4)
+    own = jax.tree.map(lambda x: x[rows], batch)
+    said = {name: np.arange(4 * 6, dtype=np.float32).reshape(4, 2, 3) for name in ("target_mean", "target_std")}
+    on_mesh = distributed.spread({name: x[rows] for name, x in said.items()}, rows, 4, mesh)
+    parts = {name: x[None] for name, x in on_mesh.items()}
+    features = Features(None, None, None, None, None, parts["target_mean"], None, ())
+    encoded = Encoded(features, **parts, row=None, skipped=None, grid=(1, 2))
+    step = SimpleNamespace(stage=StageConfig(1, 0, (), MODES))
+
+    def find():
+        cache = Cache(Path(folder), "latents", "these", mesh, threads=2)
+        known, keep = cache.find(step, own, rows, 4)
+        if keep is not None:
+            keep(encoded)
+        cache.close()
+        multihost_utils.sync_global_devices("written")
+        return known
+
+    with jax.set_mesh(mesh):
+        assert find() is None
+        if number == 1:
+            next(Path(folder).glob("*/*.safetensors")).unlink()
+        multihost_utils.sync_global_devices("deleted")
+        assert find() is None
+        known = find()
+        for name, want in said.items():
+            whole = multihost_utils.process_allgather(known[name], tiled=True)
+            np.testing.assert_array_equal(whole, want)
+    print("fine")
+
+
+def test_processes_agree(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    code = "from tests.train.test_cache import two_processes; two_processes({}, {}, {!r})"
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    arguments = [[sys.executable, "-c", code.format(i, port, str(tmp_path / "cache"))] for i in range(2)]
+    both = [subprocess.Popen(a, cwd=ROOT, env=environment, stdout=-1, stderr=-2, text=True) for a in arguments]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert all(text.rstrip().endswith("fine") for text in said), "\n".join(said)

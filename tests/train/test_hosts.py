@@ -1,0 +1,117 @@
+"""One run on several processes, joined by launch/local.py."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.train.runs import PIPES, ROOT, arrays, distance, losses, metrics, saves, start, train_here, wait_for_step
+
+STEPS = ("train.stage1.steps=0", "train.stage2.steps=20", "checkpoint.every_steps=100")
+EVALS = ("evals.loss.every_steps=10", "evals.samples.every_steps=20")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The workdir of 20 steps on one device."""
+    workdir = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        changes = dict(train__stage1__steps=0, train__stage2__steps=20, checkpoint__every_steps=100)
+        train_here(patch, workdir, **changes, evals__loss__every_steps=10)
+    return workdir
+
+
+def children(process):
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def assert_same_run(workdir, alone):
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
+    assert len(losses(workdir)) == 20
+
+
+def test_two_processes_one_of_which_is_told_to_stop(tmp_path, alone):
+    """Both save at one step and leave with 143; started again, they end where one process alone does."""
+    process = start(tmp_path, *STEPS, "evals.loss.every_steps=10", processes=2)
+    assert wait_for_step(process, 3, "0| "), process.stderr.read()
+    subprocess.run(["kill", "-TERM", str(children(process)[1])], check=True)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 143, err
+    said = [line for line in err.splitlines() if "saved at step" in line]
+    [step] = saves(tmp_path)
+    assert sorted(said) == [f"{i}| mllmsubj: saved at step {step} of 20; run the same command to go on" for i in (0, 1)]
+    assert 3 <= step < 20
+
+    process = start(tmp_path, *STEPS, "evals.loss.every_steps=10", processes=2)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert f"0| mllmsubj: goes on from step {step}\n" in err
+    assert_same_run(tmp_path, alone)
+    apart, path = distance(arrays(tmp_path), arrays(alone))
+    assert apart < 1e-5, path
+    judged = [[line for line in metrics(workdir) if "loss/all" in line] for workdir in (tmp_path, alone)]
+    for here, there in zip(*judged, strict=True):
+        assert here["step"] == there["step"]
+        assert here["loss/all"] == pytest.approx(there["loss/all"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 8])
+def test_devices(tmp_path, monkeypatch, alone, devices):
+    changes = dict(train__stage1__steps=0, train__stage2__steps=20, checkpoint__every_steps=100)
+    train_here(monkeypatch, tmp_path, devices, **changes)
+    assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_four_processes_with_pictures(tmp_path, alone):
+    process = start(tmp_path, *STEPS, *EVALS, processes=4)
+    _, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err
+    assert_same_run(tmp_path, alone)
+    assert (tmp_path / "samples" / "samples-20.png").is_file()
+
+
+def launched(*words, processes=2):
+    command = [sys.executable, "launch/local.py", f"--processes={processes}", "--", sys.executable, "-c", *words]
+    return subprocess.Popen(command, cwd=ROOT, **PIPES)
+
+
+def test_the_launcher_numbers_lines_and_processes():
+    say = "import os, sys; print(os.environ['JAX_PROCESS_ID'], 'of', os.environ['JAX_NUM_PROCESSES']); sys.exit()"
+    process = launched(say, processes=3)
+    out, err = process.communicate(timeout=60)
+    assert sorted(out.splitlines()) == ["0| 0 of 3", "1| 1 of 3", "2| 2 of 3"]
+    assert (err, process.returncode) == ("", 0)
+
+
+def test_the_launcher_ends_all_when_one_dies():
+    code = """
+import os, sys, time
+from launch import local
+if os.environ["JAX_PROCESS_ID"] == "1":
+    sys.exit(7)
+time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", LAUNCH_SOON, code], cwd=ROOT, **PIPES)
+    process.communicate(timeout=60)
+    assert process.returncode == 7
+
+
+LAUNCH_SOON = """
+import sys
+from launch import local
+local.SECONDS_TO_END = 0.2
+sys.exit(local.main(["--processes=2", "--", sys.executable, "-c", sys.argv[1]]))
+"""
+
+
+def test_the_launcher_passes_signals_on():
+    process = launched("import time; print('ready', flush=True); time.sleep(600)")
+    for _ in range(2):
+        assert process.stdout.readline().endswith("ready\n")
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 143

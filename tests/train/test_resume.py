@@ -1,0 +1,70 @@
+"""A run that is ended in whatever way and started again is the run that was not."""
+
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from mllmsubj.errors import UserError
+from tests.train.runs import arrays, assert_identical, distance, losses, saves, start, train_here, wait_for_step
+
+
+def through(process):
+    out, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    return out, err
+
+
+def killed_and_whole(tmp_path, steps, kills):
+    """`steps` of each stage, never killed; and killed with SIGKILL right at or soon after each of the steps `kills`."""
+    overrides = [f"train.stage1.steps={steps}", f"train.stage2.steps={steps}"]
+    rng = np.random.default_rng()
+    through(start(tmp_path / "whole", *overrides))
+    for step in kills:
+        process = start(tmp_path / "killed", *overrides)
+        assert wait_for_step(process, step), process.stderr.read()
+        time.sleep(rng.uniform(0.0, 0.3))  # a save begins right after that line
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    through(start(tmp_path / "killed", *overrides))
+    assert_identical(arrays(tmp_path / "killed"), arrays(tmp_path / "whole"))
+    np.testing.assert_array_equal(losses(tmp_path / "killed"), losses(tmp_path / "whole"))
+    assert len(losses(tmp_path / "whole")) == 2 * steps
+
+
+def test_killed_three_times(tmp_path, monkeypatch, caplog):
+    """In the first stage, at the border, in the second; then what a finished run does when it is started again."""
+    killed_and_whole(tmp_path, 4, kills=(2, 4, 6))
+    workdir = tmp_path / "whole"
+    before, lines = arrays(workdir), (workdir / "metrics.jsonl").read_text()
+    caplog.set_level("INFO", "mllmsubj")
+    steps = dict(train__stage1__steps=4, train__stage2__steps=4)
+    train_here(monkeypatch, workdir, **steps)
+    assert "finished before, at step 8" in caplog.messages
+    assert not [message for message in caplog.messages if message.startswith("compiled")]
+    assert_identical(arrays(workdir), before)
+    assert (workdir / "metrics.jsonl").read_text() == lines
+    with pytest.raises(UserError, match=r"is at step 8 already, beyond the 6 .* set train.stage2.steps to 4 or more"):
+        train_here(monkeypatch, workdir, **(steps | dict(train__stage2__steps=2)))
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(tmp_path):
+    killed_and_whole(tmp_path, 20, kills=range(1, 40, 2))
+
+
+def test_from_one_device_to_eight(tmp_path, monkeypatch):
+    """Ten steps on one device; then ten more there, and on eight."""
+    steps = dict(train__stage1__steps=0, train__stage2__steps=20, checkpoint__every_steps=10)
+    train_here(monkeypatch, tmp_path / "one", **steps)
+    assert saves(tmp_path / "one") == [10, 20]
+    shutil.copytree(tmp_path / "one", tmp_path / "eight")
+    shutil.rmtree(tmp_path / "eight" / "checkpoints" / "20")
+    train_here(monkeypatch, tmp_path / "eight", devices=8, **steps)
+    np.testing.assert_allclose(losses(tmp_path / "eight"), losses(tmp_path / "one"), rtol=1e-5)
+    apart, path = distance(arrays(tmp_path / "eight"), arrays(tmp_path / "one"))
+    assert apart < 1e-6, path
