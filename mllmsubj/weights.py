@@ -29,13 +29,23 @@ def load_params(folder: Path, model: SubjectModel, seed: int, mesh: Mesh) -> Par
 
     Raises UserError as `checkpoint.restore` does.
     """
+    there = checkpoint.stored_paths(folder)  # first, because it is what a user may have mistyped
     expected = dict(flatten(model.abstract_params()))
-    there = checkpoint.stored_paths(folder)
     new = {path for path in expected if path not in there and is_trained(path)}
     found = checkpoint.restore(folder, unflatten({p: leaf for p, leaf in expected.items() if p not in new}), mesh)
     if not new:
         return found
     return unflatten(dict(flatten(found)) | dict(flatten(random_params(model, seed, mesh, new))))
+
+
+def check_trained(folder: Path, model: SubjectModel) -> None:
+    """Raises UserError if a checkpoint has none of what is trained, as after an import."""
+    trained = {path for path, _ in flatten(model.abstract_params()) if is_trained(path)}
+    if trained and not trained & checkpoint.stored_paths(folder):
+        raise UserError(
+            f"checkpoint {folder} is not trained yet: it holds imported weights only; train on it with mllmsubj train "
+            f"--config=… --config.train.weights={folder}"
+        )
 
 
 def base_folder(weights: str, workdir: Path) -> tuple[Path, bool]:

@@ -126,6 +126,8 @@ def _batches(source: PackSource, size: int, threads: int) -> Iterator[int]:
         max_skipped=0.0,
         threads=threads,
         prefetch=2,
+        cache="",
+        cache_parts="latents",
     )
     reference = ReferenceConfig(size, size, 1, 8.0, (0.5,) * 3, (0.5,) * 3)
     prompts = PromptConfig("You are a helpful assistant.", 256, 64, 77, "prompt")

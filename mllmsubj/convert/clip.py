@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mllmsubj.convert.engine import Entry, Table, TensorFiles, convert, inside, linear, norm, read_config, repeat, sizes
+from mllmsubj.convert.engine import Entry, Source, Table, TensorFiles, inside, linear, norm, read_config, repeat, sizes
 from mllmsubj.errors import UserError
 from mllmsubj.models.clip import ACTIVATIONS, CLIPTextConfig, CLIPTextModel
 from mllmsubj.models.layers import abstract_params
@@ -22,6 +22,11 @@ def load_clip_text(folder: str | Path) -> tuple[CLIPTextConfig, Params]:
 
     Raises UserError for a config of another model, an unknown activation, or several end tokens.
     """
+    return open_clip_text(folder).load()
+
+
+def open_clip_text(folder: str | Path) -> Source[CLIPTextConfig]:
+    """What `load_clip_text` loads, before a tensor is read."""
     raw = read_config(folder)
     for key, value, wanted in _refused(raw):
         raise UserError(
@@ -32,7 +37,7 @@ def load_clip_text(folder: str | Path) -> tuple[CLIPTextConfig, Params]:
     prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
     expected = abstract_params(CLIPTextModel(config))
     entries = inside(prefix, "", table(config))
-    return config, convert(tensors, entries, expected, str(folder), ignored={prefix + IGNORED})
+    return Source(config, tensors, entries, expected, str(folder), ignored={prefix + IGNORED})
 
 
 def _refused(raw: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:

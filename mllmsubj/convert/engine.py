@@ -5,13 +5,14 @@ over on either side is an error, and all errors are reported together.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
-from einops import rearrange
+from einops import EinopsError, rearrange
 from safetensors import SafetensorError, safe_open
 
 from mllmsubj.errors import UserError
@@ -24,6 +25,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "same": lambda x: x,
     "linear": lambda x: x.T,  # [out, in] -> [in, out]
     "conv": lambda x: rearrange(x, "o i h w -> h w i o"),
+    "pixel": lambda x: rearrange(x, "o i 1 1 -> i o"),  # a 1 × 1 convolution, which is a linear projection
 }
 """Named transforms from a PyTorch tensor's layout to ours."""
 
@@ -39,6 +41,10 @@ class Entry:
     """Row of the stacked leaf, where `target` is a stack of layers."""
     axis: int = 0
     """Axis of the stack."""
+    rows: tuple[tuple[int, int], ...] = ()
+    """(start, stop) of what it takes along the source's first axis, in this order; empty: all of it."""
+    height: int = 0
+    """Length of that axis where only `rows` are taken: all entries of one source share it out."""
 
 
 Table = list[Entry]
@@ -86,9 +92,14 @@ def _bias(source: str, target: str, present: bool) -> Table:
     return [Entry(f"{source}.bias", f"{target}/bias")] if present else []
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
+def config_path(where: str | Path) -> Path:
+    """Where the `config.json` of a folder, or the one beside a file, would be."""
+    return (Path(where).parent if Path(where).is_file() else Path(where)) / "config.json"
+
+
+def read_config(folder: str | Path, name: str = "config.json") -> dict[str, Any]:
     """The folder's `config.json`; a key that it lacks is a UserError where it is asked for."""
-    path = Path(folder) / "config.json"
+    path = config_path(folder).with_name(name)
     if not path.is_file():
         raise UserError(f"{path} is not there; give the folder that a diffusers or transformers model was saved in")
 
@@ -111,23 +122,39 @@ def sizes(cls: type[T], raw: dict[str, Any]) -> T:
 
 
 class TensorFiles(Mapping[str, np.ndarray]):
-    """The tensors of a folder, single or sharded safetensors, read one at a time."""
+    """The tensors of a folder or of one file, single or sharded safetensors, read one at a time."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        files = sorted(self.folder.glob("*.safetensors"))
+        if not self.folder.exists():
+            raise UserError(f"{self.folder} is not there; give a .safetensors file or a folder with some")
+        files = [self.folder] if self.folder.is_file() else sorted(self.folder.glob("*.safetensors"))
         if not files:
             pickled = [path.name for path in self.folder.glob("*.bin")]
             hint = f" ({pickled[0]} is a pickle: save it again with safe_serialization=True)" if pickled else ""
             raise UserError(f"{self.folder} holds no .safetensors file{hint}")
         self._file_of: dict[str, Path] = {}
+        self.metadata: dict[str, str] = {}
+        """What the headers say besides."""
         for path in files:
-            try:
-                with safe_open(path, framework="numpy") as handle:
-                    self._file_of.update(dict.fromkeys(handle.keys(), path))
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{path} cannot be read as safetensors: {error}") from None
+            self._open(path)
         self._check_index()
+
+    def _open(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="numpy") as handle:
+                names = set(handle.keys())
+                self.metadata |= handle.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            with path.open("rb") as file:
+                start = file.read(2)
+            # A pickle's first two bytes, or those of the zip archive that torch.save puts it in.
+            hint = "; it is a pickle, which is never loaded" if start == b"PK" or start[:1] == b"\x80" else ""
+            raise UserError(f"{path} cannot be read as safetensors: {error}{hint}") from None
+        if twice := sorted(names & self._file_of.keys()):
+            first = self._file_of[twice[0]]
+            raise UserError(f"{first} and {path.name} both hold {twice[0]!r}; name one of the files, or remove it")
+        self._file_of |= dict.fromkeys(names, path)
 
     def _check_index(self) -> None:
         for path in self.folder.glob("*.safetensors.index.json"):
@@ -139,13 +166,40 @@ class TensorFiles(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         with safe_open(self._file_of[name], framework="numpy") as handle:
-            return handle.get_tensor(name)
+            try:
+                return handle.get_tensor(name)
+            except AttributeError:  # numpy has no such dtype
+                kind = handle.get_slice(name).get_dtype()
+        raise UserError(f"{self._file_of[name]}: {name!r} is {kind}; give the file with bfloat16 or float32 weights")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from the header; raises UserError where there is no such tensor."""
+        if name not in self:
+            raise UserError(f"{self.folder} has no tensor {name!r}")
+        with safe_open(self._file_of[name], framework="numpy") as handle:
+            return tuple(handle.get_slice(name).get_shape())
 
     def __iter__(self):
         return iter(self._file_of)
 
     def __len__(self) -> int:
         return len(self._file_of)
+
+
+@dataclass(frozen=True)
+class Source(Generic[T]):
+    """A model in files: its sizes, its tensors, and what `convert` needs to know about them."""
+
+    config: T
+    tensors: Mapping[str, np.ndarray]
+    table: Table
+    expected: Params
+    where: str
+    ignored: Set[str] = frozenset()
+
+    def load(self) -> tuple[T, Params]:
+        """Sizes and parameters, all in memory."""
+        return self.config, convert(self.tensors, self.table, self.expected, self.where, self.ignored)
 
 
 def convert(
@@ -158,33 +212,74 @@ def convert(
     tensor is missing, left over, or of another shape.
     """
     shapes = dict(flatten(expected))
-    sources = {entry.source for entry in table}
-    problems = [f"missing tensor {name!r}" for name in sorted(sources - set(tensors))]
-    problems += [f"unexpected tensor {name!r}" for name in sorted(set(tensors) - sources - ignored)]
-    problems += [f"nothing fills {path!r}" for path in sorted(set(shapes) - {entry.target for entry in table})]
-    _raise(problems, where)
+    refuse(unmatched(tensors, table, shapes, ignored), where)
 
+    problems: list[str] = []
     leaves: dict[str, np.ndarray] = {}
     for entry in table:
-        tensor, leaf = LAYOUTS[entry.layout](tensors[entry.source]), shapes[entry.target]
-        want = leaf.shape if entry.index is None else tuple(np.delete(leaf.shape, entry.axis))
-        if tensor.shape != want:
-            problems.append(f"{entry.source!r} has shape {tensor.shape}, {entry.target!r} wants {want}")
+        source, leaf = tensors[entry.source], shapes[entry.target]
+        try:
+            tensor = taken(entry, source)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if problem := misfit(entry, tensor, leaf.shape):
+            problems.append(problem)
         elif entry.index is None:
             leaves[entry.target] = np.ascontiguousarray(tensor)
         else:
             stacked = leaves.setdefault(entry.target, np.empty(leaf.shape, tensor.dtype))
             stacked[(slice(None),) * entry.axis + (entry.index,)] = tensor
-    _raise(problems, where)
+    refuse(problems, where)
     return unflatten(leaves)
 
 
-def load(folder: str | Path, table: Table, expected: Params) -> Params:
-    """`convert` over a folder's tensors."""
-    return convert(TensorFiles(folder), table, expected, str(folder))
+def unmatched(tensors: Iterable[str], table: Table, paths: Iterable[str], ignored: Set[str] = frozenset()) -> list[str]:
+    """What is missing, left over or used twice, on either side of a table."""
+    names, sources = set(tensors), {entry.source for entry in table}
+    problems = [f"missing tensor {name!r}" for name in sorted(sources - names)]
+    problems += [f"unexpected tensor {name!r}" for name in sorted(names - sources - ignored)]
+    problems += [f"nothing fills {path!r}" for path in sorted(set(paths) - {entry.target for entry in table})]
+    return problems + _badly_shared(table)
 
 
-def _raise(problems: list[str], where: str) -> None:
+def _badly_shared(table: Table) -> list[str]:
+    """Sources whose rows are not all taken exactly once."""
+    shares: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    heights: dict[str, int] = {}
+    for entry in table:
+        shares[entry.source] += entry.rows or [(0, 1)]
+        heights[entry.source] = entry.height or 1
+    problems = []
+    for source, spans in shares.items():
+        starts, stops = zip(*sorted(spans), strict=True)
+        if (0, *stops) != (*starts, heights[source]):
+            problems.append(f"rows of {source!r} are left over or used twice")
+    return problems
+
+
+def taken(entry: Entry, tensor: np.ndarray) -> np.ndarray:
+    """What an entry takes of its source tensor, in our layout; a view where it can be.
+
+    Raises UserError for a tensor that cannot be cut or laid out as the entry says.
+    """
+    parts = [tensor[start:stop] for start, stop in entry.rows] or [tensor]
+    try:
+        if entry.rows and len(tensor) != entry.height:
+            raise EinopsError
+        return LAYOUTS[entry.layout](parts[0] if len(parts) == 1 else np.concatenate(parts))
+    except EinopsError:
+        raise UserError(f"{entry.source!r} has shape {tensor.shape}, which {entry.target!r} cannot come from") from None
+
+
+def misfit(entry: Entry, tensor: np.ndarray, leaf: tuple[int, ...]) -> str | None:
+    """What is wrong with the shape of a `taken` tensor, `leaf` being that of the whole leaf."""
+    want = leaf if entry.index is None else leaf[: entry.axis] + leaf[entry.axis + 1 :]
+    return None if tensor.shape == want else f"{entry.source!r} has shape {tensor.shape}, {entry.target!r} wants {want}"
+
+
+def refuse(problems: list[str], where: str) -> None:
+    """Raises UserError with the first few problems, if there are any."""
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise UserError(f"{where} does not hold this model: {shown}")

@@ -1,18 +1,46 @@
-"""FLUX transformer in a diffusers folder (`FluxTransformer2DModel.save_pretrained`)."""
+"""FLUX transformer: a diffusers folder (`FluxTransformer2DModel.save_pretrained`), or the original single file."""
 
 from pathlib import Path
 
-from mllmsubj.convert.engine import Table, linear, load, norm, read_config, repeat, sizes
+from mllmsubj.convert import flux_original as original
+from mllmsubj.convert.engine import (
+    Source,
+    Table,
+    TensorFiles,
+    config_path,
+    inside,
+    linear,
+    norm,
+    read_config,
+    repeat,
+    sizes,
+)
+from mllmsubj.convert.renames import renamed
 from mllmsubj.models.dit import FluxConfig, FluxTransformer
 from mllmsubj.models.layers import abstract_params
 from mllmsubj.typing import Params
 
+CLASS = "FluxTransformer2DModel"
 
-def load_transformer(folder: str | Path) -> tuple[FluxConfig, Params]:
-    """Sizes and parameters (numpy, in the file's dtype) of a FLUX transformer."""
-    raw = read_config(folder)
-    config = sizes(FluxConfig, raw)
-    return config, load(folder, table(config), abstract_params(FluxTransformer(config)))
+
+def load_transformer(path: str | Path) -> tuple[FluxConfig, Params]:
+    """Sizes and parameters (numpy, in the file's dtype) of a FLUX transformer, from a folder or a single file."""
+    return open_transformer(path).load()
+
+
+def open_transformer(path: str | Path) -> Source[FluxConfig]:
+    """What `load_transformer` loads, before a tensor is read; the tensors' names tell the layout."""
+    tensors = TensorFiles(path)
+    prefix = original.prefix(tensors)
+    if prefix is None:
+        config = sizes(FluxConfig, read_config(path))
+        entries = table(config)
+    else:
+        # The config.json beside a single file may be another model's.
+        has_config = config_path(path).is_file() and read_config(path).get("_class_name") == CLASS
+        config = sizes(FluxConfig, read_config(path)) if has_config else original.read_sizes(tensors, prefix)
+        entries = inside(prefix, "", renamed(table(config), original.renames(config)))
+    return Source(config, tensors, entries, abstract_params(FluxTransformer(config)), str(path))
 
 
 def table(config: FluxConfig) -> Table:

@@ -1,11 +1,13 @@
-"""InternVL in a transformers folder (`InternVLForConditionalGeneration.save_pretrained`, InternVL3-8B-hf)."""
+"""InternVL: a transformers folder (`InternVLForConditionalGeneration.save_pretrained`, -hf), or OpenGVLab's own."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from mllmsubj.convert.engine import Entry, Table, TensorFiles, conv, convert, linear, norm, read_config, repeat
+from mllmsubj.convert import internvl_original as original
+from mllmsubj.convert.engine import Entry, Source, Table, TensorFiles, conv, linear, norm, read_config, repeat
+from mllmsubj.convert.renames import renamed
 from mllmsubj.errors import UserError
 from mllmsubj.models.layers import abstract_params
 from mllmsubj.models.mllm import InternVL, InternVLConfig
@@ -43,13 +45,22 @@ RENAMED = (
 
 def load_mllm(folder: str | Path) -> tuple[InternVLConfig, Params]:
     """Sizes and parameters (numpy, in the file's dtype) of InternVL; UserError for what we do not compute."""
-    tensors = TensorFiles(folder)
-    rename = any(name.startswith("model.") for name in tensors)
-    config = read_sizes(read_config(folder), str(folder), has_head=(_rename(HEAD) if rename else HEAD) in tensors)
-    entries = table(config)
-    if rename:
-        entries = [replace(entry, source=_rename(entry.source)) for entry in entries]
-    return config, convert(tensors, entries, abstract_params(InternVL(config)), str(folder))
+    return open_mllm(folder).load()
+
+
+def open_mllm(folder: str | Path) -> Source[InternVLConfig]:
+    """What `load_mllm` loads, before a tensor is read; the tensors' names tell the layout."""
+    tensors, raw, where = TensorFiles(folder), read_config(folder), str(folder)
+    if original.MARK in tensors:
+        config = read_sizes(original.translated(raw, Path(folder), where), where, has_head=HEAD in tensors)
+        entries = renamed(table(config), original.renames(config.vision.hidden_size))
+    else:
+        rename = any(name.startswith("model.") for name in tensors)
+        config = read_sizes(raw, where, has_head=(_rename(HEAD) if rename else HEAD) in tensors)
+        entries = table(config)
+        if rename:
+            entries = [replace(entry, source=_rename(entry.source)) for entry in entries]
+    return Source(config, tensors, entries, abstract_params(InternVL(config)), where)
 
 
 def read_sizes(raw: Mapping[str, Any], where: str, has_head: bool) -> InternVLConfig:

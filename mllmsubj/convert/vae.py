@@ -1,4 +1,4 @@
-"""FLUX autoencoder in a diffusers folder (`AutoencoderKL.save_pretrained`)."""
+"""FLUX autoencoder: a diffusers folder (`AutoencoderKL.save_pretrained`), or the original single file."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -6,14 +6,28 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mllmsubj.convert.engine import Entry, Table, conv, inside, linear, load, norm, read_config, sizes
+from mllmsubj.convert import vae_original as original
+from mllmsubj.convert.engine import (
+    Entry,
+    Source,
+    Table,
+    TensorFiles,
+    config_path,
+    conv,
+    inside,
+    linear,
+    norm,
+    read_config,
+    sizes,
+)
 from mllmsubj.errors import UserError
 from mllmsubj.models.layers import abstract_params
 from mllmsubj.models.vae import AutoencoderKL, VAEConfig
 from mllmsubj.typing import Params
 
+CLASS = "AutoencoderKL"
 IMPLEMENTED = {
-    "_class_name": "AutoencoderKL",
+    "_class_name": CLASS,
     "act_fn": "silu",
     "use_quant_conv": False,
     "use_post_quant_conv": False,
@@ -23,16 +37,32 @@ IMPLEMENTED = {
 """The only values that the model knows; a key that is absent counts as None."""
 
 
-def load_vae(folder: str | Path) -> tuple[VAEConfig, Params]:
-    """Sizes and parameters (numpy, in the file's dtype) of a FLUX autoencoder.
+def load_vae(path: str | Path) -> tuple[VAEConfig, Params]:
+    """Sizes and parameters (numpy, in the file's dtype) of a FLUX autoencoder, from a folder or a single file.
 
     Raises UserError for an autoencoder of another kind: quant convolutions, other blocks, no scale or shift.
     """
-    raw = read_config(folder)
+    return open_vae(path).load()
+
+
+def open_vae(path: str | Path) -> Source[VAEConfig]:
+    """What `load_vae` loads, before a tensor is read; the tensors' names tell the layout."""
+    tensors = TensorFiles(path)
+    is_original = original.MARK in tensors
+    # The config.json beside a single file may be another model's.
+    if not is_original or (config_path(path).is_file() and read_config(path).get("_class_name") == CLASS):
+        config = _read_sizes(path)
+    else:
+        config = original.read_sizes(tensors)
+    entries = original.table(config, table(config)) if is_original else table(config)
+    return Source(config, tensors, entries, abstract_params(AutoencoderKL(config)), str(path))
+
+
+def _read_sizes(path: str | Path) -> VAEConfig:
+    raw = read_config(path)
     for key, value, wanted in _refused(raw):
-        raise UserError(f"{folder}/config.json: {key} is {value!r}, not {wanted}; give the vae folder of a FLUX model")
-    config = sizes(VAEConfig, raw)
-    return config, load(folder, table(config), abstract_params(AutoencoderKL(config)))
+        raise UserError(f"{config_path(path)}: {key} is {value!r}, not {wanted}; give the vae folder of a FLUX model")
+    return sizes(VAEConfig, raw)
 
 
 def _refused(raw: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:

@@ -9,7 +9,10 @@ from einops import rearrange, repeat
 from mllmsubj.typing import Array, Bool, Float
 
 Implementation = Literal["auto", "xla", "cudnn", "heads"]
-"""A library's kernel, or "heads" (one head after the other); "auto" is "heads" on CPUs and "xla" elsewhere."""
+"""A library's kernel, or "heads" (one after the other); "auto" is "xla", or "heads" on CPUs from `SHORT` keys on."""
+
+SHORT = 32
+"""Keys below which one head's products are too small for a turn of a loop."""
 
 
 def attend(
@@ -26,7 +29,7 @@ def attend(
     `mask` is True where a query may look at a key. A row that may look at nothing gives finite values.
     """
     if implementation == "auto":
-        implementation = "heads" if jax.default_backend() == "cpu" else "xla"
+        implementation = "heads" if jax.default_backend() == "cpu" and key.shape[1] >= SHORT else "xla"
     if implementation == "heads":
         return _one_head_at_a_time(query, key, value, mask, causal)
     return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation=implementation)
@@ -36,7 +39,8 @@ def _one_head_at_a_time(query: Array, key: Array, value: Array, mask: Array | No
     """Plain matrix products, the scores of one head in memory at a time.
 
     On a CPU this is faster than `jax.nn.dot_product_attention`, whose batched products it transposes and whose scores
-    it keeps for all heads.
+    it keeps for all heads; so the backward pass makes a head's scores again, in the cache, where keeping them would
+    write and read memory.
     """
     b, s, h, k = query.shape
     z, per_group = key.shape[1], h // key.shape[2]
@@ -48,6 +52,7 @@ def _one_head_at_a_time(query: Array, key: Array, value: Array, mask: Array | No
     if mask is not None:
         heads.append(jnp.broadcast_to(mask, (b, h, *mask.shape[2:])).reshape(b * h, *mask.shape[2:]))
 
+    @jax.checkpoint
     def one(parts: tuple[Array, ...]) -> Array:
         q, k_, v, *allowed = parts
         scores = jnp.matmul(q * k**-0.5, k_.T, preferred_element_type=jnp.float32)

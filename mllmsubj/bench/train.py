@@ -1,0 +1,201 @@
+"""The step of training against the same step in PyTorch: diffusers' FLUX transformer and PEFT's adapters.
+
+Same weights (random), same tokens, masks, times and noise, float32, nothing rematerialised, AdamW with a running mean
+on both sides, one process, so the same threads. Ours also draws its random numbers, which the peer is given.
+`ratio` is ours / theirs; the first update is compared before anything is timed.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mllmsubj.bench.timing import alternate, summary
+from mllmsubj.bench.train_inputs import HEAD, NULL, Size, random_batch, random_encoded, random_params, sizes
+from mllmsubj.checkpoint import TINY, read_config
+from mllmsubj.errors import UserError
+from mllmsubj.experiment import Experiment
+from mllmsubj.models.flops import encode_flops, train_flops
+from mllmsubj.models.layers import abstract_params, unstack
+from mllmsubj.models.subject import SubjectModel
+from mllmsubj.ops.patchify import image_ids, reference_ids
+from mllmsubj.sharding import flatten
+from mllmsubj.train import modes
+from mllmsubj.train.optimizer import learning_rates, make_optimizer, split
+from mllmsubj.train.state import new_state
+from mllmsubj.train.step import TOWERS, TrainStep
+from mllmsubj.typing import Params
+
+MATMUL = 2048
+"""Side of the square product that stands for the machine's peak."""
+
+
+def run(names: list[str], repeats: int) -> dict[str, Any]:
+    """Measures at these sizes; returns what goes into the JSON."""
+    experiment = Experiment.from_config(read_config(TINY))
+    known = sizes(experiment)
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--sizes has {unknown[0]!r}; it may list: {', '.join(known)}")
+    results = {name: compare(experiment, known[name], repeats) for name in names}
+    if "tiny" in names:
+        results["tiny"]["ours"] = _whole_step(experiment, known["tiny"], repeats)
+    return {
+        "what": "train",
+        "device": jax.devices()[0].device_kind,
+        "cores": _cores(),
+        "ratio": {name: result["step"]["ratio"] for name, result in results.items()},
+        **results,
+    }
+
+
+def compare(experiment: Experiment, size: Size, repeats: int) -> dict[str, Any]:
+    """Our update and theirs at one size."""
+    try:
+        import torch
+
+        from mllmsubj.bench.train_peer import Peer, export
+    except ImportError as error:
+        raise UserError(
+            f"bench --what=train compares with diffusers and peft, which are not installed ({error.name})"
+        ) from None
+    torch.set_num_threads(_cores())
+    ours = Ours(experiment, size)
+    peer = Peer(size.model, ours.step.train, ours.step.rates, ours.step.stage.warmup_steps)
+    peer.load(ours.params)
+    rows = _rows(ours)
+
+    losses = ours.update(), peer.step(rows)
+    gradients = _differences(export(ours.state.moments[1].mu, peer.table), peer.gradients())
+    parameters = _differences(export(ours.state.params, peer.table), peer.arrays())
+
+    square = jnp.ones((MATMUL, MATMUL))
+    product = jax.jit(jnp.matmul)
+    seconds = alternate(
+        {
+            "mllmsubj": ours.update,
+            "diffusers_peft": lambda: peer.step(rows),
+            "matmul": lambda: product(square, square).block_until_ready(),
+        },
+        repeats,
+    )
+    work = {"mllmsubj": ours.flops, "matmul": 2 * MATMUL**3}
+    rate, peak = (float(flops / np.median(seconds[name]) / 1e9) for name, flops in work.items())
+    return {
+        "parameters": sum(leaf.size for _, leaf in flatten(ours.params)),
+        "rows": size.rows,
+        "tokens": {"image": 2 * size.grid[0] * size.grid[1], "context": NULL + size.text + size.image},
+        "loss_relative_difference": abs(losses[0] / losses[1] - 1),
+        "gradient_relative_difference": max(gradients.values()),
+        "parameter_relative_difference": max(parameters.values()),
+        "step": summary(seconds, "mllmsubj", "diffusers_peft"),
+        "gflop": round(ours.flops / 1e9, 1),
+        "gflop_per_second": round(rate, 1),
+        "matmul_gflop_per_second": round(peak, 1),
+        "share_of_matmul": round(float(rate / peak), 3),
+    }
+
+
+def _differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
+    """|ours − theirs| / |theirs| of each tensor, root mean squares."""
+    return {name: float(np.linalg.norm(ours[name] - array) / np.linalg.norm(array)) for name, array in theirs.items()}
+
+
+class Ours:
+    """Our step with its state, on random features."""
+
+    def __init__(self, experiment: Experiment, size: Size):
+        train, compute = experiment.train, replace(experiment.compute.resolve(), remat=False)
+        stacked = SubjectModel(size.model, replace(compute, scan_layers=True))
+        self.size, self.model = size, replace(stacked, compute=compute)
+        self.params = {name: abstract_params(getattr(stacked, name)) for name in ("dla", "transformer")}
+        self.params = random_params(self.params)
+        rates, optimizer = learning_rates(self.params, train.stage2), make_optimizer(train)
+        self.step = TrainStep(
+            model=self.model,
+            train=replace(train, batch_size=size.rows, accumulate=1),
+            stage=train.stage2,
+            first=0,
+            rates=rates,
+            optimizer=optimizer,
+            reference=experiment.reference,
+            shift=experiment.shift,
+            null_ids=(5,) * (HEAD + NULL),
+            null_text=(HEAD, HEAD + NULL),
+            seed=experiment.seed,
+        )
+        trained, frozen = split(self.params, set(rates))
+        self.state = new_state(jax.tree.map(jnp.copy, trained), set(rates), optimizer, ema=train.ema_decay > 0)
+        self.frozen = frozen if compute.scan_layers else unstack(frozen)
+        self.encoded = jax.tree.map(lambda x: x[None], random_encoded(size))
+        self.attends = modes.union(train.stage2.modes)
+        self.flops = train_flops(size.model, random_encoded(size).features, size.grid, self.attends)
+        self._update = jax.jit(self.step.update, donate_argnames="state")
+
+    def update(self) -> float:
+        """The mean loss before it."""
+        self.state, metrics = self._update(self.state, self.frozen["transformer"], self.encoded)
+        return float(jax.block_until_ready(metrics["loss_sum"]) / self.size.rows)
+
+
+def _rows(ours: Ours) -> Any:
+    """What our first update reads and draws, for the peer."""
+    import torch
+
+    from mllmsubj.bench.train_peer import Rows
+
+    encoded, step, grid = random_encoded(ours.size), ours.step, ours.size.grid
+    features, draws = encoded.features, jax.jit(step.draw)(encoded, jnp.int32(0))
+
+    def masks(params: Params) -> jax.Array:
+        condition = modes.masked(step.model.aggregate(params, features, jnp.ones(len(draws.t))), draws.mode)
+        latents = jnp.ones(encoded.target_mean.shape[:2], bool)
+        seen = (condition.null_mask, condition.text_mask, condition.image_mask, latents, condition.reference_mask)
+        return jnp.concatenate([mask for mask in seen if mask is not None], axis=1)
+
+    layers = ours.params if step.model.compute.scan_layers else unstack(ours.params)
+    arrays = {
+        **{name: np.moveaxis(np.asarray(getattr(features, name)), 0, 2) for name in ("text", "image", "null")},
+        **{name: getattr(features, name) for name in ("pooled", "references")},
+        **{name: getattr(encoded, name) for name in ("target_mean", "target_std")},
+        **{name: getattr(draws, name) for name in ("posterior", "noise", "t")},
+        "mask": jax.jit(masks)(layers),
+        "image_ids": np.concatenate([image_ids(*grid), reference_ids(grid, [grid])]),
+    }
+    return Rows(**{name: torch.tensor(np.array(array)) for name, array in arrays.items()})
+
+
+def _whole_step(experiment: Experiment, size: Size, repeats: int) -> dict[str, Any]:
+    """`encode`, `update` and both, as training runs them."""
+    ours, batch = Ours(experiment, size), random_batch(experiment, size)
+    stacked = SubjectModel(size.model, replace(ours.model.compute, scan_layers=True))
+    towers = random_params({name: abstract_params(getattr(stacked, name)) for name in TOWERS})
+    towers = towers if ours.model.compute.scan_layers else unstack(towers)
+    encode = jax.jit(ours.step.encode)
+
+    def both() -> None:
+        ours.encoded = encode(towers, batch)
+        ours.update()
+
+    contestants: dict[str, Callable[[], object]] = {
+        "encode": lambda: jax.block_until_ready(encode(towers, batch)),
+        "update": ours.update,
+        "step": both,
+    }
+    median = {name: float(np.median(values)) for name, values in alternate(contestants, repeats).items()}
+    inputs = jax.eval_shape(ours.step.inputs, batch)
+    work = {"encode": encode_flops(size.model, inputs, batch.target.shape[1:3]), "update": ours.flops}
+    work["step"] = work["encode"] + work["update"]
+    return {
+        "median_seconds": {name: round(value, 4) for name, value in median.items()},
+        "gflop": {name: round(value / 1e9, 1) for name, value in work.items()},
+        "gflop_per_second": {name: round(work[name] / median[name] / 1e9, 1) for name in work},
+        "examples_per_second": round(size.rows / median["step"], 2),
+    }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,56 @@
+"""What the output of each adapter in a file is multiplied by: alpha / rank, where files keep alpha in three places."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mllmsubj.convert.engine import TensorFiles
+from mllmsubj.errors import UserError
+
+HEADER_KEY, CONFIG_FILE = "lora_adapter_metadata", "adapter_config.json"
+"""Where diffusers keeps PEFT's config, and where PEFT does."""
+
+
+class Scales:
+    """`scales(module, rank, alpha)` → alpha / rank; a file that says nothing of alpha means 1."""
+
+    def __init__(self, tensors: TensorFiles, file: Path):
+        """Raises UserError for a config that is none, and for what is no plain LoRA."""
+        self._config = _config(tensors, file)
+        for key in ("use_dora", "lora_bias"):
+            if self._config.get(key):
+                raise UserError(f"{file}: {key} is on; only plain LoRA can be loaded")
+
+    def __call__(self, module: str, rank: int, alpha: float | None) -> float:
+        """`alpha`: of a tensor of its own, which goes before the config's; `module` is named as in the file."""
+        config = self._config
+        for said in (self._pattern(module), config.get("lora_alpha")):
+            alpha = said if alpha is None else alpha
+        if alpha is None:
+            return 1.0
+        return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+
+    def _pattern(self, module: str) -> float | None:
+        """A pattern is a module's whole name or, from a dot on, its end; PEFT reads it as a regex."""
+        patterns = self._config.get("alpha_pattern") or {}
+        return next((alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), None)
+
+
+def _config(tensors: TensorFiles, file: Path) -> dict[str, Any]:
+    for where, text in _texts(tensors, file):
+        try:
+            raw = json.loads(text)
+            return {key.removeprefix("transformer."): value for key, value in raw.items()}
+        except (AttributeError, ValueError) as error:
+            raise UserError(f"{where} is no LoRA config: {error}") from None
+    return {}
+
+
+def _texts(tensors: TensorFiles, file: Path) -> Iterator[tuple[str, str]]:
+    if HEADER_KEY in tensors.metadata:
+        yield f"{file}: {HEADER_KEY}", tensors.metadata[HEADER_KEY]
+    beside = file.with_name(CONFIG_FILE)
+    if beside.is_file():
+        yield str(beside), beside.read_text()

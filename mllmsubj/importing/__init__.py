@@ -1,0 +1,1 @@
+"""Hugging Face folders -> a checkpoint, tensor by tensor: memory does not grow with the model."""

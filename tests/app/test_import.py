@@ -1,0 +1,98 @@
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from mllmsubj import checkpoint, convert
+from mllmsubj.app import cli
+from mllmsubj.app.pipeline import TINY, Pipeline
+from mllmsubj.errors import UserError
+from mllmsubj.experiment import Experiment
+from mllmsubj.models.layers import Compute
+from mllmsubj.models.subject import SubjectModel
+from mllmsubj.sharding import flatten, make_mesh
+from mllmsubj.weights import load_params
+from tests.small import ROOT
+
+CONFIG = f"--config={ROOT / 'configs' / 'tiny.py'}"
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory):
+    """FLUX's folder and InternVL's, as their own libraries write them, with the byte tokenizers that are shipped."""
+    from diffusers import FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, InternVLConfig, InternVLForConditionalGeneration
+
+    from tests.models import test_dit, test_mllm, test_vae
+    from tests.parity import randomise
+
+    root = tmp_path_factory.mktemp("hub")
+    vision, text = test_mllm.VISION, test_mllm.TEXT | {"vocab_size": 264}
+    mllm = InternVLConfig(vision_config=vision, text_config=text, image_token_id=261, downsample_ratio=0.5)
+    randomise(InternVLForConditionalGeneration(mllm)).save_pretrained(root / "mllm", max_shard_size="20KB")
+    dit = test_dit.SIZES | {"in_channels": 64}
+    transformer = randomise(FluxTransformer2DModel(**dit, guidance_embeds=True))
+    transformer.save_pretrained(root / "transformer", max_shard_size="20KB")
+    test_vae.build(root / "vae")
+    clip = dict(vocab_size=258, hidden_size=12, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    clip |= dict(max_position_embeddings=77, bos_token_id=256, eos_token_id=257, pad_token_id=257)
+    randomise(CLIPTextModel(CLIPTextConfig(**clip))).save_pretrained(root / "text_encoder")
+    shutil.copytree(TINY / "clip_tokenizer", root / "tokenizer")
+    shutil.copytree(TINY / "tokenizer", root / "mllm", dirs_exist_ok=True)
+    return root
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_round_trip(flux, tmp_path, dtype, capsys):
+    workdir = tmp_path / "workdir"
+    sources = (f"--mllm={flux / 'mllm'}", f"--transformer={flux}", f"--vae={flux / 'vae'}")
+    cli.run(["mllmsubj", "import", *sources, CONFIG, f"--workdir={workdir}", f"--dtype={dtype}"])
+    assert f"--config.train.weights={workdir}" in capsys.readouterr().out
+
+    load = dict(mllm=convert.load_mllm, transformer=convert.load_transformer, vae=convert.load_vae)
+    loaded = {name: function(flux / name) for name, function in load.items()}
+    loaded["clip"] = convert.load_clip_text(flux / "text_encoder")
+    want = {name: jax.tree.map(lambda leaf: leaf.astype(dtype), params) for name, (_, params) in loaded.items()}
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), want)
+    found = checkpoint.restore(workdir, shapes, make_mesh())
+    jax.tree.map(np.testing.assert_array_equal, found, want)
+
+    model = Experiment.from_config(checkpoint.read_config(workdir)).model
+    assert {name: getattr(model, name) for name in loaded} == {name: config for name, (config, _) in loaded.items()}
+    subject = SubjectModel(model, Compute())
+    params = load_params(workdir, subject, 0, make_mesh())
+    assert dict(flatten(params)).keys() == dict(flatten(subject.abstract_params())).keys()
+
+    with pytest.raises(
+        UserError, match=rf"checkpoint {workdir} is not trained yet: .* --config.train.weights="
+    ) as error:
+        Pipeline.load(workdir)
+    assert "\n" not in str(error.value)
+
+
+FOLDERS = dict(mllm="m", transformer="t", vae="v", clip="c", workdir="new")
+BAD = {
+    "no mllm": (dict(mllm=None), ["no mllm", "--mllm=DIR"]),
+    "no workdir": (dict(workdir=None), ["no workdir", "--workdir=DIR"]),
+    "no clip": (dict(clip=None), ["no clip", "text_encoder", "--clip=DIR"]),
+    "not there": ({}, ["m is not there"]),
+    "exists": (dict(workdir="there"), ["there exists already"]),
+    "dtype": (dict(dtype="float8"), ["dtype", "float8", "bfloat16"]),
+    "config": (dict(config="none.py"), ["none.py", "not there"]),
+}
+
+
+@pytest.mark.parametrize(("changes", "says"), BAD.values(), ids=list(BAD))
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, changes, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    words = [f"--{name}={value}" for name, value in (FOLDERS | changes).items() if value is not None]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["mllmsubj", "import", *words])
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("mllmsubj: error: ")
+    assert all(word in err for word in says), err
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
