@@ -143,9 +143,9 @@ def restore(folder: str | Path, expected: Params, mesh: jax.sharding.Mesh) -> Pa
     parts: list[tuple[Path, list[str]]] = []
     part: Path | None = Path(folder).absolute()
     while part is not None:
-        stored = _stored(part)
-        taken = [path for path in stored if path not in found and (path in wanted or not parts)]
-        found |= {path: stored[path] for path in taken}
+        there = stored(part)
+        taken = [path for path in there if path not in found and (path in wanted or not parts)]
+        found |= {path: there[path] for path in taken}
         parts.append((part, taken))
         part = _base(part)
     if problems := differences(found, wanted):
@@ -156,7 +156,7 @@ def restore(folder: str | Path, expected: Params, mesh: jax.sharding.Mesh) -> Pa
             path: jax.ShapeDtypeStruct(wanted[path].shape, wanted[path].dtype, sharding=shardings[path])
             for path in taken
         }
-        restored |= dict(flatten(_read(part, unflatten(target)))) if target else {}
+        restored |= dict(flatten(read(part, unflatten(target)))) if target else {}
     return unflatten({path: restored[path] for path in wanted})
 
 
@@ -165,12 +165,12 @@ def stored_paths(folder: str | Path) -> set[str]:
     paths: set[str] = set()
     part: Path | None = Path(folder).absolute()
     while part is not None:
-        paths |= _stored(part).keys()
+        paths |= stored(part).keys()
         part = _base(part)
     return paths
 
 
-def _stored(folder: Path) -> dict[str, Any]:
+def stored(folder: Path) -> dict[str, Any]:
     """Path -> metadata of the parameters that lie in the folder itself."""
     path = folder / "params"
     if not path.is_dir():
@@ -184,7 +184,7 @@ def _stored(folder: Path) -> dict[str, Any]:
         raise UserError(f"cannot read the parameters in {path}: {reason(error)}") from None
 
 
-def _read(folder: Path, target: Params) -> Params:
+def read(folder: Path, target: Params) -> Params:
     """The parameters named in `target`, which may be some of those in the folder."""
     arguments = ocp.args.PyTreeRestore(
         item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True

@@ -1,5 +1,6 @@
 """Where a model's parameters come from: a checkpoint folder or, where there is none yet, random numbers."""
 
+import warnings
 from pathlib import Path
 
 import jax
@@ -36,6 +37,22 @@ def load_params(folder: Path, model: SubjectModel, seed: int, mesh: Mesh) -> Par
     if not new:
         return found
     return unflatten(dict(flatten(found)) | dict(flatten(random_params(model, seed, mesh, new))))
+
+
+def trained_params(folder: Path, model: SubjectModel, seed: int, mesh: Mesh) -> Params:
+    """A checkpoint's parameters to draw with or to judge; as long as "tiny" has none, random ones, with a warning.
+
+    Raises UserError as `checkpoint.restore` and `check_trained` do.
+    """
+    if folder == checkpoint.TINY and not checkpoint.has_params(folder):
+        warnings.warn(
+            "checkpoint 'tiny' has no trained weights yet: these are random, from the config's seed, and so are the "
+            "pictures",
+            stacklevel=3,
+        )
+        return random_params(model, seed, mesh)
+    check_trained(folder, model)
+    return checkpoint.restore(folder, model.abstract_params(), mesh)
 
 
 def check_trained(folder: Path, model: SubjectModel) -> None:

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mllmsubj import checkpoint
-from mllmsubj.app.pipeline import TINY
+from mllmsubj.checkpoint import TINY
 from mllmsubj.errors import UserError
 from mllmsubj.sharding import make_mesh
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mllmsubj.app.pipeline import TINY
-from mllmsubj.checkpoint import config_text, read_config
+from mllmsubj.checkpoint import TINY, config_text, read_config
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment, load_config, typed
 

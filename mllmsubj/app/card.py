@@ -175,6 +175,8 @@ def _licences(flux: Base | None, mllm: Base | None) -> Iterator[str]:
         if base is not None:
             yield f"| {base.name} | {base.terms} |"
     yield from ("| the code of mllmsubj | Apache-2.0 |", "")
+    if flux is not None or mllm is not None:
+        yield from ("Base models are told by their sizes: check that these are the ones that it was trained on.", "")
 
 
 def _cell(value: object) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from mllmsubj import checkpoint as checkpoints
 from mllmsubj.app.files import write_png
 from mllmsubj.app.request import Reference, RequestReader
-from mllmsubj.checkpoint import TINY, folder_of
+from mllmsubj.checkpoint import folder_of
 from mllmsubj.convert import fold_lora, load_lora
 from mllmsubj.data.images import to_pil
 from mllmsubj.diffusion.settings import SamplingConfig
@@ -30,7 +29,7 @@ from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.sharding import make_mesh
 from mllmsubj.typing import Params
-from mllmsubj.weights import check_trained, random_params
+from mllmsubj.weights import trained_params
 
 Lora = tuple[str | Path, float]
 """A LoRA's file or folder, and the weight that it is added with."""
@@ -68,7 +67,7 @@ class Pipeline:
     ):
         """`checkpoint`, its fingerprint, and `loras`, what was folded in: for the pictures' metadata."""
         self.experiment, self.params, self.mesh, self.checkpoint = experiment, params, mesh, checkpoint
-        self.loras = {Path(path).name: weight for path, weight in loras}
+        self.loras = [[Path(path).name, weight] for path, weight in loras]
         self._reader, self._generator = reader, Generator(model, experiment.shift)
 
     @classmethod
@@ -87,16 +86,7 @@ class Pipeline:
         model = SubjectModel(experiment.model, replace(compute, scan_layers=True))  # as checkpoints are laid out
         adapters = [load_lora(path, experiment.model.transformer, foldable=True) for path, _ in loras]
         mesh, reader = make_mesh(**asdict(experiment.mesh)), RequestReader(experiment, folder)
-        if checkpoints.has_params(folder) or folder != TINY:
-            check_trained(folder, model)
-            params = checkpoints.restore(folder, model.abstract_params(), mesh)
-        else:
-            warnings.warn(
-                "checkpoint 'tiny' has no trained weights yet: these are random, from the config's seed, and so "
-                "are the pictures",
-                stacklevel=2,
-            )
-            params = random_params(model, experiment.seed, mesh)
+        params = trained_params(folder, model, experiment.seed, mesh)
         if experiment.model.lora is not None:
             merge = jax.jit(merge_lora, static_argnums=1)
             params["transformer"] = merge(params["transformer"], experiment.model.lora)

@@ -38,6 +38,15 @@ SHARD = 9_980_000_000
 NUMBERS = 32 << 20
 """Random numbers drawn; tensors repeat them from another place each."""
 
+IMPORT = r"""
+import re, sys
+from pathlib import Path
+from mllmsubj.app.cli import run
+run(["mllmsubj", "import", *sys.argv[1:]])
+print(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+"""
+"""The command, and its peak memory: what the system keeps for a parent starts with the parent's own."""
+
 
 def run(gigabytes: int, folder: str | None) -> dict[str, Any]:
     """Seconds of each, once, files out of the page cache; frees the disk. Raises UserError if it lacks room."""
@@ -190,11 +199,9 @@ def _copy(files: list[Path]) -> None:
 def _import(root: Path) -> int:
     """Imports in a process of its own; returns its peak memory in KiB."""
     flags = {"mllm": "mllm", "transformer": "transformer", "vae": "vae", "workdir": "checkpoint"}
-    command = [sys.executable, "-m", "mllmsubj", "import", f"--config={CONFIGS / 'tiny.py'}"]
+    command = [sys.executable, "-c", IMPORT, f"--config={CONFIGS / 'tiny.py'}"]
     command += [f"--{flag}={root / name}" for flag, name in flags.items()]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if process.returncode:
         raise UserError("the import failed; what it said is above")
-    return usage.ru_maxrss
+    return int(process.stdout.split()[-1])

@@ -19,7 +19,7 @@ from mllmsubj.experiment import Experiment
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import Condition, SubjectModel
-from mllmsubj.typing import Params
+from mllmsubj.typing import Array, Params
 
 SIDE, CONTEXT = 8, 64
 
@@ -88,8 +88,8 @@ def _outputs(model: SubjectModel, params: Params, steps: int) -> tuple[np.ndarra
     stages = plan_stages(times, 0.95, 0.85)
 
     @jax.jit
-    def both(params: Params) -> tuple[jax.Array, jax.Array]:
-        def velocity(*args: Any) -> jax.Array:
+    def both(params: Params) -> tuple[Array, Array]:
+        def velocity(*args: Any) -> Array:
             return model.velocity(params, (SIDE, SIDE), *args)
 
         sampled = sample(velocity, condition, noise, times.astype(np.float32), stages)

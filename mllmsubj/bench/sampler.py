@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mllmsubj.app.pipeline import TINY
 from mllmsubj.bench.timing import alternate, summary
-from mllmsubj.checkpoint import read_config
+from mllmsubj.checkpoint import TINY, read_config
 from mllmsubj.convert import load_transformer
 from mllmsubj.diffusion.schedule import time_grid
 from mllmsubj.diffusion.stages import BOTH, MLLM, Stage, plan_stages

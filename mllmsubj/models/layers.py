@@ -62,7 +62,7 @@ class Dense(nn.Module):
 
 def scaled(module: nn.Module, y: Array) -> Array:
     """What a module's `kernel` made, times the `kernel_scale` that it has if it is in 8 bits."""
-    scale = module.get_variable("params", "kernel_scale")
+    scale: Array | None = module.get_variable("params", "kernel_scale")
     return y if scale is None else (y * scale).astype(y.dtype)
 
 

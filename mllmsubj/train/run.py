@@ -1,6 +1,5 @@
 """All that a training run rests on, built once from its config: mesh, model, frozen weights, both stages, data."""
 
-import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from mllmsubj.train.optimizer import join, learning_rates, make_optimizer, split
 from mllmsubj.train.state import TrainState, new_state, state_shardings
 from mllmsubj.train.step import TrainStep
 from mllmsubj.typing import Params
-from mllmsubj.weights import base_folder, load_params, random_params
+from mllmsubj.weights import base_folder, load_params, random_params, trained_params
 
 
 @dataclass(frozen=True)
@@ -109,13 +108,7 @@ def restored(experiment: Experiment, folder: Path, mesh: Mesh) -> tuple[Run, Par
     `experiment`: of the checkpoint's config. Raises UserError as `checkpoint.restore` does.
     """
     stacked = SubjectModel(experiment.model, replace(experiment.compute.resolve(), scan_layers=True))
-    if checkpoint.has_params(folder) or folder != TINY:
-        params = checkpoint.restore(folder, stacked.abstract_params(), mesh)
-    else:
-        warnings.warn(
-            "checkpoint 'tiny' has no trained weights yet: these are random, from the config's seed", stacklevel=2
-        )
-        params = random_params(stacked, experiment.seed, mesh)
+    params = trained_params(folder, stacked, experiment.seed, mesh)
     run, trained = _make_run(experiment, mesh, folder, params)
     return run, run.joined(trained)
 

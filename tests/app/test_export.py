@@ -12,7 +12,8 @@ from mllmsubj import checkpoint, convert
 from mllmsubj.app import cli
 from mllmsubj.app.card import model_card
 from mllmsubj.app.commands.generate import lora_of
-from mllmsubj.app.pipeline import TINY, Pipeline
+from mllmsubj.app.pipeline import Pipeline
+from mllmsubj.checkpoint import TINY
 from mllmsubj.convert.lora import FILE
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment, load_config
@@ -164,7 +165,7 @@ def test_pipeline_folds_loras_in(params, exported, tmp_path):
     checkpoint.save(tmp_path / "whole", small_config(), params, TINY)
     plain = Pipeline.load(tmp_path / "whole")
     pipe = Pipeline.load(tmp_path / "whole", loras=[(exported, 0.5), (exported / FILE, -2.0)])
-    assert pipe.loras == {"folder": 0.5, FILE: -2.0}
+    assert pipe.loras == [["folder", 0.5], [FILE, -2.0]]
     model = small_model(lora=True).config
     merged = merge_lora(params["transformer"], replace(model.lora, alpha=model.lora.alpha * (1 + 0.5 - 2.0)))
     found, without = dict(flatten(pipe.params["transformer"])), dict(flatten(plain.params["transformer"]))

@@ -6,7 +6,8 @@ import pytest
 
 from mllmsubj import checkpoint, convert
 from mllmsubj.app import cli
-from mllmsubj.app.pipeline import TINY, Pipeline
+from mllmsubj.app.pipeline import Pipeline
+from mllmsubj.checkpoint import TINY
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
 from mllmsubj.models.layers import Compute

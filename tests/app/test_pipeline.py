@@ -14,7 +14,8 @@ from PIL import Image
 import mllmsubj
 from mllmsubj import checkpoint
 from mllmsubj.app import pipeline as module
-from mllmsubj.app.pipeline import TINY, Pipeline, Result
+from mllmsubj.app.pipeline import Pipeline, Result
+from mllmsubj.checkpoint import TINY
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
 from mllmsubj.models.layers import unstack

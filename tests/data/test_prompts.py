@@ -4,7 +4,7 @@ import logging
 import numpy as np
 import pytest
 
-from mllmsubj.app.pipeline import TINY
+from mllmsubj.checkpoint import TINY
 from mllmsubj.data.byte_tokenizer import CLIP_SPECIALS, MLLM_SPECIALS, save_tokenizers
 from mllmsubj.data.prompts import IMAGE_END, IMAGE_START, IMAGE_TOKEN, PromptConfig, PromptEncoder
 from mllmsubj.errors import UserError

@@ -106,3 +106,25 @@ def test_a_workdir_that_cannot_be(tmp_path, wrong):
     says = r"config\.json is no config" if wrong == "config" else "cannot write workdir"
     with pytest.raises(UserError, match=says), claim(workdir, config()):
         pass
+
+
+def test_a_first_start_that_fails_binds_nobody(tmp_path):
+    """Until something is saved; after that, the config is the run's."""
+
+    def fails(save: str, **changes):
+        with claim(tmp_path, config(**changes)) as resumes:
+            (tmp_path / "checkpoints" / save).mkdir(parents=True, exist_ok=True)
+            raise UserError(f"resumes: {resumes}")
+
+    for save, changes in (("", dict(seed=1)), ("", dict(seed=2)), ("3", {})):
+        with pytest.raises(UserError, match="resumes: False"):
+            fails(save, **changes)
+    with pytest.raises(UserError, match="resumes: True"):
+        fails("3")
+
+
+def test_what_killed_runs_left_is_cleared_away(tmp_path):
+    for name in (".model.0123abcd", ".base.0123abcd", "model"):
+        (tmp_path / name / "params").mkdir(parents=True)
+    with claim(tmp_path, config()):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json", "model"]

@@ -221,3 +221,17 @@ def test_wandb_goes_on_under_its_id(tmp_path, monkeypatch):
         writer.close()
     identity = (tmp_path / "wandb_id").read_text().strip()
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))) == 2
+
+
+def test_pictures_as_files(tmp_path):
+    """Those of one name below each other; a step that is done again replaces its file."""
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), np.uint8)
+    for shown in (pictures[::-1], pictures):
+        writer = make_writer(tmp_path, config(), {}, 0)
+        writer.write_images(5, {"samples/both": shown})
+        writer.write_images(6, {"samples/both": shown / np.float32(255)})
+        writer.close()
+    folder = tmp_path / "samples"
+    assert sorted(path.name for path in folder.iterdir()) == ["samples-both-5.png", "samples-both-6.png"]
+    for path in folder.iterdir():
+        np.testing.assert_array_equal(png(path.read_bytes()), pictures.reshape(8, 6, 3))

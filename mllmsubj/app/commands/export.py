@@ -68,7 +68,7 @@ def trained_params(folder: Path, experiment: "Experiment") -> "Params":
 
     model = SubjectModel(experiment.model, Compute())  # layers stacked, as checkpoints are laid out
     wanted = {path: leaf for path, leaf in flatten(model.abstract_params()) if is_trained(path)}
-    stored = {path: leaf for path, leaf in checkpoint._stored(folder).items() if path in wanted}
+    stored = {path: leaf for path, leaf in checkpoint.stored(folder).items() if path in wanted}
     if not stored:
         raise UserError(f"checkpoint {folder} is not trained yet; export what mllmsubj train wrote")
     if problems := checkpoint.differences(stored, wanted):
@@ -77,7 +77,7 @@ def trained_params(folder: Path, experiment: "Experiment") -> "Params":
     target = {
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path]) for path, leaf in wanted.items()
     }
-    return checkpoint._read(folder, unflatten(target))
+    return checkpoint.read(folder, unflatten(target))
 
 
 @contextmanager

@@ -63,9 +63,9 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     for path in values.reference:  # the most likely mistake, found before the slow imports
         open_image(path)
 
-    from mllmsubj.app.pipeline import Pipeline, folder_of
+    from mllmsubj.app.pipeline import Pipeline
     from mllmsubj.app.request import RequestReader
-    from mllmsubj.checkpoint import read_config
+    from mllmsubj.checkpoint import folder_of, read_config
     from mllmsubj.experiment import Experiment
 
     request = (values.reference, values.prompt, values.num_images, values.seed)
