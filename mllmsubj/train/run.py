@@ -20,7 +20,8 @@ from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.quantize import quantize_frozen
-from mllmsubj.models.subject import SubjectModel
+from mllmsubj.models.subject import SubjectModel, is_trained
+from mllmsubj.sharding import flatten
 from mllmsubj.train.optimizer import join, learning_rates, make_optimizer, split, trained_paths
 from mllmsubj.train.state import TrainState, new_state, state_shardings
 from mllmsubj.train.step import TrainStep
@@ -114,9 +115,14 @@ def restored(experiment: Experiment, folder: Path, mesh: Mesh) -> tuple[Run, Par
 
 
 def _make_run(experiment: Experiment, mesh: Mesh, base: Path, params: Params) -> tuple[Run, Params]:
-    """The run on the parameters of the checkpoint `base`, and those of them that it trains, stacked as `params` are."""
+    """The run on the parameters of the checkpoint `base`, and those of them that it keeps, stacked as `params` are.
+
+    It keeps what it trains, and the DLA and the adapters even where its learning rates freeze them: `base` need not
+    have them, or not as `start_from` has.
+    """
     train, compute = experiment.train, experiment.compute.resolve()
-    trained, frozen = split(params, trained_paths(params, train))
+    kept = trained_paths(params, train) | {path for path, _ in flatten(params) if is_trained(path)}
+    trained, frozen = split(params, kept)
     encoder = PromptEncoder(
         base / "tokenizer",
         base / "clip_tokenizer",

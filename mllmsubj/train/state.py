@@ -18,7 +18,7 @@ class TrainState:
     step: Leaf
     """[] int32: updates done, over both stages."""
     params: Params
-    """What either stage trains, float32, layers stacked."""
+    """What either stage trains, and the DLA and adapters in any case; float32, layers stacked."""
     moments: PyTree
     """The optimizer's, of what the present stage trains."""
     ema: Params | None

@@ -205,7 +205,7 @@ class TrainStep:
         """The running mean; its decay grows from 0.1 to the one that is set, so that the start is soon forgotten."""
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(self.train.ema_decay, (1.0 + step) / (10.0 + step))
-        return jax.tree.map(lambda mean, x: decay * mean + (1.0 - decay) * x, state.ema, params)
+        return jax.tree.map(lambda mean, x: mean + (1.0 - decay) * (x - mean), state.ema, params)
 
     def _parts(self, x: Array) -> Array:
         """[b, …] -> [parts, b / parts, …]: part i has rows i, i + parts, …, so that each device keeps its own rows."""

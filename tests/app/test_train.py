@@ -124,7 +124,7 @@ def test_unreadable_examples(tmp_path, monkeypatch, caplog):
     assert counts[-1] >= 2
     named = [message for message in caplog.messages if message.startswith("skipped: ")]
     assert len(named) == 2
-    assert any("0.jpg" in message for message in named)
+    assert any(message.startswith("skipped: pairs.jsonl:1, reference 1 cannot be read") for message in named)
     monkeypatch.setattr(loop, "FIRST_EXAMPLES", 1)
     with pytest.raises(UserError, match=r"\d of \d+ examples cannot be used, more than data.max_skipped \(0.01\)"):
         train_here(monkeypatch, tmp_path / "other", data__source=source, **ONE_STAGE)
@@ -135,15 +135,14 @@ def test_stage_two_goes_on_from_another_run_s_stage_one(tmp_path, monkeypatch):
     frozen = (("dla/.*", None), (".*/lora_[ab]", 1e-3))
     train_here(monkeypatch, tmp_path / "one", train__stage1__steps=4, train__stage2__steps=0)
     changes = dict(train__start_from=str(tmp_path / "one"), train__stage2__learning_rates=frozen)
-    weights = dict(train__weights=str(tmp_path / "one" / "base"), train__ema_decay=0.0)
+    weights = dict(train__weights=str(tmp_path / "one" / "base"))
     before = read(tmp_path / "one" / "model" / "params", "")
     train_here(monkeypatch, tmp_path / "two", **ONE_STAGE, **changes, **weights)
     after = read(tmp_path / "two" / "model" / "params", "")
-    assert after
-    assert not [path for path in after if path.startswith("['dla']")]
-    moved = [path for path, array in after.items() if (array != before[path]).any()]
-    assert len(moved) == len(after)
-    assert max(np.abs(after[path] - before[path]).max() for path in after) < 4 * 1e-3 * 1.1 + 1e-4
+    assert after.keys() == before.keys()
+    for path, array in after.items():
+        apart = np.abs(array - before[path]).max()
+        assert apart == 0.0 if path.startswith("['dla']") else 0.0 < apart < 4 * 1.2e-3, path
 
 
 def test_a_process_from_its_start_to_its_end(tmp_path):
@@ -203,25 +202,36 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_full_disk(small_disk, monkeypatch):
+FILLED_UP = f"""
+import os, sys
+from pathlib import Path
+from mllmsubj.app import cli
+from mllmsubj.train.loop import Loop
+report, workdir = Loop._report, Path(sys.argv[1])
+def fill(self):
+    report(self)
+    if self.step == 5:
+        self.saves.wait()
+        free = os.statvfs(workdir)
+        (workdir.parent / "ballast").write_bytes(bytes(max(free.f_bavail * free.f_frsize - 40_000, 0)))
+Loop._report = fill
+cli.main(["mllmsubj", "train", "--config={CONFIG}", f"--workdir={{workdir}}", *sys.argv[2:]])
+"""
+
+
+def test_a_full_disk(small_disk):
     """One line; with space again, the run goes on from the save before."""
-    steps = dict(train__stage1__steps=0, train__stage2__steps=12)
-    update, ballast = loop.Loop._report, small_disk / "ballast"
-
-    def fill(self):
-        update(self)
-        if self.step == 5:
-            self.saves.wait()
-            free = os.statvfs(small_disk)
-            ballast.write_bytes(bytes(max(free.f_bavail * free.f_frsize - 40_000, 0)))
-
-    monkeypatch.setattr(loop.Loop, "_report", fill)
-    with pytest.raises(UserError, match=r"cannot save .*No space left on device; older saves there are whole") as error:
-        train_here(monkeypatch, small_disk / "run", **steps)
-    assert "\n" not in str(error.value)
-    ballast.unlink()
-    assert saves(small_disk / "run")[-1] == 4
-    monkeypatch.setattr(loop.Loop, "_report", update)
-    train_here(monkeypatch, small_disk / "run", **steps)
-    assert saves(small_disk / "run")[-1] == 12
-    assert [line["step"] for line in metrics(small_disk / "run")] == list(range(1, 13))
+    workdir, steps = small_disk / "run", ("train.stage1.steps=0", "train.stage2.steps=12")
+    command = [sys.executable, "-c", FILLED_UP, str(workdir), *(f"--config.{step}" for step in steps)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), **PIPES)
+    out, err = process.communicate(timeout=900)
+    assert (out, process.returncode) == ("", 2)
+    said = [line for line in err.splitlines() if not line.startswith(("stage ", "mllmsubj: compiled"))]
+    [line] = said
+    assert re.match(r"mllmsubj: error: cannot save .*No space left on device; older saves there are whole", line)
+    (small_disk / "ballast").unlink()
+    assert saves(workdir)[-1] == 4
+    _, err = start(workdir, *steps).communicate(timeout=900)
+    assert "mllmsubj: goes on from step 4\n" in err
+    assert saves(workdir)[-1] == 12
+    assert [line["step"] for line in metrics(workdir)] == list(range(1, 13))

@@ -46,6 +46,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     distributed.start()
     logging.basicConfig(format="mllmsubj: %(message)s")
     logging.getLogger("mllmsubj").setLevel(logging.INFO)
+    _hush_orbax()
 
     from mllmsubj.train.loop import Preempted, train
 
@@ -55,3 +56,16 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
         print(f"mllmsubj: {stop}", file=sys.stderr)
         sys.exit(STOPPED)
     print(f"{workdir / 'model'}: draw with mllmsubj generate --checkpoint={workdir} …")
+
+
+def _hush_orbax() -> None:
+    """When a write fails, as on a full disk, orbax gives up hundreds of others; each leaves a traceback, at any time
+    later and from any thread. What matters reaches us as one exception."""
+    logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
+    before = sys.unraisablehook
+
+    def hook(event: "sys.UnraisableHookArgs") -> None:
+        if str(event.exc_value) != "Event loop is closed":
+            before(event)
+
+    sys.unraisablehook = hook
