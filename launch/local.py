@@ -3,7 +3,7 @@
     python launch/local.py --processes=2 [--devices=4] -- mllmsubj train --config=configs/tiny.py --workdir=DIR
 
 Each line of output begins with the number of its process. SIGTERM and SIGINT go to all of them. Once one fails, the
-others get a moment to end, then are killed; the exit code is that of the first one that failed.
+others get a moment to end, then are killed; the exit code is that of the first one that failed. A second signal kills.
 """
 
 import argparse
@@ -30,11 +30,13 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.processes < 1 or (arguments.devices or 1) < 1:
         parser.error("--processes and --devices must be at least 1")
     started: list[subprocess.Popen] = []
+    told: list[int] = []
 
     def forward(number: int, _: object) -> None:
         for process in started:
             if process.poll() is None:
-                process.send_signal(number)
+                process.send_signal(signal.SIGKILL if told else number)
+        told.append(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, forward)

@@ -26,6 +26,9 @@ def start() -> None:
                 f"JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers too: {error}"
             ) from None
         jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, number)
+        if jax.default_backend() == "cpu":
+            # Only process 0 finds what it has cached; that program and one compiled anew wait for each other forever.
+            jax.config.update("jax_enable_compilation_cache", False)
     elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
         jax.distributed.initialize()
 

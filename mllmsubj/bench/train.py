@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mllmsubj.bench.timing import alternate, summary
-from mllmsubj.bench.train_inputs import HEAD, NULL, Size, random_batch, random_encoded, random_params, sizes
+from mllmsubj.bench.train_inputs import HEAD, NULL, Size, known_sizes, random_batch, random_encoded, random_params
 from mllmsubj.checkpoint import TINY, read_config
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
@@ -34,14 +34,14 @@ MATMUL = 2048
 """Side of the square product that stands for the machine's peak."""
 
 
-def run(names: list[str], repeats: int) -> dict[str, Any]:
+def run(sizes: list[str], repeats: int) -> dict[str, Any]:
     """Measures at these sizes; returns what goes into the JSON."""
     experiment = Experiment.from_config(read_config(TINY))
-    known = sizes(experiment)
-    if unknown := [name for name in names if name not in known]:
+    known = known_sizes(experiment)
+    if unknown := [name for name in sizes if name not in known]:
         raise UserError(f"--sizes has {unknown[0]!r}; it may list: {', '.join(known)}")
-    results = {name: compare(experiment, known[name], repeats) for name in names}
-    if "tiny" in names:
+    results = {name: compare(experiment, known[name], repeats) for name in sizes}
+    if "tiny" in sizes:
         results["tiny"]["ours"] = _whole_step(experiment, known["tiny"], repeats)
     return {
         "what": "train",

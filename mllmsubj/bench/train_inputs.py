@@ -31,7 +31,7 @@ class Size:
     """The MLLM's visual tokens."""
 
 
-def sizes(experiment: Experiment) -> dict[str, Size]:
+def known_sizes(experiment: Experiment) -> dict[str, Size]:
     """`tiny` is what `configs/tiny.py` trains; `medium` has 69 M parameters and 256 tokens a picture."""
     model, side = experiment.model, experiment.data.sizes[0][0] // TOKEN_PIXELS
     tiny = Size(model, experiment.train.batch_size, (side, side), experiment.data.prompt_tokens, 16)

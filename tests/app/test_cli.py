@@ -128,7 +128,7 @@ def test_flags_and_overrides_reach_the_pipeline(folder, monkeypatch, capsys):
     monkeypatch.setattr(cli, "_set_up", lambda: None)
     loaded = []
 
-    def load(checkpoint, config):
+    def load(checkpoint, config, loras):
         loaded.append((checkpoint, config))
         raise UserError("far enough")
 

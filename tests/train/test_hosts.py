@@ -1,5 +1,6 @@
 """One run on several processes, joined by launch/local.py."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from tests.train.runs import PIPES, ROOT, arrays, distance, losses, metrics, saves, start, train_here, wait_for_step
 
 STEPS = ("train.stage1.steps=0", "train.stage2.steps=20", "checkpoint.every_steps=100")
+"""And the same for a run in this process, which saves in the middle, too:"""
+CHANGES = dict(train__stage1__steps=0, train__stage2__steps=20, checkpoint__every_steps=10)
 EVALS = ("evals.loss.every_steps=10", "evals.samples.every_steps=20")
 
 
@@ -18,8 +21,7 @@ def alone(tmp_path_factory):
     """The workdir of 20 steps on one device."""
     workdir = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
-        changes = dict(train__stage1__steps=0, train__stage2__steps=20, checkpoint__every_steps=100)
-        train_here(patch, workdir, **changes, evals__loss__every_steps=10)
+        train_here(patch, workdir, **CHANGES, evals__loss__every_steps=10)
     return workdir
 
 
@@ -32,22 +34,19 @@ def assert_same_run(workdir, alone):
     assert len(losses(workdir)) == 20
 
 
-def test_two_processes_one_of_which_is_told_to_stop(tmp_path, alone):
-    """Both save at one step and leave with 143; started again, they end where one process alone does."""
+def test_two_processes_one_of_which_is_told_to_stop(tmp_path, alone, monkeypatch):
+    """Both save at one step and leave with 143; the run that goes on, on one device, ends where `alone` does."""
     process = start(tmp_path, *STEPS, "evals.loss.every_steps=10", processes=2)
-    assert wait_for_step(process, 3, "0| "), process.stderr.read()
+    assert wait_for_step(process, 11, "0| "), process.stderr.read()
     subprocess.run(["kill", "-TERM", str(children(process)[1])], check=True)
     _, err = process.communicate(timeout=600)
     assert process.returncode == 143, err
     said = [line for line in err.splitlines() if "saved at step" in line]
     [step] = saves(tmp_path)
     assert sorted(said) == [f"{i}| mllmsubj: saved at step {step} of 20; run the same command to go on" for i in (0, 1)]
-    assert 3 <= step < 20
+    assert 11 <= step < 20
 
-    process = start(tmp_path, *STEPS, "evals.loss.every_steps=10", processes=2)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    assert f"0| mllmsubj: goes on from step {step}\n" in err
+    train_here(monkeypatch, tmp_path, **CHANGES, evals__loss__every_steps=10)
     assert_same_run(tmp_path, alone)
     apart, path = distance(arrays(tmp_path), arrays(alone))
     assert apart < 1e-5, path
@@ -57,17 +56,27 @@ def test_two_processes_one_of_which_is_told_to_stop(tmp_path, alone):
         assert here["loss/all"] == pytest.approx(there["loss/all"], rel=1e-5)
 
 
+def test_from_one_device_to_eight(tmp_path, monkeypatch, alone):
+    """What `alone` did after its tenth step, on eight devices."""
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "20")
+    train_here(monkeypatch, tmp_path, devices=8, **CHANGES)
+    assert_same_run(tmp_path, alone)
+    apart, path = distance(arrays(tmp_path), arrays(alone))
+    assert apart < 1e-6, path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 8])
 def test_devices(tmp_path, monkeypatch, alone, devices):
-    changes = dict(train__stage1__steps=0, train__stage2__steps=20, checkpoint__every_steps=100)
-    train_here(monkeypatch, tmp_path, devices, **changes)
+    train_here(monkeypatch, tmp_path, devices, **CHANGES)
     assert_same_run(tmp_path, alone)
 
 
 @pytest.mark.slow
-def test_four_processes_with_pictures(tmp_path, alone):
-    process = start(tmp_path, *STEPS, *EVALS, processes=4)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_with_pictures(tmp_path, alone, processes):
+    process = start(tmp_path, *STEPS, *EVALS, processes=processes)
     _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert_same_run(tmp_path, alone)

@@ -1,6 +1,5 @@
 """A run that is ended in whatever way and started again is the run that was not."""
 
-import shutil
 import signal
 import time
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 
 from mllmsubj.errors import UserError
-from tests.train.runs import arrays, assert_identical, distance, losses, saves, start, train_here, wait_for_step
+from tests.train.runs import arrays, assert_identical, losses, start, train_here, wait_for_step
 
 
 def through(process):
@@ -55,16 +54,3 @@ def test_killed_three_times(tmp_path, monkeypatch, caplog):
 @pytest.mark.slow
 def test_killed_twenty_times(tmp_path):
     killed_and_whole(tmp_path, 20, kills=range(1, 40, 2))
-
-
-def test_from_one_device_to_eight(tmp_path, monkeypatch):
-    """Ten steps on one device; then ten more there, and on eight."""
-    steps = dict(train__stage1__steps=0, train__stage2__steps=20, checkpoint__every_steps=10)
-    train_here(monkeypatch, tmp_path / "one", **steps)
-    assert saves(tmp_path / "one") == [10, 20]
-    shutil.copytree(tmp_path / "one", tmp_path / "eight")
-    shutil.rmtree(tmp_path / "eight" / "checkpoints" / "20")
-    train_here(monkeypatch, tmp_path / "eight", devices=8, **steps)
-    np.testing.assert_allclose(losses(tmp_path / "eight"), losses(tmp_path / "one"), rtol=1e-5)
-    apart, path = distance(arrays(tmp_path / "eight"), arrays(tmp_path / "one"))
-    assert apart < 1e-6, path

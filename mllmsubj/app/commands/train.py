@@ -61,7 +61,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 def _hush_orbax() -> None:
     """When a write fails, as on a full disk, orbax gives up hundreds of others; each leaves a traceback, at any time
     later and from any thread. What matters reaches us as one exception."""
-    logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
+    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
     before = sys.unraisablehook
 
     def hook(event: "sys.UnraisableHookArgs") -> None:
