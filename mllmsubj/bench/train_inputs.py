@@ -32,7 +32,7 @@ class Size:
 
 
 def known_sizes(experiment: Experiment) -> dict[str, Size]:
-    """`tiny` is what `configs/tiny.py` trains; `medium` has 69 M parameters and 256 tokens a picture."""
+    """`tiny` is what `configs/tiny.py` trains; `medium` has 76 M parameters and 256 tokens a picture."""
     model, side = experiment.model, experiment.data.sizes[0][0] // TOKEN_PIXELS
     tiny = Size(model, experiment.train.batch_size, (side, side), experiment.data.prompt_tokens, 16)
     wide = replace(

@@ -1,5 +1,3 @@
-import shutil
-
 import jax
 import numpy as np
 import pytest
@@ -7,7 +5,6 @@ import pytest
 from mllmsubj import checkpoint, convert
 from mllmsubj.app import cli
 from mllmsubj.app.pipeline import Pipeline
-from mllmsubj.checkpoint import TINY
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
 from mllmsubj.models.layers import Compute
@@ -17,31 +14,6 @@ from mllmsubj.weights import load_params
 from tests.small import ROOT
 
 CONFIG = f"--config={ROOT / 'configs' / 'tiny.py'}"
-
-
-@pytest.fixture(scope="module")
-def flux(tmp_path_factory):
-    """FLUX's folder and InternVL's, as their own libraries write them, with the byte tokenizers that are shipped."""
-    from diffusers import FluxTransformer2DModel
-    from transformers import CLIPTextConfig, CLIPTextModel, InternVLConfig, InternVLForConditionalGeneration
-
-    from tests.models import test_dit, test_mllm, test_vae
-    from tests.parity import randomise
-
-    root = tmp_path_factory.mktemp("hub")
-    vision, text = test_mllm.VISION, test_mllm.TEXT | {"vocab_size": 264}
-    mllm = InternVLConfig(vision_config=vision, text_config=text, image_token_id=261, downsample_ratio=0.5)
-    randomise(InternVLForConditionalGeneration(mllm)).save_pretrained(root / "mllm", max_shard_size="20KB")
-    dit = test_dit.SIZES | {"in_channels": 64}
-    transformer = randomise(FluxTransformer2DModel(**dit, guidance_embeds=True))
-    transformer.save_pretrained(root / "transformer", max_shard_size="20KB")
-    test_vae.build(root / "vae")
-    clip = dict(vocab_size=258, hidden_size=12, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
-    clip |= dict(max_position_embeddings=77, bos_token_id=256, eos_token_id=257, pad_token_id=257)
-    randomise(CLIPTextModel(CLIPTextConfig(**clip))).save_pretrained(root / "text_encoder")
-    shutil.copytree(TINY / "clip_tokenizer", root / "tokenizer")
-    shutil.copytree(TINY / "tokenizer", root / "mllm", dirs_exist_ok=True)
-    return root
 
 
 @pytest.mark.parity

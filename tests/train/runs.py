@@ -48,13 +48,15 @@ def environment():
 
 
 def wait_for_step(process, step, prefix=""):
-    """Reads stderr up to the status line of a step at or after `step`; returns that step, or None at the end."""
+    """Reads stderr up to the status line of a step at or after `step`; fails, with all of it, if none comes."""
+    said = []
     for line in process.stderr:
+        said.append(line)
         if line.startswith(f"{prefix}stage") and "loss" in line:
             now = int(line.split("step ")[1].split("/")[0])
             if now >= step:
-                return now
-    return None
+                return
+    raise AssertionError(f"ended with {process.wait()}:\n{''.join(said)}")
 
 
 def metrics(workdir):
