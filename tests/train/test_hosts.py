@@ -56,6 +56,7 @@ def test_two_processes_one_of_which_is_told_to_stop(tmp_path, alone, monkeypatch
         assert here["loss/all"] == pytest.approx(there["loss/all"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_from_one_device_to_eight(tmp_path, monkeypatch, alone):
     """What `alone` did after its tenth step, on eight devices."""
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
