@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mllmsubj.errors import UserError
-from mllmsubj.sharding import flatten, parameter_shardings, unflatten
+from mllmsubj.sharding import flatten, parameter_shardings, placed, unflatten
 from mllmsubj.typing import Params
 
 T = TypeVar("T")
@@ -138,7 +138,7 @@ def restore(folder: str | Path, expected: Params, mesh: jax.sharding.Mesh) -> Pa
     damaged, if a base is gone or has changed, and if the parameters are not those that are expected, naming the
     first few.
     """
-    wanted, shardings = dict(flatten(expected)), dict(flatten(parameter_shardings(expected, mesh)))
+    wanted = dict(flatten(expected))
     found: dict[str, Any] = {}
     parts: list[tuple[Path, list[str]]] = []
     part: Path | None = Path(folder).absolute()
@@ -152,11 +152,9 @@ def restore(folder: str | Path, expected: Params, mesh: jax.sharding.Mesh) -> Pa
         raise UserError(f"checkpoint {folder} does not fit its config: {problems}")
     restored: Params = {}
     for part, taken in parts:
-        target = {
-            path: jax.ShapeDtypeStruct(wanted[path].shape, wanted[path].dtype, sharding=shardings[path])
-            for path in taken
-        }
-        restored |= dict(flatten(read(part, unflatten(target)))) if target else {}
+        target = unflatten({path: wanted[path] for path in taken})
+        if target:
+            restored |= dict(flatten(read(part, placed(target, parameter_shardings(target, mesh)))))
     return unflatten({path: restored[path] for path in wanted})
 
 

@@ -109,6 +109,13 @@ def parameter_shardings(params: Params, mesh: Mesh) -> PyTree:
     return jax.tree.map(place, params, parameter_specs(params))
 
 
+def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
+    """ShapeDtypeStructs of a tree of arrays or shapes, with shardings: to restore into, or to compile for."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+
+
 def flatten(params: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(path, leaf) of a nested dict, in order."""
     for name, value in params.items():

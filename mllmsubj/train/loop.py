@@ -199,7 +199,7 @@ class Loop:
         if not due:
             return
         with self.meter.paused(self._last()):
-            params = self.run.joined(self.state.params if self.state.ema is None else self.state.ema)
+            params = self.run.joined(self.state.result)
             for evaluator in due:
                 numbers, pictures, _ = sort(evaluator.run(params))
                 self._numbers |= numbers
@@ -226,8 +226,8 @@ class Loop:
     def _finish(self) -> None:
         """`WORKDIR/model`: the mean of the trained parameters, referring to the frozen ones."""
         self.saves.wait()
-        trained = self.state.params if self.state.ema is None else self.state.ema
-        checkpoint.save(self.workdir / "model", self.config, trained, self.run.base, base=self.run.base, replace=True)
+        trained, base = self.state.result, self.run.base
+        checkpoint.save(self.workdir / "model", self.config, trained, base, base=base, replace=True)
 
     def _last(self) -> Any:
         """What the last step returned."""

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from mllmsubj.data.batch import Batch
 from mllmsubj.models.flops import encode_flops, train_flops
-from mllmsubj.models.subject import token_grid
+from mllmsubj.sharding import placed
 from mllmsubj.train import modes
 from mllmsubj.train.known import NULL, Known
 from mllmsubj.train.state import TrainState, state_shardings
@@ -24,6 +24,8 @@ class Programs:
     """`encode` then `update`, as compiled code."""
 
     encode: jax.stages.Compiled
+    encoded: Encoded
+    """The form of what it gives."""
     update: jax.stages.Compiled
     flops: int
     """That both must spend on one batch."""
@@ -61,14 +63,11 @@ def compile_step(step: TrainStep, state: TrainState, frozen: Params, batch: Batc
     """Arguments may be arrays or ShapeDtypeStructs with shardings; only their forms are read."""
     start = time.perf_counter()
     encode = jax.jit(step.encode).lower({name: frozen[name] for name in TOWERS}, batch).compile()
-    encoded = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(step.encode, {name: frozen[name] for name in TOWERS}, batch),
-        encode.output_shardings,
-    )
+    shapes = jax.eval_shape(step.encode, {name: frozen[name] for name in TOWERS}, batch)
+    encoded = placed(shapes, encode.output_shardings)
     update = jax.jit(step.update, donate_argnames="state", out_shardings=(state_shardings(state, mesh), None))
     compiled = update.lower(state, frozen["transformer"], encoded).compile()
-    return Programs(encode, compiled, step_flops(step, batch), time.perf_counter() - start)
+    return Programs(encode, encoded, compiled, step_flops(step, batch, encoded), time.perf_counter() - start)
 
 
 def with_recall(programs: Programs, step: TrainStep, frozen: Params, batch: Batch, known: Known) -> Programs:
@@ -78,20 +77,18 @@ def with_recall(programs: Programs, step: TrainStep, frozen: Params, batch: Batc
     return replace(
         programs,
         recall=recall.lower({name: frozen[name] for name in TOWERS}, batch, known).compile(),
-        recall_flops=step_flops(step, batch, known),
+        recall_flops=step_flops(step, batch, programs.encoded, known),
         seconds=time.perf_counter() - start,
     )
 
 
-def step_flops(step: TrainStep, batch: Batch, known: Known | None = None) -> int:
+def step_flops(step: TrainStep, batch: Batch, encoded: Encoded, known: Known | None = None) -> int:
     """Floating-point operations that both programs must spend on a batch; only shapes are read."""
     parts = step.train.accumulate
     part = jax.eval_shape(partial(jax.tree.map, lambda x: x[::parts]), batch)
     inputs = jax.eval_shape(step.inputs, part)
-    features = jax.eval_shape(step.model.encode, step.model.abstract_params(), inputs)
-    height, width = batch.target.shape[1:3]
     config, attends = step.model.config, modes.union(step.stage.modes)
-    update = train_flops(config, features, token_grid(height, width), attends)
+    update = train_flops(config, encoded.features, encoded.grid, attends)
     if known is None:
-        return parts * (update + encode_flops(config, inputs, (height, width)))
+        return parts * (update + encode_flops(config, inputs, batch.target.shape[1:3]))
     return parts * (update + (0 if NULL in known else encode_flops(config, replace(inputs, references=()))))

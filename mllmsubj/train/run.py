@@ -21,7 +21,7 @@ from mllmsubj.experiment import Experiment
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import SubjectModel, is_trained
-from mllmsubj.sharding import flatten
+from mllmsubj.sharding import flatten, placed
 from mllmsubj.train.optimizer import join, learning_rates, make_optimizer, split, trained_paths
 from mllmsubj.train.state import TrainState, new_state, state_shardings
 from mllmsubj.train.step import TrainStep
@@ -176,8 +176,4 @@ def _start_folder(where: str) -> Path | None:
 
 def abstract(tree: TrainState, mesh: Mesh) -> TrainState:
     """Shapes with shardings, to restore into."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        tree,
-        state_shardings(tree, mesh),
-    )
+    return placed(tree, state_shardings(tree, mesh))

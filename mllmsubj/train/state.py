@@ -26,6 +26,11 @@ class TrainState:
     bad: Leaf
     """[] int32: updates in a row that were left out because of NaN or Inf."""
 
+    @property
+    def result(self) -> Params:
+        """What is judged and kept: the running mean, or the parameters where there is none."""
+        return self.params if self.ema is None else self.ema
+
 
 def new_state(params: Params, active: set[str], optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
     """The state before the first step, from trained parameters; `active`: paths that the first stage trains."""

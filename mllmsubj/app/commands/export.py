@@ -59,12 +59,10 @@ def trained_params(folder: Path, experiment: "Experiment") -> "Params":
 
     Raises UserError if it has none, or others than its config says.
     """
-    import jax
-
     from mllmsubj import checkpoint
     from mllmsubj.models.layers import Compute
     from mllmsubj.models.subject import SubjectModel, is_trained
-    from mllmsubj.sharding import flatten, make_mesh, parameter_shardings, unflatten
+    from mllmsubj.sharding import flatten, make_mesh, parameter_shardings, placed, unflatten
 
     model = SubjectModel(experiment.model, Compute())  # layers stacked, as checkpoints are laid out
     wanted = {path: leaf for path, leaf in flatten(model.abstract_params()) if is_trained(path)}
@@ -73,11 +71,8 @@ def trained_params(folder: Path, experiment: "Experiment") -> "Params":
         raise UserError(f"checkpoint {folder} is not trained yet; export what mllmsubj train wrote")
     if problems := checkpoint.differences(stored, wanted):
         raise UserError(f"checkpoint {folder} does not fit its config: {problems}")
-    shardings = dict(flatten(parameter_shardings(unflatten(wanted), make_mesh())))
-    target = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path]) for path, leaf in wanted.items()
-    }
-    return checkpoint.read(folder, unflatten(target))
+    target = unflatten(wanted)
+    return checkpoint.read(folder, placed(target, parameter_shardings(target, make_mesh())))
 
 
 @contextmanager
