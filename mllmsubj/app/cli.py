@@ -4,6 +4,8 @@ A user's mistake is one line on stderr and exit code 2.
 """
 
 import importlib
+import importlib.util
+import logging
 import os
 import sys
 import warnings
@@ -66,6 +68,18 @@ def parse(values: flags.FlagValues, argv: list[str]) -> None:
         raise UserError(f"unknown flag --{error.flagname}{nearest(error.flagname, values)}") from None
     if words:
         raise UserError(f"unexpected argument {words[0]!r}; every argument is a --flag=value")
+
+
+def start_logging() -> None:
+    """What a long command says of its progress goes to stderr; before JAX and others set logging up."""
+    logging.basicConfig(format="mllmsubj: %(message)s")
+    logging.getLogger("mllmsubj").setLevel(logging.INFO)
+
+
+def need_train_extra(what: str) -> None:
+    """Raises UserError if the extra 'train' is not installed; `what` needs it."""
+    if importlib.util.find_spec("grain") is None or importlib.util.find_spec("optax") is None:
+        raise UserError(f"{what} the extra 'train': pip install 'mllmsubj[train]'")
 
 
 def _set_up() -> None:

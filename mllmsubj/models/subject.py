@@ -5,6 +5,7 @@ everything here; there is no second copy for inference.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import flax.struct
@@ -155,12 +156,7 @@ class SubjectModel:
 
     def abstract_params(self) -> Params:
         """Shapes and dtypes without allocating: trained parameters in float32, frozen ones in the compute dtype."""
-        shapes = jax.eval_shape(self.init, jax.random.key(0))
-
-        def stored(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if is_trained(path) else self.compute.dtype)
-
-        return unflatten({path: stored(path, leaf) for path, leaf in flatten(shapes)})
+        return unflatten(dict(_stored_leaves(self)))
 
     def encode(self, params: Params, inputs: SubjectInputs) -> Features:
         """The frozen towers: MLLM over prompt and references together, CLIP over the prompt, VAE over references."""
@@ -270,6 +266,17 @@ def _joined(parts: list[tuple[Array, Array | None]]) -> Array | None:
         return None
     masks = [jnp.ones(tokens.shape[:2], bool) if mask is None else mask for tokens, mask in parts]
     return jnp.concatenate(masks, axis=1)
+
+
+@cache
+def _stored_leaves(model: SubjectModel) -> tuple[tuple[str, jax.ShapeDtypeStruct], ...]:
+    """Once a model: tracing its initialisation takes seconds, and loading, checking and training all ask."""
+
+    def stored(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if is_trained(path) else model.compute.dtype)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return tuple((path, stored(path, leaf)) for path, leaf in flatten(shapes))
 
 
 def is_trained(path: str) -> bool:

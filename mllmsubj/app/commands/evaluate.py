@@ -6,7 +6,6 @@ config can be replaced, such as --config.evals.source=DATA for the data to judge
 runs on each.
 """
 
-import importlib.util
 import logging
 from collections import ChainMap
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mllmsubj.app.cli import parse
+from mllmsubj.app.cli import need_train_extra, parse, start_logging
 from mllmsubj.app.overrides import divided, overridden
 from mllmsubj.errors import UserError, nearest
 from mllmsubj.evals.benchmarks import BENCHMARKS
@@ -48,13 +47,11 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
         wrong = f"unknown benchmark {name!r}{nearest(name, BENCHMARKS)}" if name else "no benchmark"
         raise UserError(f"{wrong}; {there}: --benchmark=heldout")
     folder = output_folder(values.output)
-    if importlib.util.find_spec("grain") is None or importlib.util.find_spec("optax") is None:
-        raise UserError("held-out data are read with the extra 'train': pip install 'mllmsubj[train]'")
+    need_train_extra("held-out data are read with")
     if values.limit is not None:
         overrides.append(f"--config.evals.loss.examples={values.limit}")
 
-    logging.basicConfig(format="mllmsubj: %(message)s")  # before JAX and others would
-    logging.getLogger("mllmsubj").setLevel(logging.INFO)
+    start_logging()
 
     from mllmsubj import distributed  # starts JAX: only after the flags are right
     from mllmsubj.checkpoint import on_first_process

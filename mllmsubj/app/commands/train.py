@@ -5,14 +5,13 @@ Trains both stages; run again, it resumes exactly. Writes WORKDIR/checkpoints (s
 runs on each.
 """
 
-import importlib.util
 import logging
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from mllmsubj.app.cli import parse
+from mllmsubj.app.cli import need_train_extra, parse, start_logging
 from mllmsubj.app.overrides import divided, overridden
 from mllmsubj.errors import UserError
 
@@ -36,16 +35,14 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     workdir = Path(values.workdir).expanduser()
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir {values.workdir!r} is a file; name a folder")
-    if importlib.util.find_spec("grain") is None or importlib.util.find_spec("optax") is None:
-        raise UserError("training needs the extra 'train': pip install 'mllmsubj[train]'")
+    need_train_extra("training needs")
 
     from mllmsubj import distributed  # starts JAX: only after the flags are right
     from mllmsubj.experiment import load_config
 
     config = overridden(load_config(values.config), overrides)
     distributed.start()
-    logging.basicConfig(format="mllmsubj: %(message)s")
-    logging.getLogger("mllmsubj").setLevel(logging.INFO)
+    start_logging()
     _hush_orbax()
 
     from mllmsubj.train.loop import Preempted, train
