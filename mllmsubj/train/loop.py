@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 
 from mllmsubj import checkpoint, distributed
 from mllmsubj.data.batch import Batch
+from mllmsubj.data.example import Source
+from mllmsubj.data.sources import open_source
 from mllmsubj.errors import UserError
 from mllmsubj.evals.evaluator import Evaluator, sort
 from mllmsubj.evals.suite import evaluators
@@ -48,9 +50,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """The run of a config in a workdir, from its last save on; see `Loop`."""
     experiment = Experiment.from_config(config)
     mesh = make_mesh(**asdict(experiment.mesh))
+    source = open_source(experiment.data, experiment.seed)  # what is wrong with it, before anything is made or loaded
     with claim(workdir, config), jax.set_mesh(mesh), Checkpoints(workdir, experiment.checkpoint) as saves:
         run, trained = prepare(config, experiment, workdir, mesh)
-        Loop(run, trained, config, workdir, saves, evaluators(run))()
+        Loop(run, trained, source, config, workdir, saves, evaluators(run))()
 
 
 class Loop:
@@ -60,6 +63,7 @@ class Loop:
         self,
         run: Run,
         trained: Params,
+        source: Source,
         config: ConfigDict,
         workdir: Path,
         saves: Checkpoints,
@@ -68,7 +72,7 @@ class Loop:
         self.run, self.config, self.workdir, self.saves, self.evals = run, config, workdir, saves, evals
         self.total = run.experiment.train.steps
         self.totals, self.clock = Totals(), Clock()
-        self.loader = run.loader(run.experiment.data, run.experiment.train.batch_size)
+        self.loader = run.loader(run.experiment.data, run.experiment.train.batch_size, source)
         self.cache = make_cache(run)
         self.step, self.state = self._restore(trained)
         self._programs: dict[Any, Programs] = {}

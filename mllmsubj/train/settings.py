@@ -69,7 +69,10 @@ class TrainConfig:
     max_bad_steps: int
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
+        for name in ("batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UserError(f"config key train.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch_size % self.accumulate:
             raise UserError(
                 f"train.batch_size {self.batch_size} is not divisible by train.accumulate {self.accumulate}; "
                 f"use a multiple"

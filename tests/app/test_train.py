@@ -54,12 +54,19 @@ MISTAKES = {
     "unknown key": (["--config.train.batch_sise=4"], ["train.batch_sise", "batch_size"]),
     "mesh": (["--config.mesh.fsdp=3"], ["mesh", "'fsdp': 3", "8 devices"]),
     "batch": (["--config.train.batch_size=12"], ["train.batch_size 12", "(8)", "such as 16"]),
+    "empty batch": (["--config.train.batch_size=0"], ["train.batch_size is 0", "at least 1"]),
+    "no such data": (["--config.data.source=nowhere.jsonl"], ["source 'nowhere.jsonl' is not there", "toyworld"]),
     "no weights": (["--config.train.weights="], ["train.weights is empty", "--config.train.weights=DIR"]),
     "no such weights": (["--config.train.weights=nowhere"], ["nowhere"]),
     "no such start": (["--config.train.start_from=nowhere"], ["train.start_from is 'nowhere'", "finished workdir"]),
     "no steps": (["--config.train.stage1.steps=0", "--config.train.stage2.steps=0"], ["nothing to train"]),
     "no log": (["--config.log.every_steps=0"], ["log.every_steps is 0", "at least 1"]),
 }
+
+
+def test_data_are_looked_for_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    refused(capsys, monkeypatch, tmp_path / "run", "--config.data.source=nowhere.jsonl")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("case", MISTAKES)
