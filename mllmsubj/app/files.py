@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from mllmsubj import files
 from mllmsubj.errors import UserError
 
 
@@ -34,14 +35,10 @@ def write_png(image: Image.Image, path: Path, **options: Any) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed at the end; makes the folder. Raises UserError if it cannot."""
-    partial = path.with_name(f".{path.name}.partial")
+    """As `files.replacing`; makes the folder. Raises UserError if it cannot."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
+        with files.replacing(path) as partial:
+            yield partial
     except OSError as error:
         raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            partial.unlink()

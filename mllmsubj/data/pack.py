@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from mllmsubj.data.sources.array_record import (
 )
 from mllmsubj.data.sources.indexing import make_index
 from mllmsubj.errors import UserError
+from mllmsubj.files import replacing
 
 EXAMPLES_A_SHARD = 2000
 """Unless told how many shards: about a gigabyte of 512-pixel JPEG pairs at most."""
@@ -109,27 +111,22 @@ def _write_shard(source: Source, numbers: range, path: Path, threads: int, progr
             return error
         return example, write_record(_as_files(example)), size
 
-    partial, kept, sizes = path.with_name(f".{path.name}.partial"), [], []
-    writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")  # pictures are compressed already
-    try:
-        for result in in_order(read, numbers, threads):
-            if isinstance(result, Unreadable):
-                progress.skipped(str(result))
-            else:
-                example, record, size = result
-                writer.write(record)
-                kept.append((len(example.references), example.scores))
-                sizes.append(size)
-            progress.done(1)
-    except BaseException:
-        writer.close()
-        partial.unlink(missing_ok=True)
-        raise
-    writer.close()
-    _write_arrays(
-        _part(path), index_arrays(make_index(sizes, [count for count, _ in kept], [each for _, each in kept]))
-    )
-    partial.replace(path)
+    kept, sizes = [], []
+    with replacing(path) as partial:
+        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")  # pictures are compressed already
+        with closing(writer):
+            for result in in_order(read, numbers, threads):
+                if isinstance(result, Unreadable):
+                    progress.skipped(str(result))
+                else:
+                    example, record, size = result
+                    writer.write(record)
+                    kept.append((len(example.references), example.scores))
+                    sizes.append(size)
+                progress.done(1)
+        _write_arrays(
+            _part(path), index_arrays(make_index(sizes, [count for count, _ in kept], [each for _, each in kept]))
+        )
 
 
 def _as_files(example: Example) -> Example:
@@ -172,6 +169,5 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_bytes(content)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from mllmsubj.checkpoint import config_text, on_first_process, read_config, reason
 from mllmsubj.errors import UserError
+from mllmsubj.files import replacing
 from mllmsubj.sharding import flatten
 
 MAY_CHANGE = (
@@ -58,7 +59,8 @@ def claim(workdir: str | Path, config: ConfigDict) -> Iterator[bool]:
                         f"{workdir} holds a run with another config: {changes}; start with that config, or give "
                         f"another workdir"
                     )
-                _write(workdir / "config.json", config_text(config))
+                with replacing(workdir / "config.json") as partial:
+                    partial.write_text(config_text(config))
             except OSError as error:
                 raise UserError(f"cannot write workdir {workdir}: {reason(error)}") from None
             return resumes
@@ -90,12 +92,6 @@ def _locked(workdir: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _changes(there: ConfigDict, here: ConfigDict) -> str:

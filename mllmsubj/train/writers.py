@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from mllmsubj.errors import UserError
+from mllmsubj.files import replacing
 from mllmsubj.train.settings import LogConfig
 from mllmsubj.typing import Array
 
@@ -110,9 +111,8 @@ class JsonlWriter(Writer):
         lines = self._path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if resume_step and _step(line) <= resume_step]
         if kept != lines:
-            partial = self._path.with_name(f".{self._path.name}.partial")
-            partial.write_bytes(b"".join(kept))
-            partial.replace(self._path)
+            with replacing(self._path) as partial:
+                partial.write_bytes(b"".join(kept))
 
 
 class PngWriter(Writer):
@@ -124,11 +124,10 @@ class PngWriter(Writer):
     def write_images(self, step: int, images: Mapping[str, Array]) -> None:
         for name, pictures in images.items():
             path = self._folder / f"{name.replace('/', '-')}-{step}.png"
-            partial = path.with_name(f".{path.name}.partial")
             with _writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(_eight_bits(np.concatenate(list(pictures)))).save(partial, "PNG")
-                partial.replace(path)
+                with replacing(path) as partial:
+                    Image.fromarray(_eight_bits(np.concatenate(list(pictures)))).save(partial, "PNG")
 
 
 class TensorBoardWriter(Writer):
