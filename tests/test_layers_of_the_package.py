@@ -27,7 +27,7 @@ MAY_IMPORT = {
     },
     "evals": {
         *("typing", "errors", "sharding", "distributed", "models", "diffusion", "data", "generate", "experiment"),
-        "train",
+        *("train", "files"),
     },
     "experiment": {"models", "diffusion", "data", "train", "ops", "errors"},
 }

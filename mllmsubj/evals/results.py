@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mllmsubj.errors import UserError
+from mllmsubj.files import replacing_folder
 
 FILES = ("metrics.json", "report.html", "samples.png")
 
@@ -72,18 +71,11 @@ def output_folder(output: str | None) -> Path:
 
 def write(results: Results, page: str, folder: Path) -> None:
     """Under a temporary name, then renamed; `page` is the report. Raises UserError if it cannot be written."""
-    partial, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
     try:
-        partial.mkdir(parents=True)
-        (partial / "metrics.json").write_text(json.dumps(results.metrics(), indent=2, allow_nan=False) + "\n")
-        (partial / "report.html").write_text(page, encoding="utf-8")
-        for name, pictures in results.pictures.items():
-            Image.fromarray(np.concatenate(list(pictures))).save(partial / f"{name}.png")
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
+        with replacing_folder(folder) as partial:
+            (partial / "metrics.json").write_text(json.dumps(results.metrics(), indent=2, allow_nan=False) + "\n")
+            (partial / "report.html").write_text(page, encoding="utf-8")
+            for name, pictures in results.pictures.items():
+                Image.fromarray(np.concatenate(list(pictures))).save(partial / f"{name}.png")
     except OSError as error:
         raise UserError(f"cannot write output {str(folder)!r}: {error.strerror or error}") from None
-    finally:
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)

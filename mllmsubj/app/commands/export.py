@@ -4,11 +4,6 @@ What was trained, for others: pytorch_lora_weights.safetensors (the LoRA as diff
 dla.safetensors and dla_config.json, and a model card. The frozen weights are neither needed nor read.
 """
 
-import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +11,7 @@ from absl import flags
 
 from mllmsubj.app.cli import parse
 from mllmsubj.errors import UserError
+from mllmsubj.files import replacing_folder
 
 if TYPE_CHECKING:
     from mllmsubj.experiment import Experiment
@@ -46,11 +42,14 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     experiment = Experiment.from_config(checkpoint.read_config(folder))
     metrics = read_metrics(folder, Path(values.checkpoint).expanduser())
     params = trained_params(folder, experiment)
-    with new_folder(output) as partial:
-        convert.save_dla(partial, experiment.model.dla, params["dla"])
-        if experiment.model.lora is not None:
-            convert.save_lora(partial, experiment.model.transformer, experiment.model.lora, params["transformer"])
-        (partial / "README.md").write_text(model_card(experiment, metrics, checkpoint.fingerprint(folder)))
+    try:
+        with replacing_folder(output) as partial:
+            convert.save_dla(partial, experiment.model.dla, params["dla"])
+            if experiment.model.lora is not None:
+                convert.save_lora(partial, experiment.model.transformer, experiment.model.lora, params["transformer"])
+            (partial / "README.md").write_text(model_card(experiment, metrics, checkpoint.fingerprint(folder)))
+    except OSError as error:
+        raise UserError(f"cannot write {str(output)!r}: {error.strerror or error}") from None
     print(output)
 
 
@@ -73,17 +72,3 @@ def trained_params(folder: Path, experiment: "Experiment") -> "Params":
         raise UserError(f"checkpoint {folder} does not fit its config: {problems}")
     target = unflatten(wanted)
     return checkpoint.read(folder, placed(target, parameter_shardings(target, make_mesh())))
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, renamed at the end. Raises UserError if it cannot be made or written."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.rename(partial, path)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
