@@ -1,0 +1,78 @@
+"""Google's side of `gcloud compute tpus`, on this machine: a request that a file describes, workers that are folders.
+
+FAKE_CLOUD names the folder: `calls.jsonl` (argv of every call), `state` (of the request; absent: there is none),
+`workers/0`, `workers/1` (their homes), `metadata` (port of each worker's metadata server, one a line).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+CLOUD = Path(os.environ["FAKE_CLOUD"])
+STATE = CLOUD / "state"
+COMING = ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+
+
+def main(words: list[str]) -> int:
+    with (CLOUD / "calls.jsonl").open("a") as file:
+        file.write(json.dumps(words) + "\n")
+    assert words[:2] == ["compute", "tpus"]
+    flags = dict(word[2:].partition("=")[::2] for word in words if word.startswith("--"))
+    names = [word for word in words[4:] if not word.startswith("--")]
+    if words[3] == "create":
+        STATE.write_text("FAILED" if flags["accelerator-type"] == "v5p-12288" else COMING[0])
+        return 0
+    if not STATE.exists():
+        print("ERROR: (gcloud) NOT_FOUND: no such resource", file=sys.stderr)
+        return 1
+    if words[3] == "describe":
+        state = STATE.read_text()
+        print(state)
+        if state in COMING[:-1]:
+            STATE.write_text(COMING[COMING.index(state) + 1])
+        return 0
+    if words[3] == "delete":
+        STATE.unlink()
+        shutil.rmtree(CLOUD / "workers")
+        return 0
+    if STATE.read_text() != "ACTIVE":
+        print("ERROR: cannot connect", file=sys.stderr)
+        return 255
+    return {"ssh": ssh, "scp": scp}[words[3]](names, flags)
+
+
+def chosen(flags: dict[str, str]) -> list[int]:
+    """The workers that a call is for; their homes are made on the first one."""
+    ports = (CLOUD / "metadata").read_text().split()
+    for index in range(len(ports)):
+        (CLOUD / "workers" / str(index)).mkdir(parents=True, exist_ok=True)
+    return list(range(len(ports))) if flags["worker"] == "all" else [int(flags["worker"])]
+
+
+def ssh(_: list[str], flags: dict[str, str]) -> int:
+    """gcloud splits the command at spaces, ssh joins it again, and the login shell reads it."""
+    code = 0
+    ports = (CLOUD / "metadata").read_text().split()
+    for index in chosen(flags):
+        home = CLOUD / "workers" / str(index)
+        env = {"HOME": str(home), "PATH": os.environ["PATH"], "GCE_METADATA_IP": f"localhost:{ports[index]}"}
+        code = subprocess.run(["bash", "-c", flags["command"]], cwd=home, env=env).returncode or code
+    return code
+
+
+def scp(names: list[str], flags: dict[str, str]) -> int:
+    """Onto a file that is there scp writes with that file's mode; elsewhere it makes one with the source's."""
+    *sources, target = names
+    for index in chosen(flags):
+        place = CLOUD / "workers" / str(index) / target.partition(":")[2]
+        for source in sources:
+            to = place / Path(source).name if place.is_dir() else place
+            (shutil.copyfile if to.exists() else shutil.copy)(source, to)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
