@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -24,6 +23,7 @@ from mllmsubj.errors import UserError, nearest
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectConfig
 from mllmsubj.ops.attention import Implementation
+from mllmsubj.ops.target import platform
 from mllmsubj.train.settings import CheckpointConfig, EvalsConfig, LogConfig, TrainConfig
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class ComputeConfig:
 
     def resolve(self) -> Compute:
         """Where it says "auto": bfloat16 and scanned layers on accelerators, float32 and unrolled layers on CPUs."""
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = platform() == "cpu"
         dtype = ("float32" if on_cpu else "bfloat16") if self.dtype == "auto" else self.dtype
         scan = not on_cpu if self.layers == "auto" else self.layers == "scan"
         return Compute(jnp.dtype(dtype), self.remat, self.attention, scan)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mllmsubj.models.layers import Compute, Dense, RMSNorm, layer_norm, stack
+from mllmsubj.models.layers import Compute, Dense, RMSNorm, gelu, layer_norm, stack
 from mllmsubj.models.lora import LoRAConfig
 from mllmsubj.models.modulation import Modulation, Modulator, TimeTextEmbedding
 from mllmsubj.ops.attention import attend
@@ -199,7 +199,7 @@ class SingleBlock(nn.Module):
         q, k, v = (_heads(Dense(width, lora=self.lora, name=f"to_{part}")(h), self.config) for part in "qkv")
         q, k = RMSNorm(EPS, name="norm_q")(q), RMSNorm(EPS, name="norm_k")(k)
         attended = _rotated_attention(q, k, v, *shared, self.compute)
-        hidden: Array = jax.nn.gelu(Dense(MLP_RATIO * width, lora=self.lora, name="proj_mlp")(h), approximate=True)
+        hidden: Array = gelu(Dense(MLP_RATIO * width, lora=self.lora, name="proj_mlp")(h))
         hidden = constrain(hidden, "batch", "seq", "hidden")
         out = Dense(width, lora=self.lora, name="proj_out")(attended, hidden)
         return constrain(x + gate * out, "batch", "seq", "embed"), None
@@ -212,7 +212,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        hidden = jax.nn.gelu(Dense(MLP_RATIO * self.width, name="ff_in")(x), approximate=True)
+        hidden = gelu(Dense(MLP_RATIO * self.width, name="ff_in")(x))
         return Dense(self.width, name="ff_out")(constrain(hidden, "batch", "seq", "hidden"))
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mllmsubj.models.layers import Compute, Dense, RMSNorm, rms_norm, stack
+from mllmsubj.models.layers import Compute, Dense, RMSNorm, rms_norm, stack, swiglu
 from mllmsubj.ops.attention import attend
 from mllmsubj.sharding import constrain
 from mllmsubj.typing import Array, Bool, Float
@@ -158,6 +158,6 @@ class Block(nn.Module):
         x += project(config.width, "to_out", attended)
 
         h = RMSNorm(config.eps, name="norm2")(x)
-        hidden = jax.nn.silu(project(config.intermediate_size, "gate_proj", h))
-        hidden *= project(config.intermediate_size, "up_proj", h)
+        gate, up = (project(config.intermediate_size, name, h) for name in ("gate_proj", "up_proj"))
+        hidden = swiglu(gate, up)
         return x + project(config.width, "down_proj", constrain(hidden, "batch", "seq", "hidden")), None

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from mllmsubj.models.lora import LoRAConfig
 from mllmsubj.ops.attention import Implementation
+from mllmsubj.ops.target import platform
 from mllmsubj.sharding import STACKED, flatten, unflatten
 from mllmsubj.typing import Array, Float, Params, PyTree
 
@@ -74,9 +75,24 @@ def _product(parts: tuple[Array, ...], kernel: Array) -> Array:
 
 def _matmul(x: Array, kernel: Array) -> Array:
     """x @ kernel; on CPUs with all rows in one axis, so that the kernel's gradient, a sum over them, copies nothing."""
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return jnp.matmul(x, kernel)
     return jnp.matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def gelu(x: Array) -> Array:
+    """Approximated by tanh."""
+    return _frugal(partial(jax.nn.gelu, approximate=True))(x)
+
+
+def swiglu(gate: Array, up: Array) -> Array:
+    """silu(gate) · up."""
+    return _frugal(lambda gate, up: jax.nn.silu(gate) * up)(gate, up)
+
+
+def _frugal(elementwise: Callable[..., Array]) -> Callable[..., Array]:
+    """On CPUs the gradient starts again from the inputs: fresh memory for what lies between costs more than a tanh."""
+    return jax.checkpoint(elementwise) if platform() == "cpu" else elementwise
 
 
 class RMSNorm(nn.Module):

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mllmsubj.models.layers import Compute, Dense, RMSNorm, stack
+from mllmsubj.models.layers import Compute, Dense, RMSNorm, stack, swiglu
 from mllmsubj.ops.attention import attend
 from mllmsubj.ops.rope import Rotation, rotate_halves, rotation
 from mllmsubj.sharding import constrain
@@ -132,5 +131,5 @@ class GatedMLP(nn.Module):
         gate, up = (
             Dense(self.config.intermediate_size, use_bias=False, name=f"{part}_proj")(x) for part in ("gate", "up")
         )
-        hidden = constrain(jax.nn.silu(gate) * up, "batch", "seq", "hidden")
+        hidden = constrain(swiglu(gate, up), "batch", "seq", "hidden")
         return Dense(self.config.hidden_size, use_bias=False, name="down_proj")(hidden)

@@ -6,13 +6,17 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 
+from mllmsubj.ops.target import platform
 from mllmsubj.typing import Array, Bool, Float
 
 Implementation = Literal["auto", "xla", "cudnn", "heads"]
-"""A library's kernel, or "heads" (one after the other); "auto" is "xla", or "heads" on CPUs from `SHORT` keys on."""
+"""A library's kernel, or "heads" (a few at a time); "auto" is "xla", or "heads" on CPUs from `SHORT` keys on."""
 
 SHORT = 32
 """Keys below which one head's products are too small for a turn of a loop."""
+
+CACHE = 2**22
+"""Bytes of scores that a turn may have: two cores' second-level caches."""
 
 
 def attend(
@@ -29,63 +33,65 @@ def attend(
     `mask` is True where a query may look at a key. A row that may look at nothing gives finite values.
     """
     if implementation == "auto":
-        implementation = "heads" if jax.default_backend() == "cpu" and key.shape[1] >= SHORT else "xla"
+        implementation = "heads" if platform() == "cpu" and key.shape[1] >= SHORT else "xla"
     if implementation == "heads":
-        return _one_head_at_a_time(query, key, value, mask, causal)
+        return _few_heads_at_a_time(query, key, value, mask, causal)
     return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation=implementation)
 
 
-def _one_head_at_a_time(query: Array, key: Array, value: Array, mask: Array | None, causal: bool) -> Array:
-    """Plain matrix products, the scores of one head in memory at a time.
+def _few_heads_at_a_time(query: Array, key: Array, value: Array, mask: Array | None, causal: bool) -> Array:
+    """Plain matrix products, the scores of few heads in memory at a time.
 
     On a CPU this is faster than `jax.nn.dot_product_attention`, whose batched products it transposes and whose scores
     it keeps for all heads.
     """
     b, s, h, k = query.shape
     z, per_group = key.shape[1], h // key.shape[2]
+    few = max(n for n in range(1, b * h + 1) if b * h % n == 0 and (n == 1 or 4 * n * s * z <= CACHE))
     if causal:
         lower = jnp.tril(jnp.ones((s, z), bool))[None, None]
         mask = lower if mask is None else mask & lower
     if mask is not None:
-        mask = jnp.broadcast_to(mask, (b, h, *mask.shape[2:])).reshape(b * h, *mask.shape[2:])
-    q = rearrange(query * k**-0.5, "b s h k -> (b h) s k")
-    k_, v = (repeat(x, "b z g k -> (b g p) z k", p=per_group) for x in (key, value))
-    return rearrange(_heads(q, k_, v, mask), "(b h) s k -> b s h k", b=b)
+        mask = jnp.broadcast_to(mask, (b, h, *mask.shape[2:])).reshape(-1, few, *mask.shape[2:])
+    q = rearrange(query * k**-0.5, "b s h k -> (b h) s k").reshape(-1, few, s, k)
+    k_, v = (repeat(x, "b z g k -> (b g p) z k", p=per_group).reshape(-1, few, z, k) for x in (key, value))
+    return rearrange(_heads(q, k_, v, mask).reshape(b, h, s, k), "b h s k -> b s h k")
 
 
 @jax.custom_vjp
 def _heads(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    """softmax(q kᵀ) v of each head; its gradient makes the scores again, in the cache, instead of keeping them."""
+    """softmax(q kᵀ) v, axes [turns, heads of a turn, s, k]; its gradient makes the scores again instead of keeping them."""
     return _heads_forward(q, k, v, mask)[0]
 
 
 def _heads_forward(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, tuple[Array | None, ...]]:
-    def one(head: tuple[Any, ...]) -> tuple[Array, Array]:
-        q, k, v, mask = head
+    def turn(heads: tuple[Any, ...]) -> tuple[Array, Array]:
+        q, k, v, mask = heads
         scores = _scores(q, k, mask)
         top = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(axis=-1, keepdims=True)
         return (jnp.matmul(weights.astype(v.dtype), v) / total).astype(v.dtype), top + jnp.log(total)
 
-    out, log_total = jax.lax.map(one, (q, k, v, mask))
+    out, log_total = jax.lax.map(turn, (q, k, v, mask))
     return out, (q, k, v, mask, out, log_total)
 
 
 def _heads_backward(kept: tuple[Array | None, ...], d_out: Array) -> tuple[Array | None, ...]:
-    def one(head: tuple[Any, ...]) -> tuple[Array, Array, Array]:
-        q, k, v, mask, out, log_total, d_out = head
-        weights = jnp.exp(_scores(q, k, mask) - log_total)
+    def turn(heads: tuple[Any, ...]) -> tuple[Array, Array, Array]:
+        q, k, v, mask, out, log_total, d_out = heads
+        # Keys first, [z, s]: of the three products with these, two then read them as they lie.
+        weights = jnp.exp(_scores(k, q, None if mask is None else mask.mT) - log_total.mT)
         along = jnp.sum((d_out * out).astype(jnp.float32), axis=-1, keepdims=True)
-        d_scores = (weights * (jnp.matmul(d_out, v.T) - along)).astype(q.dtype)
-        return jnp.matmul(d_scores, k), jnp.matmul(d_scores.T, q), jnp.matmul(weights.astype(v.dtype).T, d_out)
+        d_scores = (weights * (jnp.matmul(v, d_out.mT) - along.mT)).astype(q.dtype)
+        return jnp.matmul(d_scores.mT, k), jnp.matmul(d_scores, q), jnp.matmul(weights.astype(v.dtype), d_out)
 
-    return *jax.lax.map(one, (*kept, d_out)), None
+    return *jax.lax.map(turn, (*kept, d_out)), None
 
 
 _heads.defvjp(_heads_forward, _heads_backward)
 
 
 def _scores(q: Array, k: Array, mask: Array | None) -> Array:
-    scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32)
+    scores = jnp.matmul(q, k.mT, preferred_element_type=jnp.float32)
     return scores if mask is None else jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
