@@ -60,7 +60,7 @@ def _few_heads_at_a_time(query: Array, key: Array, value: Array, mask: Array | N
 
 @jax.custom_vjp
 def _heads(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    """softmax(q kᵀ) v, axes [turns, heads of a turn, s, k]; its gradient makes the scores again instead of keeping them."""
+    """softmax(q kᵀ) v, axes [turns, heads of a turn, s, k]; its gradient makes the scores again, none are kept."""
     return _heads_forward(q, k, v, mask)[0]
 
 
