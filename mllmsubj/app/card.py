@@ -128,16 +128,13 @@ def _use(experiment: Experiment, flux: Base | None) -> Iterator[str]:
 
 
 def _settings(experiment: Experiment) -> Iterator[str]:
-    train, reference, sampling, lora = (
-        experiment.train,
-        experiment.reference,
-        experiment.sampling,
-        experiment.model.lora,
-    )
+    train, reference, sampling = experiment.train, experiment.reference, experiment.sampling
+    lora, dla = experiment.model.lora, experiment.model.dla
     stages = [f"{stage.steps:,} steps, rates {dict(stage.learning_rates)}" for stage in (train.stage1, train.stage2)]
     rows = {
         "LoRA": "none" if lora is None else f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}",
-        "DLA": f"{experiment.model.dla.num_states} states, width {experiment.model.dla.width}",
+        "DLA": f"{dla.num_pooled} states of {dla.num_states}, width {dla.width}, "
+        + ("one for all tokens" if dla.shared else "one for text, one for images"),
         "stage 1 (MLLM alone)": stages[0],
         "stage 2 (MLLM and VAE)": stages[1],
         "batch size": train.batch_size,

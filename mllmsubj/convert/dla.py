@@ -7,6 +7,7 @@ stacked in front.
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -31,9 +32,14 @@ def load_dla(folder: str | Path) -> tuple[DLAConfig, Params]:
     """What `save_dla` wrote, bit for bit; raises UserError if it is not whole."""
     raw = read_config(folder, CONFIG_FILE)
     for field in fields(DLAConfig):
-        if type(value := raw[field.name]) is not field.type:
+        if _kind(value := raw[field.name]) != field.type:
             raise UserError(f"{Path(folder) / CONFIG_FILE}: {field.name} is {value!r}, which is of another type")
     config = sizes(DLAConfig, raw)
     expected = abstract_params(DualLayerAggregator(config))
     table = [Entry(path, path) for path, _ in flatten(expected)]
     return config, convert(TensorFiles(Path(folder) / FILE), table, expected, str(folder))
+
+
+def _kind(value: Any) -> Any:
+    """Its type; of a list, all that JSON has, that of the tuple which it stands for."""
+    return tuple[*map(type, value)] if isinstance(value, list) else type(value)

@@ -23,7 +23,10 @@ def with_sizes(config: ConfigDict, models: Mapping[str, Any]) -> ConfigDict:
         text = models["mllm"].text
         if model.dla.input_dim != text.hidden_size:
             _scale(model.dla, text.hidden_size, text.num_attention_heads)
-        model.dla.num_states = text.num_hidden_layers + 1
+        states = text.num_hidden_layers + 1
+        if model.dla.states == (0, model.dla.num_states):  # all, so all of these too
+            model.dla.states = (0, states)
+        model.dla.num_states = states
         model.dla.context_dim = models["transformer"].joint_attention_dim
     Experiment.from_config(config)
     return config.lock()

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from mllmsubj.errors import UserError
 from mllmsubj.models.layers import Compute, Dense, RMSNorm, rms_norm, stack, swiglu
 from mllmsubj.ops.attention import attend
 from mllmsubj.sharding import constrain
@@ -22,7 +23,11 @@ class DLAConfig:
     """Sizes of both LAP modules and their connectors."""
 
     num_states: int
-    """Hidden states pooled: the MLLM's layers + 1."""
+    """Hidden states that come in: the MLLM's layers + 1."""
+    states: tuple[int, int]
+    """Those of them that are pooled, from the first up to but without the second; the others are never looked at."""
+    shared: bool
+    """Whether one LAP with one connector, held as `text`, pools both kinds of tokens, instead of one for each."""
     input_dim: int
     """Width of the MLLM."""
     width: int
@@ -40,6 +45,19 @@ class DLAConfig:
     context_dim: int
     """Width of the tokens that come out: the DiT's `joint_attention_dim`."""
 
+    def __post_init__(self) -> None:
+        start, stop = self.states
+        if not 0 <= start < stop <= self.num_states:
+            raise UserError(
+                f"config key model.dla.states is {self.states}; it must be a range (start, stop) within "
+                f"(0, {self.num_states}), the states of the MLLM"
+            )
+
+    @property
+    def num_pooled(self) -> int:
+        """States that are pooled."""
+        return self.states[1] - self.states[0]
+
 
 class DualLayerAggregator(nn.Module):
     """Text and image tokens of the MLLM, all layers, to context tokens of the DiT; modalities never mix.
@@ -53,7 +71,7 @@ class DualLayerAggregator(nn.Module):
 
     def setup(self) -> None:
         self.text = Aggregator(self.config, self.compute)
-        self.image = Aggregator(self.config, self.compute)
+        self.image = self.text if self.config.shared else Aggregator(self.config, self.compute)
 
     def __call__(
         self,
@@ -106,15 +124,16 @@ class LayerwiseAttentionPooling(nn.Module):
     ) -> Float[Array, "b s w"]:
         config, compute = self.config, self.compute
         batch = states.shape[1]
-        x = rearrange(states.astype(compute.dtype), "l b s d -> (b s) l d")
+        pooled = states[slice(*config.states)]
+        x = rearrange(pooled.astype(compute.dtype), "l b s d -> (b s) l d")
         if config.norm_states:
-            scale = self.param("layer_norms", nn.initializers.ones_init(), (config.num_states, config.input_dim))
+            scale = self.param("layer_norms", nn.initializers.ones_init(), (config.num_pooled, config.input_dim))
             x = rms_norm(x, scale, config.eps)
         if config.width != config.input_dim:
             x = Dense(config.width, use_bias=False, name="down")(x)
         x, _ = stack(Block, config.num_blocks, compute)(config, compute, name="blocks")(x, None)
 
-        mean = nn.initializers.constant(1 / config.num_states)
+        mean = nn.initializers.constant(1 / config.num_pooled)
         x = Dense(1, use_bias=False, kernel_init=mean, name="pool")(rearrange(x, "n l d -> n d l"))
         x = rearrange(x, "(b s) d 1 -> b s d", b=batch)
         if config.num_refiner_blocks:

@@ -50,13 +50,13 @@ def claim(workdir: str | Path, config: ConfigDict) -> Iterator[bool]:
         def start() -> bool:
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(_locked(workdir))
+                stack.enter_context(locked(workdir))
                 for left in (*workdir.glob(".base.*"), *workdir.glob(".model.*")):  # a killed run's half-written ones
                     shutil.rmtree(left, ignore_errors=True)
                 resumes = (workdir / "config.json").exists()
-                if resumes and (changes := _changes(read_config(workdir), config)):
+                if resumes and (wrong := changes(read_config(workdir), config)):
                     raise UserError(
-                        f"{workdir} holds a run with another config: {changes}; start with that config, or give "
+                        f"{workdir} holds a run with another config: {wrong}; start with that config, or give "
                         f"another workdir"
                     )
                 with replacing(workdir / "config.json") as partial:
@@ -75,8 +75,8 @@ def claim(workdir: str | Path, config: ConfigDict) -> Iterator[bool]:
 
 
 @contextmanager
-def _locked(workdir: Path) -> Iterator[None]:
-    """A lock that ends with the process, however that ends."""
+def locked(workdir: Path) -> Iterator[None]:
+    """A lock that ends with the process, however that ends. Raises UserError if another process has it."""
     with (workdir / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,7 +94,16 @@ def _locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _changes(there: ConfigDict, here: ConfigDict) -> str:
+def in_use(workdir: Path) -> bool:
+    """Whether a run on this machine holds it."""
+    try:
+        with locked(workdir):
+            return False
+    except UserError:
+        return True
+
+
+def changes(there: ConfigDict, here: ConfigDict) -> str:
     """The first few keys that differ and may not, on one line."""
     old, new = (_flat(config_text(config)) for config in (there, here))
     problems = [

@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mllmsubj.errors import UserError
 from mllmsubj.models.dla import DLAConfig, DualLayerAggregator, LayerwiseAttentionPooling
 from mllmsubj.models.layers import init_params
 
 CONFIG = DLAConfig(
     num_states=5,
+    states=(0, 5),
+    shared=False,
     input_dim=16,
     width=16,
     num_heads=4,
@@ -112,3 +115,33 @@ def test_every_layer_counts(dla):
 
     grads = jax.grad(pooled)(states(2))
     assert (np.abs(np.asarray(grads)).max(axis=(1, 2, 3)) > 0).all()
+
+
+@pytest.mark.parametrize("pooled", [(0, 5), (4, 5), (1, 3)])
+def test_states_that_are_not_pooled_do_not_count(pooled):
+    model = DualLayerAggregator(dataclasses.replace(CONFIG, norm_states=True, states=pooled))
+    params = init_params(model, jax.random.key(0))
+    assert params["text"]["lap"]["layer_norms"].shape == (pooled[1] - pooled[0], 16)
+
+    def pool(x):
+        return jnp.sum(model.apply({"params": params}, x, x)[1] ** 2)
+
+    counts = np.abs(np.asarray(jax.grad(pool)(states(2)))).max(axis=(1, 2, 3)) > 0
+    assert counts.tolist() == [pooled[0] <= state < pooled[1] for state in range(5)]
+
+
+@pytest.mark.parametrize("pooled", [(0, 6), (-1, 5), (3, 3), (4, 2)])
+def test_states_that_are_not_there(pooled):
+    with pytest.raises(UserError, match=r"model\.dla\.states is \(.*\); it must be a range .* within \(0, 5\)"):
+        dataclasses.replace(CONFIG, states=pooled)
+
+
+def test_one_lap_for_both():
+    """Text and image tokens are pooled alike, by the text half of a DLA; which half is which changes nothing else."""
+    model = DualLayerAggregator(dataclasses.replace(CONFIG, shared=True))
+    params = init_params(model, jax.random.key(0))
+    assert list(params) == ["text"]
+    text, image = model.apply({"params": params}, states(4), states(4))
+    np.testing.assert_array_equal(text, image)
+    alone, _ = DualLayerAggregator(CONFIG).apply({"params": params | {"image": params["text"]}}, states(4), states(4))
+    np.testing.assert_array_equal(text, alone)

@@ -85,9 +85,9 @@ def test_vae(model, config, method, shape):
     assert 0.95 < xla / ours < 1.1
 
 
-@pytest.mark.parametrize("refiners", [0, 2])
-def test_aggregator(config, refiners):
-    sizes = replace(config, dla=replace(config.dla, num_refiner_blocks=refiners))
+@pytest.mark.parametrize(("refiners", "pooled"), [(0, (0, 3)), (2, (0, 3)), (0, (1, 2))])
+def test_aggregator(config, refiners, pooled):
+    sizes = replace(config, dla=replace(config.dla, num_refiner_blocks=refiners, states=pooled))
     model = SubjectModel(sizes, COMPUTE)
     states = array(sizes.dla.num_states, 1, 16, sizes.dla.input_dim)
     xla = counted(lambda p, x: call(model.dla, p, x, method="aggregate_text"), params_of(model)["dla"], states)

@@ -18,8 +18,7 @@ from absl import flags
 
 from mllmsubj.app.cli import need_train_extra, parse, start_logging
 from mllmsubj.app.overrides import divided, overridden
-from mllmsubj.errors import UserError, nearest
-from mllmsubj.evals.benchmarks import BENCHMARKS
+from mllmsubj.evals.benchmarks import BENCHMARKS, check_benchmark
 from mllmsubj.evals.results import Results, output_folder, write
 
 if TYPE_CHECKING:
@@ -42,10 +41,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Judges and writes; nothing is written unless all of it was made."""
     argv, overrides = divided(argv)
     parse(values, argv)
-    if values.benchmark not in BENCHMARKS:
-        name, there = values.benchmark or "", f"there is {', '.join(BENCHMARKS)}"
-        wrong = f"unknown benchmark {name!r}{nearest(name, BENCHMARKS)}" if name else "no benchmark"
-        raise UserError(f"{wrong}; {there}: --benchmark=heldout")
+    check_benchmark(values.benchmark)
     folder = output_folder(values.output)
     need_train_extra("held-out data are read with")
     if values.limit is not None:

@@ -1,0 +1,184 @@
+"""mllmsubj sweep --config=FILE[:VARIANT] --sweep=FILE --workdir=DIR [--parallel=N] [--config.KEY=VALUE …]
+mllmsubj sweep --checkpoint=DIR|tiny --sweep=FILE --workdir=DIR […]
+mllmsubj sweep --workdir=DIR --summary
+
+Trains and judges every run of a sweep, each in WORKDIR/NAME as a process of its own; NAME says its overrides, log.txt
+there what it said, eval/ how it was judged. Runs that differ in `sampling` and `evals` alone share one training; with
+--checkpoint nothing is trained. Run again, it goes on: what is finished is left alone, what was stopped resumes, what
+failed is tried again. Exit code 1 if a run failed. The summary of what is finished is a table, summary.csv and
+summary.png.
+
+--launch='COMMAND … --' hands the commands to a launcher instead, each behind these words, in which {} becomes the run's
+number: training, or, where WORKDIR has the result of that, evaluation; so call it again when trainings are done.
+--dry_run prints the commands that are due.
+"""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from mllmsubj.app.cli import need_train_extra, parse
+from mllmsubj.app.files import replacing, write_png
+from mllmsubj.app.overrides import divided, overridden
+from mllmsubj.errors import UserError
+from mllmsubj.evals.benchmarks import BENCHMARKS, check_benchmark
+
+if TYPE_CHECKING:
+    from mllmsubj.sweeps.jobs import Outcome
+    from mllmsubj.sweeps.plan import Run
+
+FAILED = 1
+"""Exit code if a run failed."""
+
+
+def define(values: flags.FlagValues) -> None:
+    """The command's flags; the config's own come when its file is known."""
+    known = "; ".join(f"{name}: {what}" for name, what in BENCHMARKS.items())
+    flags.DEFINE_string("config", None, "config file that every run starts from", flag_values=values)
+    flags.DEFINE_string("sweep", None, "sweep file, such as configs/sweeps/tau.py", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the sweep, made if it is not there", flag_values=values)
+    flags.DEFINE_string("checkpoint", None, "judge this one in every run, train none", flag_values=values)
+    flags.DEFINE_integer("parallel", 1, "runs at once; they share the machine's devices", 1, flag_values=values)
+    flags.DEFINE_string("benchmark", "heldout", known, flag_values=values)
+    flags.DEFINE_integer("limit", None, "as of `mllmsubj evaluate`", 1, flag_values=values)
+    flags.DEFINE_string("launch", None, "launcher that the commands are handed to", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "print the commands that are due, run none", flag_values=values)
+    flags.DEFINE_bool("summary", False, "only sum up what is finished", flag_values=values)
+
+
+def run(values: flags.FlagValues, argv: list[str]) -> None:
+    """Runs what is due, then sums up; exits 1 if something failed, 130 or 143 after SIGINT or SIGTERM."""
+    argv, common = divided(argv)
+    parse(values, argv)
+    workdir = _workdir(values.workdir)
+    if not values.summary:
+        _check(values)
+        _carry_out(values, workdir, common)
+    if values.summary or not values.dry_run:
+        _sum_up(workdir)
+
+
+def _carry_out(values: flags.FlagValues, workdir: Path, common: list[str]) -> None:
+    """What is due, or only its commands."""
+    from mllmsubj.sweeps.commands import HERE, Commands, handed_over, make_jobs
+    from mllmsubj.sweeps.jobs import run_jobs
+    from mllmsubj.sweeps.plan import Record, check_record, load_sweep, write_record
+    from mllmsubj.train.workdir import locked
+
+    config = overridden(_config(values), common)
+    runs = _checked(config, load_sweep(values.sweep, config), common, values.checkpoint)
+    record = Record(Path(values.sweep).stem, values.checkpoint, config, runs)
+    check_record(workdir, record)
+    commands = Commands(workdir, values.config, values.checkpoint, tuple(common), values.benchmark, values.limit)
+    jobs = make_jobs(record, commands)
+    if values.launch:
+        jobs = handed_over(jobs, values.launch)
+    if values.dry_run:
+        for job in jobs:
+            if not job.is_done():
+                print(shlex.join(job.words))
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write workdir {workdir}: {error.strerror or error}") from None
+    with locked(workdir):
+        write_record(workdir, record)
+        before, unit = ((), "commands handed over") if values.launch else (HERE, "runs done")
+        _report(run_jobs(jobs, values.parallel, before, unit), workdir)
+
+
+def _report(outcome: "Outcome", workdir: Path) -> None:
+    """Exits if not all went well."""
+    for name, why in outcome.failures.items():
+        print(f"mllmsubj: cannot {name}: {why}", file=sys.stderr)
+    if outcome.signal is not None:
+        print("mllmsubj: stopped; run the same command to go on", file=sys.stderr)
+        sys.exit(128 + outcome.signal)
+    if outcome.failures:
+        _sum_up(workdir)
+        sys.exit(FAILED)
+
+
+def _workdir(name: str | None) -> Path:
+    if not name:
+        raise UserError(
+            "no workdir; start with mllmsubj sweep --config=configs/tiny.py --sweep=configs/sweeps/tau.py --workdir=DIR"
+        )
+    workdir = Path(name).expanduser()
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"workdir {name!r} is a file; name a folder")
+    return workdir
+
+
+def _check(values: flags.FlagValues) -> None:
+    """What can be said before anything is loaded."""
+    if not values.sweep:
+        raise UserError("no sweep; name its file, such as --sweep=configs/sweeps/tau.py")
+    if bool(values.config) == bool(values.checkpoint):
+        raise UserError("give either --config=FILE, to train every run, or --checkpoint=DIR, to judge it in every run")
+    check_benchmark(values.benchmark)
+    if values.launch and not values.dry_run:
+        program = (shlex.split(values.launch) or [""])[0]
+        if not shutil.which(program):
+            raise UserError(f"cannot launch with {program!r}: there is no such program; --dry_run shows the commands")
+    need_train_extra("training needs")
+
+
+def _config(values: flags.FlagValues) -> ConfigDict:
+    from mllmsubj.checkpoint import folder_of, read_config
+    from mllmsubj.experiment import load_config
+
+    return read_config(folder_of(values.checkpoint)) if values.checkpoint else load_config(values.config)
+
+
+def _checked(config: ConfigDict, sweep: list[dict], common: list[str], checkpoint: str | None) -> tuple["Run", ...]:
+    """The runs, each of which is a config that can be run and no other's; raises UserError naming run and key."""
+    from mllmsubj.checkpoint import config_text
+    from mllmsubj.experiment import Experiment
+    from mllmsubj.sweeps.names import word
+    from mllmsubj.sweeps.plan import UNTRAINED, flat_keys, plan, value_of
+
+    runs = plan(sweep, flat_keys(config))
+    names: dict[str, str] = {}
+    given = {each.removeprefix("--config.").partition("=")[0] for each in common}
+    for number, one in enumerate(runs, 1):
+        here = f"run {number} of the sweep ({one.name})"
+        if twice := given & one.overrides.keys():
+            raise UserError(f"{here} sets {min(twice)}; leave out --config.{min(twice)}")
+        if checkpoint and one.trained:
+            sections = " and ".join(section.rstrip(".") for section in UNTRAINED)
+            raise UserError(f"{here} sets {min(one.trained)}; with --checkpoint only keys of {sections} can be set")
+        try:
+            made = overridden(
+                config.copy_and_resolve_references(), [word(key, value) for key, value in one.overrides.items()]
+            )
+            Experiment.from_config(made)
+        except (UserError, flags.Error) as error:
+            raise UserError(f"{here}: {error}") from None
+        for key, value in one.overrides.items():
+            if (read := value_of(made, key)) != value:
+                raise UserError(f"{here}: {key} is {value!r}, which the command line would read as {read!r}")
+        other = names.setdefault(config_text(made), one.name)
+        if other != one.name:
+            raise UserError(f"{here} is the same as {other}; every run must differ from the others")
+    return runs
+
+
+def _sum_up(workdir: Path) -> None:
+    from mllmsubj.sweeps.plan import read_record
+    from mllmsubj.sweeps.plot import draw
+    from mllmsubj.sweeps.summary import as_csv, as_text, summarise
+
+    summary = summarise(workdir, read_record(workdir))
+    print(as_text(summary), end="")
+    with replacing(workdir / "summary.csv") as partial:
+        partial.write_text(as_csv(summary))
+    if summary.metrics:
+        write_png(draw(summary), workdir / "summary.png")
+        print(workdir / "summary.png")

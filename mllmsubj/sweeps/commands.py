@@ -1,0 +1,118 @@
+"""What each run of a sweep has to do: commands of this program, and whether they have been carried out."""
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mllmsubj import checkpoint
+from mllmsubj.files import replacing
+from mllmsubj.sweeps.jobs import Job
+from mllmsubj.sweeps.names import word
+from mllmsubj.sweeps.plan import Record, Run
+from mllmsubj.train.workdir import in_use
+
+HERE = (sys.executable, "-m")
+"""Before a command that runs on this machine, in this Python."""
+CALL = "evaluation.json"
+"""How `eval/` was called, since its metrics do not say it all: a call of other words is made again."""
+
+
+@dataclass(frozen=True)
+class Commands:
+    """How a sweep was called."""
+
+    workdir: Path
+    config: str | None
+    """FILE[:VARIANT], or None with a checkpoint."""
+    checkpoint: str | None
+    common: tuple[str, ...]
+    """`--config.KEY=VALUE` for all runs."""
+    benchmark: str
+    limit: int | None
+
+    def train(self, run: Run) -> tuple[str, ...]:
+        """The training that a run judges."""
+        own = [word(key, value) for key, value in run.trained.items()]
+        workdir = f"--workdir={self.workdir / run.training}"
+        return ("mllmsubj", "train", f"--config={self.config}", workdir, *self.common, *own)
+
+    def evaluate(self, run: Run) -> tuple[str, ...]:
+        """How it judges it."""
+        own = [word(key, value) for key, value in run.judged.items()]
+        own += [f"--limit={self.limit}"] if self.limit else []
+        output = f"--output={self.workdir / run.name / 'eval'}"
+        where = f"--checkpoint={self.checkpoint or self.workdir / run.training}"
+        return ("mllmsubj", "evaluate", where, f"--benchmark={self.benchmark}", output, *self.common, *own)
+
+
+def make_jobs(record: Record, commands: Commands) -> list[Job]:
+    """All, each training before what judges it."""
+    jobs: list[Job] = []
+    trainings: dict[str, Job] = {}
+    for run in record.runs:
+        if record.checkpoint is None and run.training not in trainings:
+            trainings[run.training] = _training(record, commands, run)
+            jobs.append(trainings[run.training])
+        jobs.append(_evaluation(commands, run, trainings.get(run.training)))
+    return jobs
+
+
+def due(jobs: Sequence[Job]) -> list[Job]:
+    """Those that could start now."""
+    return [job for job in jobs if not job.is_done() and (job.after is None or job.after.is_done())]
+
+
+def handed_over(jobs: Sequence[Job], launcher: str) -> list[Job]:
+    """Those that are due, behind a launcher's words, in which `{}` becomes the job's place among all, from 1."""
+    words, ready = shlex.split(launcher), {job.name for job in due(jobs)}
+    return [
+        replace(job, words=(*(each.replace("{}", str(place)) for each in words), *job.words), after=None)
+        for place, job in enumerate(jobs, 1)
+        if job.name in ready
+    ]
+
+
+def _training(record: Record, commands: Commands, run: Run) -> Job:
+    folder = commands.workdir / run.training
+
+    def is_done() -> bool:
+        if not (folder / "model" / "config.json").is_file():
+            return False
+        # Of the keys that may change between two starts, only the last stage's length makes another result.
+        made = checkpoint.read_config(folder / "model").train.stage2.steps
+        return made == run.trained.get("train.stage2.steps", record.config.train.stage2.steps)
+
+    return Job(
+        f"train {run.training}",
+        commands.train(run),
+        folder / "log.txt",
+        is_done=is_done,
+        is_busy=lambda: (folder / ".lock").exists() and in_use(folder),
+    )
+
+
+def _evaluation(commands: Commands, run: Run, training: Job | None) -> Job:
+    folder, words = commands.workdir / run.name, commands.evaluate(run)
+
+    call, metrics = json.dumps(words, indent=2) + "\n", folder / "eval" / "metrics.json"
+
+    def is_called() -> bool:
+        return (folder / CALL).is_file() and (folder / CALL).read_text() == call
+
+    def is_done() -> bool:
+        if not (is_called() and metrics.is_file()):
+            return False
+        model = checkpoint.folder_of(commands.checkpoint or commands.workdir / run.training)
+        return json.loads(metrics.read_text())["checkpoint"] == checkpoint.fingerprint(model)
+
+    def prepare() -> None:
+        if not is_called():
+            shutil.rmtree(folder / "eval", ignore_errors=True)
+            with replacing(folder / CALL) as partial:
+                partial.write_text(call)
+
+    return Job(f"evaluate {run.name}", words, folder / "log.txt", training, is_done, prepare=prepare)

@@ -1,0 +1,197 @@
+"""Commands as processes of their own, one after another or n at once, each after the one that it waits for."""
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import TextIOBase
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+from mllmsubj.errors import UserError
+
+SECONDS = 0.2
+"""Between two looks at the processes."""
+STOPPED = (143, -signal.SIGTERM, -signal.SIGKILL)
+"""Exit codes of processes that did what they were told: training saves and says 143, others just end."""
+
+
+def _never() -> bool:
+    return False
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command."""
+
+    name: str
+    """What it does, for people."""
+    words: tuple[str, ...]
+    log: Path
+    """What it says is added here."""
+    after: "Job | None" = None
+    """Must have been done before."""
+    is_done: Callable[[], bool] = _never
+    """Whether there is nothing left to do; asked when it could start."""
+    is_busy: Callable[[], bool] = _never
+    """Whether a process that is not ours is still at it, as after this one's predecessor was killed."""
+    prepare: Callable[[], None] = _nothing
+    """Called right before it starts."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the jobs."""
+
+    failures: dict[str, str]
+    """Name of a job -> why it failed, on one line. Those that waited for it never began."""
+    signal: int | None
+    """The one that ended it all."""
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    parallel: int,
+    before: tuple[str, ...] = (),
+    unit: str = "runs done",
+    stream: TextIO | TextIOBase | None = None,
+) -> Outcome:
+    """Runs them, at most `parallel` at once, and says on `stream` (stderr) when something changes.
+
+    `before`: words in front of every command's, as to run a module; `unit`: what jobs that no other waits for count as.
+    SIGINT and SIGTERM reach the processes as SIGTERM, on which training saves; a second one kills them. They are in
+    sessions of their own, so that Ctrl-C on a terminal does not reach them by another way. Raises UserError if a
+    command or its log cannot be opened; what runs is stopped first.
+    """
+    return _Runner(jobs, parallel, before, unit, stream or sys.stderr)()
+
+
+class _Runner:
+    def __init__(
+        self, jobs: Sequence[Job], parallel: int, before: tuple[str, ...], unit: str, stream: TextIO | TextIOBase
+    ) -> None:
+        self._jobs, self._parallel, self._before, self._unit, self._stream = jobs, parallel, before, unit, stream
+        self._waiting = list(jobs)
+        self._running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
+        self._done: set[str] = set()
+        self._given_up: set[str] = set()
+        self._failures: dict[str, str] = {}
+        self._told: list[int] = []
+        self._said = ""
+
+    def __call__(self) -> Outcome:
+        with self._forwarding():
+            try:
+                while self._running or (self._waiting and not self._told):
+                    self._reap()
+                    if not self._told:
+                        self._start()
+                    self._say()
+                    if self._running or self._waiting:
+                        time.sleep(SECONDS)
+            finally:  # only after an error is anything left
+                self._tell(signal.SIGTERM)
+                for _, process in self._running.values():
+                    process.wait()
+        return Outcome(self._failures, self._told[0] if self._told else None)
+
+    def _start(self) -> None:
+        """All that can start: what is done already only counts; what waits for a failure is given up."""
+        busy = 0
+        for job in list(self._waiting):
+            if job.after is not None and job.after.name in self._given_up:
+                self._waiting.remove(job)
+                self._given_up.add(job.name)
+            elif job.after is not None and job.after.name not in self._done:
+                continue
+            elif job.is_done():
+                self._waiting.remove(job)
+                self._done.add(job.name)
+            elif len(self._running) + busy < self._parallel:
+                if job.is_busy():
+                    busy += 1
+                else:
+                    self._waiting.remove(job)
+                    self._running[job.name] = job, _started(job, self._before)
+        if self._told:  # just now, when the last one was not yet known
+            self._tell(signal.SIGTERM)
+
+    def _reap(self) -> None:
+        for name, (job, process) in list(self._running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self._running[name]
+            if code == 0:
+                self._done.add(name)
+                continue
+            self._given_up.add(name)
+            if not (self._told and code in STOPPED):
+                self._failures[name] = _why(code, job.log)
+
+    def _say(self) -> None:
+        last = [job for job in self._jobs if not any(other.after is job for other in self._jobs)]
+        parts = [f"{sum(job.name in self._done for job in last)} of {len(last)} {self._unit}", *self._running]
+        if not self._running and self._waiting and not self._told:
+            parts.append("waits for a process that an earlier sweep left")
+        if self._failures:
+            parts.append(f"{len(self._failures)} failed")
+        line = f"mllmsubj: {' · '.join(parts)}"
+        if line != self._said:
+            self._said = line
+            print(line, file=self._stream, flush=True)
+
+    @contextmanager
+    def _forwarding(self) -> Iterator[None]:
+        def forward(number: int, _: FrameType | None) -> None:
+            self._tell(signal.SIGKILL if self._told else signal.SIGTERM)
+            self._told.append(number)
+
+        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _tell(self, number: int) -> None:
+        for _, process in self._running.values():
+            process.send_signal(number)
+
+
+def last_line(log: Path) -> str:
+    """The last thing that a command said."""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+
+
+def _started(job: Job, before: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    try:
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        job.prepare()
+        with job.log.open("a") as log:
+            log.write(f"$ {shlex.join(job.words)}\n")
+            log.flush()
+            return subprocess.Popen(
+                (*before, *job.words),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise UserError(f"cannot {job.name}: {error.filename}: {error.strerror or error}") from None
+
+
+def _why(code: int, log: Path) -> str:
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"{how}: {last_line(log)} (all of it: {log})"
