@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,38 +134,46 @@ def has_params(folder: str | Path) -> bool:
 def restore(folder: str | Path, expected: Params, mesh: jax.sharding.Mesh) -> Params:
     """Parameters in the shapes and dtypes of `expected`, each device reading its own shards.
 
-    What the folder lacks comes from its base, whose other parameters are ignored. Raises UserError if files are
-    damaged, if a base is gone or has changed, and if the parameters are not those that are expected, naming the
-    first few.
+    What the folder lacks comes from its base, whose other parameters are ignored. Raises UserError for damaged
+    files, a base that is gone or has changed, and parameters other than those that are expected.
     """
-    wanted = dict(flatten(expected))
-    found: dict[str, Any] = {}
-    parts: list[tuple[Path, list[str]]] = []
-    part: Path | None = Path(folder).absolute()
-    while part is not None:
-        there = stored(part)
-        taken = [path for path in there if path not in found and (path in wanted or not parts)]
-        found |= {path: there[path] for path in taken}
-        parts.append((part, taken))
-        part = _base(part)
+    (everything,) = restore_groups(folder, expected, mesh, [[path for path, _ in flatten(expected)]])
+    return unflatten(everything)
+
+
+def restore_groups(
+    folder: str | Path, expected: Params, mesh: jax.sharding.Mesh, groups: Iterable[Sequence[str]]
+) -> Iterator[dict[str, jax.Array]]:
+    """As `restore`, the paths of a group at a time: each is read when it is asked for, all are checked before."""
+    where = _located(folder, dict(flatten(expected)))
+    wanted = dict(flatten(placed(expected, parameter_shardings(expected, mesh))))
+    for group in groups:
+        leaves: dict[str, jax.Array] = {}
+        for part in dict.fromkeys(where[path] for path in group):
+            leaves |= flatten(read(part, unflatten({p: wanted[p] for p in group if where[p] == part})))
+        yield {path: leaves.pop(path) for path in group}
+
+
+def _located(folder: str | Path, wanted: Mapping[str, Any]) -> dict[str, Path]:
+    """Path of a parameter -> the folder that holds it. Raises UserError if they are not those that are wanted."""
+    (_, own), *bases = chain = list(_chain(folder))
+    found = {p: leaf for _, there in reversed(bases) for p, leaf in there.items() if p in wanted} | own
     if problems := differences(found, wanted):
         raise UserError(f"checkpoint {folder} does not fit its config: {problems}")
-    restored: Params = {}
-    for part, taken in parts:
-        target = unflatten({path: wanted[path] for path in taken})
-        if target:
-            restored |= dict(flatten(read(part, placed(target, parameter_shardings(target, mesh)))))
-    return unflatten({path: restored[path] for path in wanted})
+    return {path: part for part, there in reversed(chain) for path in there}
 
 
 def stored_paths(folder: str | Path) -> set[str]:
     """Paths of the parameters in a checkpoint, its base's included. Raises UserError as `restore` does."""
-    paths: set[str] = set()
+    return {path for _, there in _chain(folder) for path in there}
+
+
+def _chain(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A checkpoint, its base, and so on, with what lies in each itself."""
     part: Path | None = Path(folder).absolute()
     while part is not None:
-        paths |= stored(part).keys()
+        yield part, stored(part)
         part = _base(part)
-    return paths
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -184,9 +192,8 @@ def stored(folder: Path) -> dict[str, Any]:
 
 def read(folder: Path, target: Params) -> Params:
     """The parameters named in `target`, which may be some of those in the folder."""
-    arguments = ocp.args.PyTreeRestore(
-        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
-    )
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    arguments = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(folder / "params", args=arguments)
@@ -260,8 +267,7 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
         for path, leaf in expected.items()
         if path in found and tuple(found[path].shape) != tuple(leaf.shape)
     ]
-    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-    return "; ".join(problems[:3]) + more
+    return "; ".join(problems[:3]) + (f" (and {len(problems) - 3} more)" if len(problems) > 3 else "")
 
 
 def reason(error: BaseException) -> str:

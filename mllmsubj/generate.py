@@ -1,4 +1,4 @@
-"""Arrays in, pictures out: the model's three compiled programs, encode, sample and decode, in turn."""
+"""Arrays in, pictures out: the model's four compiled programs, encode, prepare, denoise and decode, in turn."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +13,8 @@ from mllmsubj.diffusion.schedule import ShiftConfig, time_grid
 from mllmsubj.diffusion.settings import SamplingConfig
 from mllmsubj.diffusion.stages import Stage, plan_stages
 from mllmsubj.models.subject import Condition, SubjectInputs, SubjectModel, token_grid
+from mllmsubj.ops.target import compiler_options
+from mllmsubj.turns import Turn, resident
 from mllmsubj.typing import Array, Float, Params, PyTree
 
 Progress = Callable[[int, int], None]
@@ -22,12 +24,14 @@ Progress = Callable[[int, int], None]
 class Generator:
     """Pictures of a subject from its inputs; compiles once per shape, stage plan and kind of guidance."""
 
-    def __init__(self, model: SubjectModel, shift: ShiftConfig):
-        self.model, self.shift = model, shift
-        self.condition = jax.jit(model.condition)
-        self.prepare = jax.jit(model.prepare)
-        self.sample = jax.jit(self._sample, static_argnames=("grid", "stages", "true"), donate_argnames="noise")
-        self.decode = jax.jit(model.decode, static_argnames="grid")
+    def __init__(self, model: SubjectModel, shift: ShiftConfig, turn: Turn = resident):
+        """`turn`: where parameters are while they are not read; see mllmsubj/turns.py."""
+        self.model, self.shift, self.turn = model, shift, turn
+        jit = partial(jax.jit, compiler_options=compiler_options())
+        self.condition = jit(model.condition)
+        self.prepare = jit(model.prepare)
+        self.sample = jit(self._sample, static_argnames=("grid", "stages", "true"), donate_argnames="noise")
+        self.decode = jit(model.decode, static_argnames="grid")
 
     def __call__(
         self,
@@ -46,23 +50,27 @@ class Generator:
         exact_times = time_grid(settings.steps, grid[0] * grid[1], self.shift)
         stages = plan_stages(exact_times, settings.tau1, settings.tau2, settings.last_stage)
         times = exact_times.astype(np.float32)
-        one = self.condition(params, inputs, jnp.full((1,), settings.guidance))
         size = min(settings.batch_size, num_images)
+        batches = range(-(-num_images // size))
+        starts = np.repeat(times[:-1, None], size, axis=1)
+        guidance, scales = jnp.full((1,), settings.guidance), (settings.text_guidance, settings.reference_guidance)
+
+        one = self.turn(params, "encode", lambda part: self.condition(part, inputs, guidance))
         condition = jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *x.shape[1:])), one)
-        scales = (settings.text_guidance, settings.reference_guidance)
-        run = partial(self.sample, params, condition, grid=grid, true=settings.true_guidance, scales=scales)
-        batches = -(-num_images // size)
-        pictures: list[np.ndarray] = []
-        for batch in range(batches):
+        moments = self.turn(params, "prepare", lambda part: self.prepare(part, starts, condition))
+
+        def denoise(part: Params, batch: int) -> Array:
+            run = partial(self.sample, part, condition, grid=grid, true=settings.true_guidance, scales=scales)
             noise = self.noise(seed, batch * size, size, grid)
             if progress is None:
-                latents = run(noise, times, stages=stages)
-            else:
-                starts = np.repeat(times[:-1, None], size, axis=1)
-                moments = self.prepare(params, starts, condition)
-                latents = _step_by_step(run, noise, times, stages, moments, _part(progress, batch, batches))
-            pictures.extend(np.asarray(self.decode(params, latents, grid), np.float32))
-        return np.stack(pictures[:num_images])
+                return run(noise, times, moments=moments, stages=stages)
+            return _step_by_step(run, noise, times, stages, moments, _part(progress, batch, len(batches)))
+
+        latents = self.turn(params, "denoise", lambda part: [denoise(part, batch) for batch in batches])
+        pictures = self.turn(
+            params, "decode", lambda part: [np.asarray(self.decode(part, each, grid), np.float32) for each in latents]
+        )
+        return np.concatenate(pictures)[:num_images]
 
     def noise(self, seed: int, first: int, count: int, grid: tuple[int, int]) -> Float[Array, "b n c"]:
         """Noise of pictures `first` to `first + count`, each from its own key."""

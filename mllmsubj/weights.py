@@ -1,6 +1,7 @@
 """Where a model's parameters come from: a checkpoint folder or, where there is none yet, random numbers."""
 
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -44,15 +45,26 @@ def trained_params(folder: Path, model: SubjectModel, seed: int, mesh: Mesh) -> 
 
     Raises UserError as `checkpoint.restore` and `check_trained` do.
     """
+    paths = [path for path, _ in flatten(model.abstract_params())]
+    (everything,) = trained_groups(folder, model, seed, mesh, [paths])
+    return unflatten(everything)
+
+
+def trained_groups(
+    folder: Path, model: SubjectModel, seed: int, mesh: Mesh, groups: Iterable[Sequence[str]]
+) -> Iterator[dict[str, jax.Array]]:
+    """As `trained_params`, the paths of a group at a time: each is read when it is asked for."""
     if folder == checkpoint.TINY and not checkpoint.has_params(folder):
         warnings.warn(
             "checkpoint 'tiny' has no trained weights yet: these are random, from the config's seed, and so are the "
             "pictures",
             stacklevel=3,
         )
-        return random_params(model, seed, mesh)
-    check_trained(folder, model)
-    return checkpoint.restore(folder, model.abstract_params(), mesh)
+        leaves = dict(flatten(random_params(model, seed, mesh)))
+        yield from ({path: leaves[path] for path in group} for group in groups)
+    else:
+        check_trained(folder, model)
+        yield from checkpoint.restore_groups(folder, model.abstract_params(), mesh, groups)
 
 
 def check_trained(folder: Path, model: SubjectModel) -> None:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,19 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from mllmsubj import checkpoint as checkpoints
+from mllmsubj.app import loading
 from mllmsubj.app.files import write_png
 from mllmsubj.app.request import Reference, RequestReader
 from mllmsubj.checkpoint import folder_of
-from mllmsubj.convert import fold_lora, load_lora
+from mllmsubj.convert import load_lora
 from mllmsubj.data.images import to_pil
 from mllmsubj.diffusion.settings import SamplingConfig
 from mllmsubj.experiment import Experiment, typed
 from mllmsubj.generate import Generator
-from mllmsubj.models.layers import unstack
-from mllmsubj.models.lora import merge_lora
-from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.sharding import make_mesh
+from mllmsubj.turns import offloaded, resident
 from mllmsubj.typing import Params
-from mllmsubj.weights import trained_params
 
 Lora = tuple[str | Path, float]
 """A LoRA's file or folder, and the weight that it is added with."""
@@ -68,35 +66,36 @@ class Pipeline:
         """`checkpoint`, its fingerprint, and `loras`, what was folded in: for the pictures' metadata."""
         self.experiment, self.params, self.mesh, self.checkpoint = experiment, params, mesh, checkpoint
         self.loras = [[Path(path).name, weight] for path, weight in loras]
-        self._reader, self._generator = reader, Generator(model, experiment.shift)
+        turn = offloaded(mesh) if experiment.compute.offload else resident
+        self._reader, self._generator = reader, Generator(model, experiment.shift, turn)
 
     @classmethod
     def load(
-        cls, checkpoint: str | Path = "tiny", config: ConfigDict | None = None, loras: Sequence[Lora] = ()
+        cls,
+        checkpoint: str | Path = "tiny",
+        config: ConfigDict | None = None,
+        loras: Sequence[Lora] = (),
+        frozen_dtype: str | None = None,
+        offload: bool | None = None,
     ) -> "Pipeline":
         """A checkpoint folder, a training run's workdir, or "tiny", which is shipped; `config` replaces its own.
 
-        Adapters are folded into the transformer, the checkpoint's and those of `loras`: files or folders as diffusers
-        saves LoRA, each with a weight. Raises UserError for a folder that is no checkpoint, lacks its
-        tokenizers or is damaged, a config that is none, or parameters of other shapes.
+        `loras`: files or folders as diffusers saves LoRA, each with a weight, folded into the transformer.
+        `frozen_dtype` replaces `model.frozen_dtype`: "int8" halves memory. `offload` replaces `compute.offload`: True
+        keeps on the devices only what is being read; the pictures are the same.
+        Raises UserError for a folder that is no checkpoint, lacks its tokenizers or is damaged, a config that is
+        none, parameters of other shapes, and devices without room for them.
         """
         folder = folder_of(checkpoint)
-        experiment = Experiment.from_config(config if config is not None else checkpoints.read_config(folder))
-        compute = experiment.compute.resolve()
-        model = SubjectModel(experiment.model, replace(compute, scan_layers=True))  # as checkpoints are laid out
-        adapters = [load_lora(path, experiment.model.transformer, foldable=True) for path, _ in loras]
+        config = (checkpoints.read_config(folder) if config is None else config).copy_and_resolve_references()
+        with config.unlocked():
+            config.model.frozen_dtype = config.model.frozen_dtype if frozen_dtype is None else frozen_dtype
+            config.compute.offload = config.compute.offload if offload is None else offload
+        experiment = Experiment.from_config(config)
+        read = [load_lora(path, experiment.model.transformer, foldable=True) for path, _ in loras]
+        adapters = [(*lora, weight) for lora, (_, weight) in zip(read, loras, strict=True)]
         mesh, reader = make_mesh(**asdict(experiment.mesh)), RequestReader(experiment, folder)
-        params = trained_params(folder, model, experiment.seed, mesh)
-        if experiment.model.lora is not None:
-            merge = jax.jit(merge_lora, static_argnums=1)
-            params["transformer"] = merge(params["transformer"], experiment.model.lora)
-            model = replace(model, config=replace(experiment.model, lora=None))
-        for adapter, (_, weight) in zip(adapters, loras, strict=True):
-            params["transformer"] = fold_lora(params["transformer"], *adapter, weight)
-        if experiment.model.frozen_dtype == "int8":
-            params = quantize_frozen(params)
-        if not compute.scan_layers:
-            params, model = jax.jit(unstack)(params), replace(model, compute=compute)
+        model, params = loading.load(folder, experiment, mesh, adapters)
         return cls(experiment, model, params, reader, mesh, checkpoints.fingerprint(folder), loras)
 
     def generate(

@@ -78,6 +78,7 @@ LATE = {
     "taus": (generate(tau1=0.2, tau2=0.5), "tau1=0.2, tau2=0.5"),
     "steps": (generate(steps=0), "steps is 0"),
     "guidance": (generate(guidance=-1), "guidance is -1"),
+    "frozen_dtype": (generate(frozen_dtype="int4"), ["model.frozen_dtype", "'int4'", "'auto' or 'int8'"]),
     "long prompt": (generate(prompt="z" * 5000), "at most 512"),
     "broken prompt": (generate(prompt="a\udcff"), "not valid UTF-8"),
     "no checkpoint": (generate(checkpoint="folder.png"), ["'folder.png'", "no checkpoint"]),
@@ -135,12 +136,13 @@ def test_flags_and_overrides_reach_the_pipeline(folder, monkeypatch, capsys):
     monkeypatch.setattr(Pipeline, "load", load)
     overrides = ["--config.sampling.steps=9", "--config.reference.std=(0.5, 0.5, 0.25)"]
     with pytest.raises(SystemExit):
-        cli.main(["mllmsubj", *generate(steps=5, tau1=1), *overrides])
+        cli.main(["mllmsubj", *generate(steps=5, tau1=1, frozen_dtype="int8"), "--offload", *overrides])
     assert_one_line(*capsys.readouterr(), "far enough")
     [(checkpoint, config)] = loaded
     assert checkpoint == "tiny"
     assert (config.sampling.steps, config.sampling.tau1, config.sampling.tau2) == (5, 1.0, 0.85)
     assert tuple(config.reference.std) == (0.5, 0.5, 0.25)
+    assert (config.model.frozen_dtype, config.compute.offload) == ("int8", True)
 
 
 @pytest.mark.parametrize("args", [[], ["--help"], ["help"], ["generate", "--help"], ["bench", "-h"]])

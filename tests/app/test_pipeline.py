@@ -176,6 +176,22 @@ def test_a_checkpoint_loaded_again_draws_the_same(pipe, folder, drawn):
     np.testing.assert_array_equal(pixels(result), pixels(drawn))
 
 
+def test_parameters_that_take_turns_draw_the_same(folder, drawn):
+    turns = Pipeline.load(folder, offload=True)
+    assert {type(leaf) for leaf in jax.tree.leaves(turns.params)} == {np.ndarray}
+    np.testing.assert_array_equal(pixels(turns.generate(CAT, PROMPT, num_images=3, seed=7, **FAST)), pixels(drawn))
+
+
+def test_eight_bits_take_turns_too_and_keep_the_adapters(folder, params, drawn):
+    here, turns = (Pipeline.load(folder, frozen_dtype="int8", offload=offload) for offload in (False, True))
+    first, again = (pixels(each.generate(CAT, PROMPT, num_images=3, seed=7, **FAST)) for each in (here, turns))
+    np.testing.assert_array_equal(again, first)
+    assert 0 < np.abs(first - pixels(drawn)).mean() < 4
+    block, whole = here.params["transformer"]["double_blocks"]["0"]["attn"]["to_q"], params["transformer"]
+    assert block["kernel"].dtype == np.int8
+    np.testing.assert_array_equal(block["lora_a"], whole["double_blocks"]["attn"]["to_q"]["lora_a"][0])
+
+
 def test_adapters_are_not_needed(params, pipe, tmp_path, drawn):
     config = checkpoint.read_config(TINY)
     scale, config.model.lora = pipe.experiment.model.lora, None

@@ -15,7 +15,12 @@ from mllmsubj.app.files import png_path
 from mllmsubj.app.overrides import divided, overridden
 from mllmsubj.errors import UserError
 
-SETTINGS = ("height", "width", "steps", "tau1", "tau2", "guidance")
+SETTINGS = {
+    **{name: f"sampling.{name}" for name in ("height", "width", "steps", "tau1", "tau2", "guidance")},
+    "frozen_dtype": "model.frozen_dtype",
+    "offload": "compute.offload",
+}
+"""Flag -> the config's key that it replaces."""
 
 
 def define(values: flags.FlagValues) -> None:
@@ -45,6 +50,9 @@ def define(values: flags.FlagValues) -> None:
         ("guidance", "distilled guidance scale"),
     ):
         flags.DEFINE_float(name, None, what, flag_values=values)
+    text("frozen_dtype", None, "int8: frozen projections in 8 bits, half of bfloat16's memory")
+    what = "parameters wait in host memory and take turns on the device: models larger than its memory"
+    flags.DEFINE_boolean("offload", None, what, flag_values=values)
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
@@ -55,8 +63,8 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     loras = [lora_of(text) for text in values.lora]
     if not (values.prompt or "").strip():
         raise UserError('no prompt; say what to draw with --prompt="…"')
-    given = {name: values[name].value for name in SETTINGS if values[name].value is not None}
-    overrides += [f"--config.sampling.{name}={value}" for name, value in given.items()]
+    given = {key: values[name].value for name, key in SETTINGS.items() if values[name].value is not None}
+    overrides += [f"--config.{key}={value}" for key, value in given.items()]
 
     from mllmsubj.data.images import open_image  # starts JAX: only after the flags are right
 
