@@ -20,6 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.compute.remat = True  # recompute blocks in the backward pass; nothing changes without one
     config.compute.attention = "auto"  # "xla", "heads" (CPUs), or "cudnn" (NVIDIA); "auto" chooses
     config.compute.layers = "auto"  # "scan" (one compiled block in a loop), or "unrolled", for small models on CPUs
+    config.compute.offload = False  # drawing: parameters wait in host memory, each program's come for its turn
 
     config.mesh = ConfigDict()  # devices along each axis; -1 takes what the others leave
     config.mesh.data = 1

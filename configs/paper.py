@@ -5,16 +5,46 @@
 where DIR was imported from InternVL3-8B-hf, FLUX.1-dev's transformer and vae, and CLIP ViT-L/14's text tower.
 Parameters: MLLM 7,944,373,760; DiT 11,901,408,320 without its adapters. Expected on DreamBench (paper):
 DINO-I 0.748, CLIP-I 0.844, CLIP-T 0.301.
+
+Variants are slices, `configs/paper.py:v5p-64`; what fits where was found by `mllmsubj compile` and is in the README.
 """
+
+import math
 
 from ml_collections import ConfigDict
 
 from configs import base
 
+SLICES = {
+    # Examples a chip in training and pictures a chip in sampling: as many as keep the weights' way over the links
+    # short beside the work on them, and fit. Without remat where activations fit: a third less to compute.
+    "v5e-64": dict(topology="v5e:8x8", train=1, sample=1, remat=True),
+    "v5e-256": dict(topology="v5e:16x16", train=1, sample=1, remat=True),
+    "v5p-64": dict(topology="v5p:2x4x4", train=2, sample=4, remat=False),
+    "v5p-128": dict(topology="v5p:4x4x4", train=2, sample=4, remat=False),
+    "v6e-16": dict(topology="v6e:4x4", train=4, sample=2, remat=True),
+    "v6e-64": dict(topology="v6e:8x8", train=4, sample=2, remat=True),
+}
+"""Accelerator type -> its topology, and what the config makes of it."""
+
+COLAB = {"colab-v5e-1": "v5e:1x1", "colab-v6e-1": "v6e:1x1"}
+"""One chip, to draw with: 16 and 32 GB."""
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The full-size experiment. `variant` is unused until there are slices to name."""
-    config = base.get_config(variant)
+    """The full-size experiment, perhaps for a slice: a key of SLICES or of COLAB."""
+    config = base.get_config()
+    if variant in SLICES:
+        chips = math.prod(map(int, SLICES[variant]["topology"].partition(":")[2].split("x")))
+        config.compute.remat = SLICES[variant]["remat"]
+        config.train.batch_size = SLICES[variant]["train"] * chips
+        config.sampling.update(height=1024, width=1024, batch_size=SLICES[variant]["sample"] * chips)
+    elif variant in COLAB:
+        config.model.frozen_dtype = "int8"
+        config.compute.offload = True
+        config.sampling.batch_size = 1
+    elif variant:
+        raise ValueError(f"unknown variant {variant!r}; known: {', '.join([*SLICES, *COLAB])}")
     model = config.model
 
     model.mllm = ConfigDict()
@@ -47,6 +77,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     model.dla = ConfigDict()
     model.dla.num_states = 29  # embeddings and 28 layers
+    model.dla.states = (0, 29)  # those that are pooled: from the first up to but without the second
+    model.dla.shared = False  # True: one LAP for text and image tokens alike
     model.dla.input_dim = 3584
     model.dla.width = 3584  # smaller than input_dim: a bottleneck
     model.dla.num_heads = 28

@@ -12,7 +12,7 @@ from configs import paper
 
 def get_config(variant: str = "") -> ConfigDict:
     """The embedded default. `variant` is unused."""
-    config = paper.get_config(variant)
+    config = paper.get_config()
     model = config.model
 
     model.mllm.vision.update(
@@ -36,7 +36,14 @@ def get_config(variant: str = "") -> ConfigDict:
     model.mllm.tie_word_embeddings = True
 
     model.dla.update(
-        num_states=7, input_dim=128, width=128, num_heads=4, num_kv_heads=4, intermediate_size=256, context_dim=128
+        num_states=7,
+        states=(0, 7),
+        input_dim=128,
+        width=128,
+        num_heads=4,
+        num_kv_heads=4,
+        intermediate_size=256,
+        context_dim=128,
     )
     model.vae.update(block_out_channels=(32, 64, 64, 64), layers_per_block=1, norm_num_groups=8)
     model.clip.update(

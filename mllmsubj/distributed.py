@@ -15,8 +15,8 @@ BATCH = PartitionSpec(("data", "fsdp"))
 def start() -> None:
     """Joins this process to the others of its run, if there are any; before anything else of JAX.
 
-    Anywhere by JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; on TPU pods
-    and under SLURM and Open MPI JAX finds out by itself. Raises UserError if the three are not all there.
+    Anywhere by JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; on GKE's TPUs
+    JAX finds out by itself. On TPU VMs launch/run_worker.sh sets the three. Raises UserError if some are missing.
     """
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         try:

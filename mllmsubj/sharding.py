@@ -40,7 +40,7 @@ PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r".*/(to_out|to_add_out|o_proj|out_proj|attn/proj)/kernel", _OUT),
     (r".*/(gate_proj|up_proj|proj_mlp|ff_in|fc1)/kernel", _IN),
     (r".*/(down_proj|ff_out|fc2)/kernel", _OUT),
-    (r"transformer/single_blocks/proj_out/kernel", _OUT),
+    (r"transformer/single_blocks/(\d+/)?proj_out/kernel", _OUT),
     (r"transformer/(x_embedder|context_embedder|proj_out|time_text_embed/.*|modulation/out)/kernel", _IN),
     (r"transformer/modulation/(double_img|double_txt|single)/kernel", PartitionSpec("fsdp", None, "tensor")),
     (r"(mllm/projector|dla)/.*(linear_1|linear_2|down|up)/kernel", _IN),
@@ -81,11 +81,17 @@ def constrain(x: Array, *names: str) -> Array:
 
     An axis that the mesh does not divide stays whole, so that one picture can be made on eight chips.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if jax.sharding.get_abstract_mesh().empty:
         return x
+    return jax.lax.with_sharding_constraint(x, activation_spec(x.shape, *names))
+
+
+def activation_spec(shape: tuple[int, ...], *names: str) -> PartitionSpec:
+    """How an activation of that shape lies on the mesh that is set; whole where none is."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return PartitionSpec(*(None,) * len(names))
     spec = PartitionSpec(*(ACTIVATION_AXES[name] for name in names))
-    return jax.lax.with_sharding_constraint(x, _fit(spec, x.shape, dict(mesh.shape)))
+    return _fit(spec, shape, dict(jax.sharding.get_abstract_mesh().shape))
 
 
 def parameter_specs(params: Params) -> PyTree:

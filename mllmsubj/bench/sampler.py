@@ -21,7 +21,7 @@ from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
 from mllmsubj.generate import Generator
 from mllmsubj.models.dit import FluxConfig
-from mllmsubj.models.flops import transformer_flops
+from mllmsubj.models.flops import sample_flops, transformer_flops
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.subject import Condition, SubjectModel
 from mllmsubj.ops.patchify import TOKEN_PIXELS
@@ -68,7 +68,8 @@ def run(width: int, tokens: int, steps: int, repeats: int) -> dict[str, Any]:
     against_peer = alternate({"mllmsubj": lambda: ours(text_only), "diffusers": diffusers}, repeats)
     against_all = alternate({"staged": lambda: ours(staged), "all_tokens": lambda: ours(everything)}, repeats)
     flops = {
-        name: _flops(config, condition, stages, tokens) for name, stages in (("staged", staged), ("all", everything))
+        name: sample_flops(config, condition, [(stage.attends, stage.stop - stage.start) for stage in stages], tokens)
+        for name, stages in (("staged", staged), ("all", everything))
     }
     forward = transformer_flops(config, tokens, CONTEXT, tokens)
     peers = summary(against_peer, "mllmsubj", "diffusers")
@@ -161,15 +162,3 @@ def _condition(config: FluxConfig, side: int) -> Condition:
         text_mask=None,
         reference_sizes=((side, side),),
     )
-
-
-def _flops(config: FluxConfig, condition: Condition, stages: tuple[Stage, ...], tokens: int) -> int:
-    """Of all steps together."""
-    total = 0
-    for stage in stages:
-        context = sum(
-            getattr(condition, part).shape[1] for part in ("null", "text", "image") if getattr(stage.attends, part)
-        )
-        image = tokens + (condition.reference.shape[1] if stage.attends.reference else 0)
-        total += (stage.stop - stage.start) * (transformer_flops(config, image, context, tokens))
-    return total

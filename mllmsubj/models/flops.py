@@ -4,6 +4,8 @@ Model FLOPs, the convention of MFU: products of matrices and convolutions alone,
 computes again; attention counts every pair of tokens, causal or not, as the literature does, and padding counts.
 """
 
+from collections.abc import Iterable
+
 from mllmsubj.models.clip import CLIPTextConfig
 from mllmsubj.models.dit import MLP_RATIO, FluxConfig
 from mllmsubj.models.dla import DLAConfig
@@ -11,7 +13,7 @@ from mllmsubj.models.lora import LoRAConfig
 from mllmsubj.models.mllm import InternVLConfig
 from mllmsubj.models.modulation import FREQUENCIES
 from mllmsubj.models.qwen2 import Qwen2Config
-from mllmsubj.models.subject import Features, SubjectConfig, SubjectInputs
+from mllmsubj.models.subject import Condition, Features, SubjectConfig, SubjectInputs
 from mllmsubj.models.vae import VAEConfig
 from mllmsubj.typing import Attends
 
@@ -41,6 +43,17 @@ def train_flops(config: SubjectConfig, features: Features, grid: tuple[int, int]
     attention = _transformer_attention(dit, seen + context)
     adapters = 3 * adapter_flops(dit, config.lora, seen, context)
     return 3 * aggregated + batch * (once + 2 * (forward - once - attention) + 3 * attention + adapters)
+
+
+def sample_flops(config: FluxConfig, condition: Condition, steps: Iterable[tuple[Attends, int]], tokens: int) -> int:
+    """All of a sampler's steps for every row of `condition`; `steps`: how many see what. Only shapes are read."""
+    total = 0
+    for attends, count in steps:
+        parts = ("null", "text", "image")
+        context = sum(getattr(condition, part).shape[1] for part in parts if getattr(attends, part))
+        image = tokens + attends.reference * condition.reference.shape[1]
+        total += count * transformer_flops(config, image, context, tokens)
+    return len(condition.text) * total
 
 
 def encode_flops(config: SubjectConfig, inputs: SubjectInputs, target: tuple[int, int] | None = None) -> int:
@@ -92,8 +105,8 @@ def adapter_flops(config: FluxConfig, lora: LoRAConfig | None, image_tokens: int
 
 
 def aggregator_flops(config: DLAConfig, tokens: int) -> int:
-    """One of the DLA's two halves over the tokens of one row: LAP across all layers' states, then the connector."""
-    states, width, d = config.num_states, config.width, config.input_dim
+    """One of the DLA's two halves over the tokens of one row: LAP across the states it pools, then the connector."""
+    states, width, d = config.num_pooled, config.width, config.input_dim
     down = 2 * states * d * width * (width != d)
     blocks = config.num_blocks * _lap_block(config, states)
     connector = 2 * config.context_dim * (width + config.context_dim)

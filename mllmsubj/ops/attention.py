@@ -7,13 +7,18 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 
 from mllmsubj.ops.target import platform
+from mllmsubj.sharding import activation_spec
 from mllmsubj.typing import Array, Bool, Float
 
-Implementation = Literal["auto", "xla", "cudnn", "heads"]
-"""A library's kernel, or "heads" (a few at a time); "auto" is "xla", or "heads" on CPUs from `SHORT` keys on."""
+Implementation = Literal["auto", "xla", "cudnn", "heads", "splash"]
+"""A library's kernel, or "heads" (a few at a time); "auto" is "heads" on CPUs from `SHORT` keys on, "splash" on TPUs
+from `LONG` keys on where it can do it, else "xla". "splash" leaves what it cannot do to "xla"."""
 
 SHORT = 32
 """Keys below which one head's products are too small for a turn of a loop."""
+
+LONG = 1024
+"""Keys from which scores are worth not having in memory."""
 
 CACHE = 2**22
 """Bytes of scores that a turn may have: two cores' second-level caches."""
@@ -33,10 +38,23 @@ def attend(
     `mask` is True where a query may look at a key. A row that may look at nothing gives finite values.
     """
     if implementation == "auto":
-        implementation = "heads" if platform() == "cpu" and key.shape[1] >= SHORT else "xla"
+        implementation = _chosen(key.shape[1])
     if implementation == "heads":
         return _few_heads_at_a_time(query, key, value, mask, causal)
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation=implementation)
+    if implementation == "splash":
+        from mllmsubj.ops import splash  # Pallas takes a second to import: only where it is used
+
+        if splash.fits(query, key, mask, causal):
+            split = activation_spec(query.shape, "batch", "seq", "heads", "embed")
+            return splash.splash_attend(query, key, value, mask, split=split, interpret=platform() != "tpu")
+    library: Literal["xla", "cudnn"] = "cudnn" if implementation == "cudnn" else "xla"
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation=library)
+
+
+def _chosen(keys: int) -> Implementation:
+    if platform() == "cpu" and keys >= SHORT:
+        return "heads"
+    return "splash" if platform() == "tpu" and keys >= LONG else "xla"
 
 
 def _few_heads_at_a_time(query: Array, key: Array, value: Array, mask: Array | None, causal: bool) -> Array:

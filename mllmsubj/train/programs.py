@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from mllmsubj.data.batch import Batch
 from mllmsubj.models.flops import encode_flops, train_flops
+from mllmsubj.ops.target import compiler_options
 from mllmsubj.sharding import placed
 from mllmsubj.train import modes
 from mllmsubj.train.known import NULL, Known
@@ -62,18 +63,40 @@ class Programs:
 def compile_step(step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh) -> Programs:
     """Arguments may be arrays or ShapeDtypeStructs with shardings; only their forms are read."""
     start = time.perf_counter()
-    encode = jax.jit(step.encode).lower({name: frozen[name] for name in TOWERS}, batch).compile()
+    encode = lower_encode(step, frozen, batch).compile()
+    encoded = encoded_by(encode, step, frozen, batch)
+    update = lower_update(step, state, frozen, encoded, mesh).compile()
+    return Programs(encode, encoded, update, step_flops(step, batch, encoded), time.perf_counter() - start)
+
+
+def lower_encode(step: TrainStep, frozen: Params, batch: Batch) -> jax.stages.Lowered:
+    """The first program."""
+    return jax.jit(step.encode, compiler_options=compiler_options()).lower(
+        {name: frozen[name] for name in TOWERS}, batch
+    )
+
+
+def encoded_by(encode: jax.stages.Compiled, step: TrainStep, frozen: Params, batch: Batch) -> Encoded:
+    """The form of what it gives, and how that lies on the mesh."""
     shapes = jax.eval_shape(step.encode, {name: frozen[name] for name in TOWERS}, batch)
-    encoded = placed(shapes, encode.output_shardings)
-    update = jax.jit(step.update, donate_argnames="state", out_shardings=(state_shardings(state, mesh), None))
-    compiled = update.lower(state, frozen["transformer"], encoded).compile()
-    return Programs(encode, encoded, compiled, step_flops(step, batch, encoded), time.perf_counter() - start)
+    return placed(shapes, encode.output_shardings)
+
+
+def lower_update(
+    step: TrainStep, state: TrainState, frozen: Params, encoded: Encoded, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The second program."""
+    shardings = (state_shardings(state, mesh), None)
+    options = compiler_options()
+    update = jax.jit(step.update, donate_argnames="state", out_shardings=shardings, compiler_options=options)
+    return update.lower(state, frozen["transformer"], encoded)
 
 
 def with_recall(programs: Programs, step: TrainStep, frozen: Params, batch: Batch, known: Known) -> Programs:
     """The same with a program for batches of which so much is known; it gives `update` arrays laid out as before."""
     start = time.perf_counter()
-    recall = jax.jit(step.encode, out_shardings=programs.encode.output_shardings)
+    shardings = programs.encode.output_shardings
+    recall = jax.jit(step.encode, out_shardings=shardings, compiler_options=compiler_options())
     return replace(
         programs,
         recall=recall.lower({name: frozen[name] for name in TOWERS}, batch, known).compile(),
@@ -84,11 +107,20 @@ def with_recall(programs: Programs, step: TrainStep, frozen: Params, batch: Batc
 
 def step_flops(step: TrainStep, batch: Batch, encoded: Encoded, known: Known | None = None) -> int:
     """Floating-point operations that both programs must spend on a batch; only shapes are read."""
+    return encode_step_flops(step, batch, known) + update_step_flops(step, encoded)
+
+
+def encode_step_flops(step: TrainStep, batch: Batch, known: Known | None = None) -> int:
+    """Of the first program alone."""
     parts = step.train.accumulate
     part = jax.eval_shape(partial(jax.tree.map, lambda x: x[::parts]), batch)
     inputs = jax.eval_shape(step.inputs, part)
-    config, attends = step.model.config, modes.union(step.stage.modes)
-    update = train_flops(config, encoded.features, encoded.grid, attends)
     if known is None:
-        return parts * (update + encode_flops(config, inputs, batch.target.shape[1:3]))
-    return parts * (update + (0 if NULL in known else encode_flops(config, replace(inputs, references=()))))
+        return parts * encode_flops(step.model.config, inputs, batch.target.shape[1:3])
+    return 0 if NULL in known else parts * encode_flops(step.model.config, replace(inputs, references=()))
+
+
+def update_step_flops(step: TrainStep, encoded: Encoded) -> int:
+    """Of the second program alone."""
+    attends = modes.union(step.stage.modes)
+    return step.train.accumulate * train_flops(step.model.config, encoded.features, encoded.grid, attends)

@@ -1,0 +1,95 @@
+"""JAX's splash attention, a kernel for TPUs that never holds the scores of a whole sequence."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import PartitionSpec
+
+from mllmsubj.typing import Array, Bool, Float
+
+LANES = 128
+"""Tokens and channels come in multiples of it."""
+LARGEST_BLOCK = 1024
+"""Tokens; larger ones do not fit a core's memory with their scores in float32."""
+LARGEST_TILE = 2**18
+"""Tokens of a block times channels of a head, for the same reason."""
+
+
+def fits(query: Array, key: Array, mask: Array | None, causal: bool) -> bool:
+    """Whether the kernel can do it: as many key heads as query heads, all queries under one mask, whole lanes."""
+    same_for_all = mask is None or mask.shape[1:3] == (1, 1)
+    channels = query.shape[3]
+    whole = channels % LANES == 0 and channels <= LARGEST_TILE // LANES
+    return not causal and same_for_all and query.shape[2] == key.shape[2] and whole
+
+
+def splash_attend(
+    query: Float[Array, "b s h k"],
+    key: Float[Array, "b z h k"],
+    value: Float[Array, "b z h k"],
+    mask: Bool[Array, "#b 1 1 z"] | None,
+    *,
+    split: PartitionSpec,
+    interpret: bool = False,
+) -> Float[Array, "b s h k"]:
+    """As `attend`; each device its own part: `split` says how batch (axis 0) and heads (axis 2) lie on the mesh.
+
+    `interpret` runs the kernel's steps on any device, slowly. Sequences are padded to whole lanes.
+    """
+    (b, s, _, k), z = query.shape, key.shape[1]
+    seen = jnp.ones((b, z), bool) if mask is None else jnp.broadcast_to(mask[:, 0, 0], (b, z))
+    q, k_, v = (_padded(x.swapaxes(1, 2), axis=2) for x in (query * k**-0.5, key, value))
+    heads = PartitionSpec(split[0], split[2], None, None)
+
+    def own(q: Array, k: Array, v: Array, seen: Array) -> Array:
+        kernel = _kernel(q.shape[1], q.shape[2], k.shape[2], _limit(q.shape[3]), interpret)
+        segments = splash.SegmentIds(q=jnp.ones((len(q), q.shape[2]), jnp.int32), kv=jnp.asarray(seen, jnp.int32))
+        return jax.vmap(kernel)(q, k, v, segments)
+
+    if not jax.sharding.get_abstract_mesh().empty:
+        # Nobody can see into a kernel to split it: without this every device would do everything.
+        own = jax.shard_map(
+            own, in_specs=(heads, heads, heads, PartitionSpec(split[0], None)), out_specs=heads, check_vma=False
+        )
+    return own(q, k_, v, _padded(seen, axis=1))[:, :, :s].swapaxes(1, 2).astype(query.dtype)
+
+
+def _kernel(heads: int, queries: int, keys: int, limit: int, interpret: bool) -> Callable[..., Array]:
+    block_q, block_k = _block(queries, limit), _block(keys, limit)
+    blocks = splash.BlockSizes(
+        block_q=block_q,
+        block_kv=block_k,
+        block_kv_compute=block_k,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_k,
+        block_kv_dkv_compute=block_k,
+        use_fused_bwd_kernel=True,
+    )
+    mask = splash.MultiHeadMask([splash.FullMask((queries, keys))] * heads)
+    return splash.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
+
+
+def _limit(channels: int) -> int:
+    """The largest block of a head with so many channels."""
+    return min(LARGEST_BLOCK, LARGEST_TILE // channels // LANES * LANES)
+
+
+def _block(tokens: int, limit: int = LARGEST_BLOCK) -> int:
+    """The largest block up to `limit` that divides so many tokens."""
+    return max(size for size in range(LANES, limit + 1, LANES) if tokens % size == 0)
+
+
+def _padded(x: Array, axis: int) -> Array:
+    """Zeros behind the tokens up to a number of lanes that large blocks divide."""
+    width = [(0, 0)] * x.ndim
+    width[axis] = (0, padded_length(x.shape[axis]) - x.shape[axis])
+    return jnp.pad(x, width)
+
+
+def padded_length(tokens: int) -> int:
+    """The fewest lanes, or up to an eighth more if the blocks are then larger than half the largest."""
+    least = -(-tokens // LANES) * LANES
+    candidates = range(least, least + least // 8 + 1, LANES)
+    return next((length for length in candidates if 2 * _block(length) > LARGEST_BLOCK), least)

@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mllmsubj.aot.hlo import Module, Roof
+from mllmsubj.aot.topology import compile_there
+
+LAYERS, ROWS, WIDTH = 7, 1024, 512
+ROOF = Roof(197e12, 819e9, 200e9)
+
+
+def work(mesh, function, *args):
+    """`args`: (shape, spec) of bfloat16 arrays."""
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec)) for shape, spec in args]
+    return Module(compile_there(jax.jit(function).lower(*shapes)).as_text()).work(ROOF)
+
+
+def layers(x, kernels):
+    return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0]
+
+
+def test_a_loop_counts_as_often_as_it_turns(mesh):
+    found = work(mesh, layers, ((ROWS, WIDTH), PartitionSpec("fsdp")), ((LAYERS, WIDTH, WIDTH), PartitionSpec()))
+    assert found.flops == 2 * LAYERS * ROWS / 4 * WIDTH**2
+    assert found.collectives == {}
+    assert found.seconds >= found.flops / ROOF.flops
+    assert found.cycles > 0
+
+
+def test_gathered_weights_are_counted_once_a_layer(mesh):
+    spec = PartitionSpec(None, "fsdp")
+    found = work(mesh, layers, ((ROWS, WIDTH), PartitionSpec("fsdp")), ((LAYERS, WIDTH, WIDTH), spec))
+    assert found.flops == 2 * LAYERS * ROWS / 4 * WIDTH**2
+    sent = sum(found.collectives.values())
+    # Three quarters of each kernel come from the others, by whichever collective the compiler takes.
+    assert sent == pytest.approx(LAYERS * WIDTH * WIDTH * 2 * 3 / 4, rel=0.35)
+
+
+def test_a_sum_over_chips_is_an_all_reduce_or_its_halves(mesh):
+    found = work(
+        mesh, lambda x, y: x @ y, ((ROWS, ROWS), PartitionSpec(None, "fsdp")), ((ROWS, WIDTH), PartitionSpec("fsdp"))
+    )
+    assert found.flops == 2 * ROWS * ROWS / 4 * WIDTH
+    assert set(found.collectives) & {"all-reduce", "reduce-scatter", "all-gather", "collective-permute"}
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_counts_no_padding(mesh, stride):
+    rows, side, channels = 16, 32, 128  # fewer rows, and the compiler cuts pictures up, which costs borders
+    kernel = (3, 3, channels, channels)
+    found = work(
+        mesh,
+        lambda x, k: jax.lax.conv_general_dilated(
+            x, k, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+        ),
+        ((4 * rows, side, side, channels), PartitionSpec("fsdp")),
+        (kernel, PartitionSpec()),
+    )
+    along = sum(0 <= o * stride + tap - 1 < side for o in range(side // stride) for tap in range(3))
+    assert found.flops == 2 * rows * along**2 * channels**2
+
+
+def test_traffic_of_a_stream_is_what_is_read_and_written(mesh):
+    big = (64 * 1024, 4096)  # half a GB: more than a core's own memory
+    found = work(mesh, lambda x: x * 2 + 1, (big, PartitionSpec("fsdp")))
+    assert found.bytes == pytest.approx(2 * big[0] * big[1] * 2 / 4)
+    assert found.seconds == pytest.approx(found.bytes / ROOF.hbm)

@@ -1,0 +1,77 @@
+"""The real programs of a small experiment on slices that are not here."""
+
+from dataclasses import asdict, replace
+
+import jax
+import pytest
+
+from mllmsubj.aot.programs import bytes_per_device
+from mllmsubj.aot.report import report
+from mllmsubj.aot.topology import find_slice
+from mllmsubj.checkpoint import TINY, read_config
+from mllmsubj.errors import UserError
+from mllmsubj.experiment import Experiment
+from mllmsubj.models.subject import SubjectModel
+from mllmsubj.sharding import make_mesh, parameter_shardings, placed
+
+FRONT_DOOR = {
+    "fits",
+    "peak_bytes_per_chip",
+    "hbm_bytes_per_chip",
+    "model_flops",
+    "predicted_seconds",
+    "predicted_mfu",
+    "compile_seconds",
+    "collectives",
+}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return Experiment.from_config(read_config(TINY))
+
+
+@pytest.fixture(scope="module", params=["v5e:2x2", "v5p:2x2x1"])
+def update(tiny, request):
+    """Tiny's training step on four chips of two kinds."""
+    return report("train", tiny, find_slice(request.param))
+
+
+@pytest.mark.slow
+def test_a_training_step_fits_and_spends_what_is_counted(update):
+    assert set(update) >= FRONT_DOOR
+    assert update["fits"]
+    assert update["chips"] == 4
+    assert [row["name"] for row in update["programs"]] == ["encode", "update"]
+    for row in update["programs"]:
+        # What the compiler multiplies is what the model must spend, but for the edges of pictures and tiles.
+        assert 4 * row["compiled_flops"] == pytest.approx(row["model_flops"], rel=0.15)
+    assert update["collectives"]
+    assert 0 < update["predicted_mfu"] < 1
+
+
+def test_drawing_takes_four_programs(tiny):
+    small = replace(tiny, sampling=replace(tiny.sampling, batch_size=4, steps=4))
+    found = report("sample", small, find_slice("v5e:2x2"))
+    assert [row["name"] for row in found["programs"]] == ["encode", "prepare", "denoise", "decode"]
+    assert found["fits"]
+    denoise = found["programs"][2]
+    assert 4 * denoise["compiled_flops"] == pytest.approx(denoise["model_flops"], rel=0.15)
+
+
+def test_a_mesh_and_batches_that_do_not_divide(tiny):
+    four = find_slice("v5e:2x2")
+    with pytest.raises(UserError, match=r"mesh .* does not fit 4 devices"):
+        report("train", replace(tiny, mesh=replace(tiny.mesh, tensor=3)), four)
+    with pytest.raises(UserError, match=r"train\.batch_size 6 is not divisible"):
+        report("train", replace(tiny, train=replace(tiny.train, batch_size=6)), four)
+    with pytest.raises(UserError, match=r"sampling\.batch_size 3 is not divisible"):
+        report("sample", replace(tiny, sampling=replace(tiny.sampling, batch_size=3)), four)
+
+
+def test_bytes_of_a_device_are_its_part(tiny):
+    mesh = make_mesh(**asdict(tiny.mesh), devices=list(find_slice("v5e:2x2").devices))
+    shapes = SubjectModel(tiny.model, tiny.compute.resolve()).abstract_params()
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    part = bytes_per_device(placed(shapes, parameter_shardings(shapes, mesh)))
+    assert whole / 4 < part < whole / 3  # biases and norms lie everywhere

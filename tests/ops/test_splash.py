@@ -1,0 +1,91 @@
+"""The kernel's own steps, interpreted, against plain attention; and compiled for TPUs that are not here."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mllmsubj.ops.attention import attend
+from mllmsubj.ops.splash import LANES, LARGEST_BLOCK, fits, padded_length
+from mllmsubj.ops.target import compiling_for
+from mllmsubj.sharding import make_mesh
+
+B, H, K = 2, 2, 128
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
+def inputs(queries, keys):
+    return random(B, queries, H, K, seed=1), random(B, keys, H, K, seed=2), random(B, keys, H, K, seed=3)
+
+
+def value_and_gradients(implementation, q, k, v, mask):
+    weight = random(*q.shape, seed=4)
+
+    def loss(q, k, v):
+        return jnp.sum(attend(q, k, v, mask, implementation=implementation) * weight)
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
+
+
+@pytest.mark.parametrize(("queries", "keys", "masked"), [(128, 128, False), (70, 70, True), (40, 200, True)])
+def test_equals_plain_attention_with_its_gradients(queries, keys, masked):
+    q, k, v = inputs(queries, keys)
+    mask = jnp.asarray(np.random.default_rng(5).random((B, 1, 1, keys)) > 0.3) if masked else None
+    ours, plain = (value_and_gradients(name, q, k, v, mask) for name in ("splash", "xla"))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
+
+
+def test_a_row_without_keys_stays_finite():
+    q, k, v = inputs(16, 16)
+    mask = jnp.zeros((B, 1, 1, 16), bool).at[0].set(True)
+    assert jnp.isfinite(attend(q, k, v, mask, implementation="splash")).all()
+
+
+def test_each_device_does_its_own_part():
+    mesh = make_mesh(2, 2, 2)
+    q, k, v = (random(4, 64, H, K, seed=i) for i in range(3))
+    mask = jnp.asarray(np.random.default_rng(6).random((4, 1, 1, 64)) > 0.3)
+    whole = attend(q, k, v, mask, implementation="xla")
+    with jax.set_mesh(mesh):
+        parts = jax.jit(lambda *x: attend(*x, implementation="splash"))(q, k, v, mask)
+    np.testing.assert_allclose(parts, whole, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("heads", "channels", "mask", "causal"),
+    [(1, 128, None, False), (2, 64, None, False), (2, 128, (B, 1, 16, 16), False), (2, 128, None, True)],
+)
+def test_what_it_cannot_do_is_left_to_plain_attention(heads, channels, mask, causal):
+    q = random(B, 16, 2, channels)
+    k = random(B, 16, heads, channels, seed=1)
+    allowed = None if mask is None else jnp.ones(mask, bool)
+    assert not fits(q, k, allowed, causal)
+    ours, plain = (attend(q, k, k, allowed, causal=causal, implementation=name) for name in ("splash", "xla"))
+    np.testing.assert_array_equal(ours, plain)
+
+
+@pytest.mark.parametrize("tokens", [1, 128, 1100, 2570, 4618, 9216])
+def test_padding_is_whole_lanes_and_little(tokens):
+    length = padded_length(tokens)
+    assert length % LANES == 0
+    assert tokens <= length <= max(LANES, 1.125 * (tokens + LANES))
+    assert any(length % size == 0 for size in range(min(length, LARGEST_BLOCK), 0, -LANES))
+
+
+@pytest.mark.parametrize(("tokens", "channels"), [(2570, 128), (4096, 512)])
+def test_compiled_for_a_tpu_it_holds_no_scores(tokens, channels):
+    pytest.importorskip("libtpu", reason="compiles for TPUs")
+    from mllmsubj.aot.topology import compile_there, find_slice
+
+    mesh = make_mesh(1, 4, 1, list(find_slice("v5e:2x2").devices))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    heads = 3072 // channels
+    x = jax.ShapeDtypeStruct((4, tokens, heads, channels), jnp.bfloat16, sharding=spec)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), compiling_for("tpu"):
+        step = jax.jit(jax.grad(lambda q, k, v: jnp.sum(attend(q, k, v).astype(jnp.float32)), argnums=(0, 1, 2)))
+        memory = compile_there(step.lower(x, x, x)).memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * heads * tokens * tokens  # of one picture, in float32
