@@ -5,7 +5,7 @@ import runpy
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -37,6 +37,7 @@ class ComputeConfig:
     remat: bool
     attention: Implementation
     layers: Literal["auto", "scan", "unrolled"]
+    offload: bool
 
     def resolve(self) -> Compute:
         """Where it says "auto": bfloat16 and scanned layers on accelerators, float32 and unrolled layers on CPUs."""
@@ -84,17 +85,23 @@ class Experiment:
 def load_config(spec: str) -> ConfigDict:
     """`get_config(variant)` of the file in "FILE" or "FILE:variant"; raises UserError if it cannot be loaded."""
     name, _, variant = spec.partition(":")
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(f"config file {str(path)!r} is not there")
-    # A config imports its parents as `configs.…`, from the folder that holds `configs`.
+    if not Path(name).is_file():
+        raise UserError(f"config file {name!r} is not there")
+    return from_file(Path(name), f"config file {spec!r}", lambda file: file["get_config"](variant).lock())
+
+
+def from_file(path: Path, shown: str, make: Callable[[Mapping[str, Any]], T]) -> T:
+    """What `make` makes of the names that a Python file defines; raises UserError, on the file as `shown`, if it fails.
+
+    The file imports others as `configs.…`, from the folder that holds `configs`.
+    """
     root = next((parent.parent for parent in path.resolve().parents if parent.name == "configs"), path.resolve().parent)
     sys.path.insert(0, str(root))
     try:
-        return runpy.run_path(str(path))["get_config"](variant).lock()
+        return make(runpy.run_path(str(path)))
     except Exception as error:  # a config is a program: it can raise anything
         reason = " ".join(str(error).split())
-        raise UserError(f"config file {spec!r} fails to load: {type(error).__name__}: {reason}") from None
+        raise UserError(f"{shown} fails to load: {type(error).__name__}: {reason}") from None
     finally:
         sys.path.remove(str(root))
 

@@ -9,14 +9,15 @@ PACKAGE = Path(mllmsubj.__file__).parent
 MAY_IMPORT = {
     "errors": set(),
     "typing": set(),
-    "ops": {"typing"},
+    "ops": {"typing", "sharding"},
     "sharding": {"errors", "typing"},
     "models": {"typing", "ops", "sharding", "errors"},
     "diffusion": {"typing", "ops", "errors"},
     "data": {"typing", "ops", "errors", "files"},
     "convert": {"typing", "models", "sharding", "errors"},
     "checkpoint": {"typing", "sharding", "errors"},
-    "generate": {"typing", "models", "diffusion"},
+    "turns": {"typing", "sharding", "errors"},
+    "generate": {"typing", "ops", "models", "diffusion", "turns"},
     "devices": set(),
     "files": set(),
     "distributed": {"typing", "errors"},
@@ -27,8 +28,9 @@ MAY_IMPORT = {
     },
     "evals": {
         *("typing", "errors", "sharding", "distributed", "models", "diffusion", "data", "generate", "experiment"),
-        *("train", "files"),
+        *("train", "files", "checkpoint"),
     },
+    "sweeps": {"errors", "files", "checkpoint", "experiment", "train"},
     "experiment": {"models", "diffusion", "data", "train", "ops", "errors"},
 }
 """Part of the package -> parts that it may import besides itself. `app` and `bench` may import all."""

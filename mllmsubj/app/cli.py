@@ -21,9 +21,11 @@ COMMANDS = {
     "demo": "the whole thing on this machine: a photograph and a prompt in, a picture out",
     "import": "weights of InternVL, FLUX and CLIP in Hugging Face folders: a checkpoint to train on",
     "train": "train both stages; run again, it resumes exactly",
+    "sweep": "the runs of a sweep, here or through a launcher: train, judge, sum up",
     "evaluate": "judge a checkpoint on data that training did not see: numbers, pictures and a report",
     "export": "what was trained, for others: the LoRA as diffusers loads it, the DLA, a model card",
     "data": "preview: a contact sheet of toyworld; pack: a data set as a few large files; check: is all of it readable",
+    "compile": "for a TPU slice that is not here: does it fit, how fast can it be, what is sent between chips",
     "bench": "speed against a peer, in one run, as ratios",
 }
 """Name -> what it does; each is a module of `mllmsubj.app.commands` with `define(flags)` and `run(flags, argv)`."""

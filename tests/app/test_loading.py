@@ -93,7 +93,7 @@ def large(tmp_path_factory):
 
 @pytest.mark.slow
 def test_loading_takes_little_more_memory_than_what_is_kept(large):
-    """Beyond it: a group as stored, what is made of it, and what reading it takes; never the whole model."""
+    """Beyond it: a group as stored, on CPUs its numbers in float32 while 8 bits are made of them, and compiling."""
     folder, stored = large
     shapes = dict(flatten(stored.abstract_params()))
     env = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PATH": "", "PYTHONPATH": str(ROOT)}
@@ -103,6 +103,5 @@ def test_loading_takes_little_more_memory_than_what_is_kept(large):
     found = json.loads(done.stdout)
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in shapes.values())
     largest = max(leaf.size * leaf.dtype.itemsize for leaf in shapes.values())
-    print(found | dict(whole=whole, largest=largest))
     assert found["kept"] < 0.55 * whole
-    assert found["peak"] - found["before"] < found["kept"] + 2 * largest < whole
+    assert found["peak"] - found["before"] < found["kept"] + 3 * largest < whole

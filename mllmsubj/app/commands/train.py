@@ -32,6 +32,8 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     for name in ("config", "workdir"):
         if not values[name].value:
             raise UserError(f"no {name}; start with mllmsubj train --config=configs/tiny.py --workdir=DIR")
+    if "://" in values.workdir:
+        raise UserError(f"workdir {values.workdir!r} is no folder; name one, such as where it is mounted")
     workdir = Path(values.workdir).expanduser()
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir {values.workdir!r} is a file; name a folder")
