@@ -1,5 +1,6 @@
 """The programs of a step, compiled with abstract arguments that are laid out on a slice's mesh."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -172,7 +173,7 @@ def _compiled(name: str, lower: Callable[[], jax.stages.Lowered]) -> tuple[jax.s
     try:
         compiled = compile_there(lowered, effort=-1.0 if name in QUICK else 0.0)
     except jax.errors.JaxRuntimeError as error:
-        if "memory space hbm" not in str(error):
+        if not re.search(r"RESOURCE_EXHAUSTED.*\bhbm\b", str(error), re.IGNORECASE | re.DOTALL):
             raise
         raise DoesNotFit(name, str(error), time.perf_counter() - start) from None
     return compiled, time.perf_counter() - start

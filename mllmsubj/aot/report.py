@@ -103,9 +103,9 @@ def _work(program: Program, chip: Chip) -> Work:
 
 
 def _failed(error: DoesNotFit, chip: Chip) -> Row:
-    """What the compiler says of a program that it gave up: "Used 20.79G of 15.75G hbm"."""
+    """What the compiler says of a program that it gave up: "Used 20.79G of 15.75G hbm", "(64.00G) exceeds"."""
     name, message, seconds = error.args
-    used = re.search(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", message)
+    used = re.search(r"(?:Used |\()([\d.]+)([KMG])(?: of [\d.]+[KMG] hbm|\) exceeds)", message)
     scale = {"K": 2**10, "M": 2**20, "G": GIB}
     need = round(float(used[1]) * scale[used[2]]) if used else chip.hbm_bytes + 1
     return Row(name, chip.devices * need, 0, 0, 0, 0, 0, 0, {}, None, seconds)

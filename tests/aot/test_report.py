@@ -3,10 +3,12 @@
 from dataclasses import asdict, replace
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from mllmsubj.aot.programs import bytes_per_device
-from mllmsubj.aot.report import report
+from mllmsubj.aot.programs import DoesNotFit, _compiled, bytes_per_device
+from mllmsubj.aot.report import _failed, report
 from mllmsubj.aot.topology import find_slice
 from mllmsubj.checkpoint import TINY, read_config
 from mllmsubj.errors import UserError
@@ -75,3 +77,15 @@ def test_bytes_of_a_device_are_its_part(tiny):
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     part = bytes_per_device(placed(shapes, parameter_shardings(shapes, mesh)))
     assert whole / 4 < part < whole / 3  # biases and norms lie everywhere
+
+
+def test_what_does_not_fit_says_by_how_much():
+    one = find_slice("v5e:1x1")
+    mesh = make_mesh(1, 1, 1, list(one.devices))
+    x = jax.ShapeDtypeStruct((2**17, 2**17), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec()))  # 32 GiB
+    with pytest.raises(DoesNotFit) as caught:
+        _compiled("square", lambda: jax.jit(lambda x: x @ x).lower(x))
+    row = _failed(caught.value, one.chip)
+    assert row.name == "square"
+    assert row.predicted_seconds is None
+    assert row.peak_bytes == 64 * 2**30
