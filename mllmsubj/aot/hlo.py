@@ -116,6 +116,12 @@ class Module:
     def _traffic(self, computation: str, instruction: Instruction) -> int:
         """Bytes of HBM that are read and written; of what is sliced, or updated in place, only that part."""
         given, taken = list(instruction.shapes), self._inputs(computation, instruction)
+        if instruction.op in ("dynamic-slice", "slice", "gather"):
+            taken = [shape if i else given[0] for i, shape in enumerate(taken)]
+        if instruction.op == "dynamic-update-slice":
+            given, taken = taken[1:2], taken[1:2]
+        if instruction.op == "async-start" and _CALLED.search(instruction.text):
+            return self._parts_of(instruction)
         if instruction.op != "fusion":
             given = given[:1] if instruction.op.endswith("-start") else given  # then it names its inputs once more
             return sum(shape.bytes for shape in (*given, *taken) if shape.in_hbm)
@@ -124,6 +130,13 @@ class Module:
         results = [body[name] for name in root.operands] if root.op == "tuple" else [root]
         reads = sum(self._read(body, i) for i, shape in zip(parameters, taken, strict=False) if shape.in_hbm)
         return reads + sum(_written(body, i) for i, shape in zip(results, given, strict=False) if shape.in_hbm)
+
+    def _parts_of(self, start: Instruction) -> int:
+        """Bytes that go on beside the others, in a computation of their own."""
+        called = _CALLED.search(start.text)
+        assert called is not None
+        inside = self.computations[called[1]].values()
+        return sum(self._traffic(called[1], i) for i in inside if not _moves_nothing(i))
 
     def _fused(self, fusion: Instruction) -> tuple[Computation, list[Instruction]]:
         """What a fusion calls, and the parameters in order."""

@@ -61,6 +61,12 @@ def test_a_convolution_counts_no_padding(mesh, stride):
     assert found.flops == 2 * rows * along**2 * channels**2
 
 
+def test_a_loop_reads_one_layer_a_turn(mesh):
+    wide = 4096
+    found = work(mesh, layers, ((64, wide), PartitionSpec("fsdp")), ((LAYERS, wide, wide), PartitionSpec()))
+    assert found.bytes == pytest.approx(LAYERS * wide * wide * 2, rel=0.2)
+
+
 def test_traffic_of_a_stream_is_what_is_read_and_written(mesh):
     big = (64 * 1024, 4096)  # half a GB: more than a core's own memory
     found = work(mesh, lambda x: x * 2 + 1, (big, PartitionSpec("fsdp")))
