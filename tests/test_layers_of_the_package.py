@@ -30,6 +30,23 @@ MAY_IMPORT = {
         *("typing", "errors", "sharding", "distributed", "models", "diffusion", "data", "generate", "experiment"),
         *("train", "files", "checkpoint"),
     },
+    "loading": {"typing", "models", "sharding", "convert", "turns", "weights", "experiment"},
+    "aot": {
+        *(
+            "typing",
+            "errors",
+            "ops",
+            "sharding",
+            "devices",
+            "models",
+            "diffusion",
+            "data",
+            "turns",
+            "generate",
+            "loading",
+        ),
+        *("experiment", "train"),
+    },
     "sweeps": {"errors", "files", "checkpoint", "experiment", "train"},
     "experiment": {"models", "diffusion", "data", "train", "ops", "errors"},
 }

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from mllmsubj.diffusion.stages import plan_stages
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
 from mllmsubj.generate import Generator
+from mllmsubj.loading import held_model, held_shapes
 from mllmsubj.models.flops import aggregator_flops, encode_flops, modulation_flops, sample_flops, vae_decode_flops
 from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import Condition, SubjectModel, is_trained, token_grid
@@ -107,16 +108,19 @@ def _train(experiment: Experiment, mesh: Mesh, encode_only: bool) -> Iterator[Pr
 
 
 def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
-    """One batch of pictures of one reference, adapters folded in, as `Generator` makes them."""
-    settings, model = experiment.sampling, replace(experiment.model, lora=None)
+    """One batch of pictures of one reference, as `Generator` makes them of what `loading.load` keeps."""
+    settings = experiment.sampling
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if settings.batch_size % devices:
         raise UserError(
             f"sampling.batch_size {settings.batch_size} is not divisible by mesh axes data x fsdp ({devices}); "
             f"use a multiple, such as {-(-settings.batch_size // devices) * devices}"
         )
-    subject = SubjectModel(model, experiment.compute.resolve())
-    params = _stored(subject.abstract_params(), experiment, mesh)
+    stored = SubjectModel(experiment.model, experiment.compute.resolve())
+    shapes = held_shapes(stored)
+    params = placed(shapes, parameter_shardings(shapes, mesh))
+    subject = held_model(stored)
+    model = subject.config
     generator, size = Generator(subject, experiment.shift), settings.batch_size
     grid = token_grid(settings.height, settings.width)
     tokens = grid[0] * grid[1]
@@ -148,7 +152,7 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
         ),
         "denoise": (
             lambda: denoise(grid=grid, stages=stages, true=settings.true_guidance),
-            sample_flops(model.transformer, condition, [(s.attends, s.stop - s.start) for s in stages], tokens)
+            sample_flops(model, condition, [(s.attends, s.stop - s.start) for s in stages], tokens)
             - settings.steps * size * modulation_flops(model.transformer),
         ),
         "decode": (

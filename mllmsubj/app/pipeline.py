@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from mllmsubj import checkpoint as checkpoints
-from mllmsubj.app import loading
+from mllmsubj import loading
 from mllmsubj.app.files import write_png
 from mllmsubj.app.request import Reference, RequestReader
 from mllmsubj.checkpoint import folder_of

@@ -45,14 +45,15 @@ def train_flops(config: SubjectConfig, features: Features, grid: tuple[int, int]
     return 3 * aggregated + batch * (once + 2 * (forward - once - attention) + 3 * attention + adapters)
 
 
-def sample_flops(config: FluxConfig, condition: Condition, steps: Iterable[tuple[Attends, int]], tokens: int) -> int:
+def sample_flops(config: SubjectConfig, condition: Condition, steps: Iterable[tuple[Attends, int]], tokens: int) -> int:
     """All of a sampler's steps for every row of `condition`; `steps`: how many see what. Only shapes are read."""
     total = 0
     for attends, count in steps:
         parts = ("null", "text", "image")
         context = sum(getattr(condition, part).shape[1] for part in parts if getattr(attends, part))
         image = tokens + attends.reference * condition.reference.shape[1]
-        total += count * transformer_flops(config, image, context, tokens)
+        one = transformer_flops(config.transformer, image, context, tokens)
+        total += count * (one + adapter_flops(config.transformer, config.lora, image, context))
     return len(condition.text) * total
 
 

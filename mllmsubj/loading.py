@@ -50,8 +50,12 @@ def load(
         held = held if compute.scan_layers else _unstacked(held)
         kept |= flatten(jax.device_get(held) if offload else held)
         del group, held  # before the next one is read
-    sizes = replace(experiment.model, lora=None if _merges(stored) else experiment.model.lora)
-    return SubjectModel(sizes, compute), unflatten(kept)
+    return replace(held_model(stored), compute=compute), unflatten(kept)
+
+
+def held_model(stored: SubjectModel) -> SubjectModel:
+    """The model of what `load` keeps, layers stacked."""
+    return replace(stored, config=replace(stored.config, lora=None)) if _merges(stored) else stored
 
 
 def held_shapes(stored: SubjectModel) -> Params:
