@@ -132,6 +132,7 @@ def test_another_sweep_or_config_in_the_same_workdir(capsys):
     assert "out holds a sweep over another config: train.clip_norm: 1.0 there, 3.0 here" in err
 
 
+@pytest.mark.slow
 def test_killed_and_run_again(tmp_path, capsys):
     """The sweep and its training with SIGKILL; then all of it; then there is nothing to do. Two runs, one training."""
     flags = [f"--config={CONFIG}", sweep_file("[{}, {'sampling.tau1': 0.9}]"), "--workdir=out", "--limit=2"]
