@@ -122,6 +122,12 @@ def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
     )
 
 
+def bytes_per_device(tree: PyTree) -> int:
+    """What one device holds of arrays, or of shapes with shardings, before a compiler pads anything."""
+    leaves = jax.tree.leaves(tree)
+    return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+
+
 def flatten(params: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(path, leaf) of a nested dict, in order."""
     for name, value in params.items():

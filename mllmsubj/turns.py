@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from mllmsubj.errors import UserError
-from mllmsubj.sharding import flatten, parameter_shardings, unflatten
+from mllmsubj.sharding import bytes_per_device, flatten, parameter_shardings, placed, unflatten
 from mllmsubj.typing import Params
 
 T = TypeVar("T")
@@ -62,15 +61,8 @@ def offloaded(mesh: Mesh) -> Turn:
 
 def turn_bytes(params: Params, mesh: Mesh) -> dict[str, int]:
     """Bytes of parameters on each device, turn by turn; `params` may be shapes."""
-    shardings = dict(flatten(parameter_shardings(params, mesh)))
-    return {
-        turn: sum(
-            int(np.prod(shardings[path].shard_shape(leaf.shape))) * leaf.dtype.itemsize
-            for path, leaf in flatten(params)
-            if pattern.fullmatch(path)
-        )
-        for turn, pattern in TURNS.items()
-    }
+    held = placed(params, parameter_shardings(params, mesh))
+    return {turn: bytes_per_device(parameters_of(held, turn)) for turn in TURNS}
 
 
 def check_room(turns: Mapping[str, int], offload: bool, room: int | None) -> None:

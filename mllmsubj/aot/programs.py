@@ -21,16 +21,15 @@ from mllmsubj.generate import Generator
 from mllmsubj.loading import held_model, held_shapes
 from mllmsubj.models.flops import aggregator_flops, encode_flops, modulation_flops, sample_flops, vae_decode_flops
 from mllmsubj.models.quantize import quantize_frozen
-from mllmsubj.models.subject import Condition, SubjectModel, is_trained, token_grid
+from mllmsubj.models.subject import Condition, SubjectModel, token_grid
 from mllmsubj.ops.target import compiling_for
-from mllmsubj.sharding import flatten, parameter_shardings, placed
+from mllmsubj.sharding import bytes_per_device, parameter_shardings, placed
 from mllmsubj.train import programs as train_programs
-from mllmsubj.train.optimizer import learning_rates, make_optimizer, split
-from mllmsubj.train.run import check_batch
+from mllmsubj.train.run import check_batch, kept_apart, make_stages
 from mllmsubj.train.state import new_state, state_shardings
-from mllmsubj.train.step import TOWERS, TrainStep
+from mllmsubj.train.step import TOWERS
 from mllmsubj.turns import TURNS, parameters_of
-from mllmsubj.typing import Params, PyTree
+from mllmsubj.typing import Params
 
 Step = Literal["train", "sample", "encode"]
 
@@ -71,26 +70,12 @@ def compile_programs(step: Step, experiment: Experiment, mesh: Mesh) -> Iterator
 
 def _train(experiment: Experiment, mesh: Mesh, encode_only: bool) -> Iterator[Program]:
     """Stage 2, whose sequences are the longest."""
-    train, stage = experiment.train, experiment.train.stage2
+    train = experiment.train
     check_batch(train.batch_size, train.accumulate, mesh)
-    model = SubjectModel(experiment.model, experiment.compute.resolve())
-    params = model.abstract_params()
-    trained, frozen = split(params, {path for path, _ in flatten(params) if is_trained(path)})
-    rates, optimizer = learning_rates(params, stage), make_optimizer(train)
-    step = TrainStep(
-        model=model,
-        train=train,
-        stage=stage,
-        first=train.stage1.steps,
-        rates=rates,
-        optimizer=optimizer,
-        reference=experiment.reference,
-        shift=experiment.shift,
-        null_ids=inputs.NULL_IDS,
-        null_text=inputs.NULL_TEXT,
-        seed=experiment.seed,
-    )
-    begin = partial(new_state, active=set(rates), optimizer=optimizer, ema=train.ema_decay > 0)
+    params = SubjectModel(experiment.model, experiment.compute.resolve()).abstract_params()
+    trained, frozen = kept_apart(params, train)
+    _, step = make_stages(experiment, params, inputs.NULL_IDS, inputs.NULL_TEXT)
+    begin = partial(new_state, active=set(step.rates), optimizer=step.optimizer, ema=train.ema_decay > 0)
     state = jax.eval_shape(begin, trained)
     state, frozen = placed(state, state_shardings(state, mesh)), _stored(frozen, experiment, mesh)
     batch, towers = inputs.train_batch(experiment, mesh), {name: frozen[name] for name in TOWERS}
@@ -188,16 +173,3 @@ def _stored(params: Params, experiment: Experiment, mesh: Mesh) -> Params:
     if experiment.model.frozen_dtype == "int8":
         params = jax.eval_shape(quantize_frozen, params)
     return placed(params, parameter_shardings(params, mesh))
-
-
-def bytes_per_device(tree: PyTree) -> int:
-    """Of arrays or shapes with shardings: what one device holds of them, before the compiler pads anything."""
-    leaves = jax.tree.leaves(tree)
-    return sum(jnp.dtype(x.dtype).itemsize * _size(x.sharding.shard_shape(x.shape)) for x in leaves)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size

@@ -23,6 +23,7 @@ from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import SubjectModel, is_trained
 from mllmsubj.sharding import flatten, placed
 from mllmsubj.train.optimizer import join, learning_rates, make_optimizer, split, trained_paths
+from mllmsubj.train.settings import TrainConfig
 from mllmsubj.train.state import TrainState, new_state, state_shardings
 from mllmsubj.train.step import TrainStep
 from mllmsubj.typing import Params
@@ -120,9 +121,8 @@ def _make_run(experiment: Experiment, mesh: Mesh, base: Path, params: Params) ->
     It keeps what it trains, and the DLA and the adapters even where its learning rates freeze them: `base` need not
     have them, or not as `start_from` has.
     """
-    train, compute = experiment.train, experiment.compute.resolve()
-    kept = trained_paths(params, train) | {path for path, _ in flatten(params) if is_trained(path)}
-    trained, frozen = split(params, kept)
+    compute = experiment.compute.resolve()
+    trained, frozen = kept_apart(params, experiment.train)
     encoder = PromptEncoder(
         base / "tokenizer",
         base / "clip_tokenizer",
@@ -130,27 +130,40 @@ def _make_run(experiment: Experiment, mesh: Mesh, base: Path, params: Params) ->
         image_tokens=experiment.model.mllm.tokens_per_tile,
         image_token_id=experiment.model.mllm.image_token_id,
     )
-    null, optimizer = encoder("", 0), make_optimizer(train)
-    step = partial(
-        TrainStep,
-        model=SubjectModel(experiment.model, compute),
-        train=train,
-        optimizer=optimizer,
-        reference=experiment.reference,
-        shift=experiment.shift,
-        null_ids=tuple(null.input_ids[0].tolist()),
-        null_text=null.text,
-        seed=experiment.seed,
-    )
-    stages = (
-        step(stage=train.stage1, first=0, rates=learning_rates(params, train.stage1)),
-        step(stage=train.stage2, first=train.stage1.steps, rates=learning_rates(params, train.stage2)),
-    )
+    null = encoder("", 0)
+    stages = make_stages(experiment, params, tuple(null.input_ids[0].tolist()), null.text)
     if experiment.model.frozen_dtype == "int8":
         frozen = quantize_frozen(frozen)
     if not compute.scan_layers:
         frozen = jax.jit(unstack)(frozen)
     return Run(experiment, mesh, base, stages[0].model, frozen, encoder, stages), trained
+
+
+def kept_apart(params: Params, train: TrainConfig) -> tuple[Params, Params]:
+    """What a run's state holds, trained or not in either stage, and what is frozen for good."""
+    return split(params, trained_paths(params, train) | {path for path, _ in flatten(params) if is_trained(path)})
+
+
+def make_stages(
+    experiment: Experiment, params: Params, null_ids: tuple[int, ...], null_text: tuple[int, int]
+) -> tuple[TrainStep, TrainStep]:
+    """Both stages' programs; only the paths of `params` are read. `null_ids`, `null_text`: see `TrainStep`."""
+    train, stage1_steps = experiment.train, experiment.train.stage1.steps
+    step = partial(
+        TrainStep,
+        model=SubjectModel(experiment.model, experiment.compute.resolve()),
+        train=train,
+        optimizer=make_optimizer(train),
+        reference=experiment.reference,
+        shift=experiment.shift,
+        null_ids=null_ids,
+        null_text=null_text,
+        seed=experiment.seed,
+    )
+    return (
+        step(stage=train.stage1, first=0, rates=learning_rates(params, train.stage1)),
+        step(stage=train.stage2, first=stage1_steps, rates=learning_rates(params, train.stage2)),
+    )
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:

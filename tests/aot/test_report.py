@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mllmsubj.aot.programs import DoesNotFit, _compiled, bytes_per_device
+from mllmsubj.aot.programs import DoesNotFit, _compiled
 from mllmsubj.aot.report import _failed, report
 from mllmsubj.aot.topology import find_slice
 from mllmsubj.checkpoint import TINY, read_config
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
 from mllmsubj.models.subject import SubjectModel
-from mllmsubj.sharding import make_mesh, parameter_shardings, placed
+from mllmsubj.sharding import bytes_per_device, make_mesh, parameter_shardings, placed
 
 FRONT_DOOR = {
     "fits",
