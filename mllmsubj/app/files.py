@@ -27,6 +27,16 @@ def png_path(output: str | None) -> Path:
     return path
 
 
+def workdir_path(workdir: str) -> Path:
+    """The folder in `--workdir`, which may still be missing; raises UserError if it can be none."""
+    if "://" in workdir:
+        raise UserError(f"workdir {workdir!r} is no folder; name one, such as where it is mounted")
+    path = Path(workdir).expanduser()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"workdir {workdir!r} is a file; name a folder")
+    return path
+
+
 def write_png(image: Image.Image, path: Path, **options: Any) -> None:
     """Writes a PNG through `replacing`."""
     with replacing(path) as partial:

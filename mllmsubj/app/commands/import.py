@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from mllmsubj.app.cli import parse
+from mllmsubj.app.files import workdir_path
 from mllmsubj.app.overrides import divided, overridden
 from mllmsubj.errors import UserError
 
@@ -52,7 +53,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     from mllmsubj.importing.run import import_models, refuse_existing
     from mllmsubj.importing.sizes import with_sizes
 
-    workdir = Path(values.workdir).expanduser()
+    workdir = workdir_path(values.workdir)
     refuse_existing(workdir)
     config = overridden(load_config(values.config or str(PAPER)), overrides)
     folders, dtype = _folders(values), np.dtype(values.dtype)

@@ -23,7 +23,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from mllmsubj.app.cli import need_train_extra, parse
-from mllmsubj.app.files import replacing, write_png
+from mllmsubj.app.files import replacing, workdir_path, write_png
 from mllmsubj.app.overrides import divided, overridden
 from mllmsubj.errors import UserError
 from mllmsubj.evals.benchmarks import BENCHMARKS, check_benchmark
@@ -110,10 +110,7 @@ def _workdir(name: str | None) -> Path:
         raise UserError(
             "no workdir; start with mllmsubj sweep --config=configs/tiny.py --sweep=configs/sweeps/tau.py --workdir=DIR"
         )
-    workdir = Path(name).expanduser()
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"workdir {name!r} is a file; name a folder")
-    return workdir
+    return workdir_path(name)
 
 
 def _check(values: flags.FlagValues) -> None:

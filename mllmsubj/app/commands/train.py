@@ -7,11 +7,11 @@ runs on each.
 
 import logging
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from mllmsubj.app.cli import need_train_extra, parse, start_logging
+from mllmsubj.app.files import workdir_path
 from mllmsubj.app.overrides import divided, overridden
 from mllmsubj.errors import UserError
 
@@ -32,11 +32,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     for name in ("config", "workdir"):
         if not values[name].value:
             raise UserError(f"no {name}; start with mllmsubj train --config=configs/tiny.py --workdir=DIR")
-    if "://" in values.workdir:
-        raise UserError(f"workdir {values.workdir!r} is no folder; name one, such as where it is mounted")
-    workdir = Path(values.workdir).expanduser()
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"workdir {values.workdir!r} is a file; name a folder")
+    workdir = workdir_path(values.workdir)
     need_train_extra("training needs")
 
     from mllmsubj import distributed  # starts JAX: only after the flags are right
