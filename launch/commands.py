@@ -4,8 +4,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Iterable
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 MISTAKE = 2
@@ -73,6 +73,13 @@ def passed_on(flags: Namespace, *names: str) -> list[str]:
     """Those flags that were given, for a program that calls them the same."""
     given = [(f"--{name.replace('_', '-')}", getattr(flags, name)) for name in names]
     return [name if value is True else f"{name}={value}" for name, value in given if value]
+
+
+def parsers(document: str | None, steps: Mapping[str, str]) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """A launcher's parser, and one for each of its steps (name -> what it does), which becomes `flags.step`."""
+    made = ArgumentParser(description=document, formatter_class=RawDescriptionHelpFormatter)
+    each = made.add_subparsers(dest="step", required=True, metavar="|".join(steps))
+    return made, {step: each.add_parser(step, help=summary, description=summary) for step, summary in steps.items()}
 
 
 def divided(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -21,7 +21,7 @@ import shlex
 import sys
 from typing import Any
 
-from commands import Command, Mistake, divided, front, passed_on, run, show
+from commands import Command, Mistake, divided, front, parsers, passed_on, run, show
 from slices import find_slice
 
 STEPS = {
@@ -164,10 +164,8 @@ def literal(text: str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Flags by kubectl's and xpk's names."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    steps = made.add_subparsers(dest="step", required=True, metavar="|".join(STEPS))
-    for step, summary in STEPS.items():
-        flags = steps.add_parser(step, help=summary, description=summary)
+    made, each = parsers(__doc__, STEPS)
+    for step, flags in each.items():
         flags.add_argument("--name", required=True, help="of the JobSet")
         if step != "render":
             flags.add_argument("--dry-run", action="store_true", help="print the command, run none")

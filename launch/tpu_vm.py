@@ -21,7 +21,7 @@ from pathlib import Path
 
 import tpu_commands as tpu
 import watch
-from commands import Command, Mistake, divided, front, run, show, started
+from commands import Command, Mistake, divided, front, parsers, run, show, started
 from slices import find_slice
 
 STEPS = {
@@ -85,10 +85,8 @@ def planned(flags: argparse.Namespace, command: tuple[str, ...]) -> list[Command
 
 def parser() -> argparse.ArgumentParser:
     """Flags by gcloud's names."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    steps = made.add_subparsers(dest="step", required=True, metavar="|".join(STEPS))
-    for step, summary in STEPS.items():
-        flags = steps.add_parser(step, help=summary, description=summary)
+    made, each = parsers(__doc__, STEPS)
+    for step, flags in each.items():
         flags.add_argument("--name", required=True, help="of the queued resource and of its TPU VM")
         flags.add_argument("--zone", required=True)
         flags.add_argument("--project", help="default: gcloud's")
