@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mllmsubj.ops import attention
 from mllmsubj.ops.attention import attend
 from mllmsubj.ops.patchify import image_ids, pack, reference_ids, unpack
 from mllmsubj.ops.rope import axial_rotation, rotate_halves, rotate_interleaved, rotation
@@ -39,6 +40,24 @@ def test_attend_is_torch(implementation, groups, kind):
         *heads_first, attn_mask=torch.tensor(allowed), enable_gqa=True
     ).transpose(1, 2)
     assert_close(ours, want)
+
+
+@pytest.mark.parametrize("heads_a_turn", [1, 2, 8])
+def test_heads_in_turns_change_nothing_nor_do_their_gradients(heads_a_turn, monkeypatch):
+    monkeypatch.setattr(attention, "CACHE", 4 * heads_a_turn * 5 * 6)
+    q, k, v = qkv(z=6, g=2)
+    mask = np.random.default_rng(1).random((2, 4, 5, 6)) > 0.3
+    mask[..., 0] = True
+    weight = np.random.default_rng(2).standard_normal(q.shape).astype(np.float32)
+
+    def value_and_gradients(implementation):
+        def loss(q, k, v):
+            return jnp.sum(attend(q, k, v, mask, implementation=implementation) * weight)
+
+        return jax.tree.leaves(jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v))
+
+    for ours, want in zip(value_and_gradients("heads"), value_and_gradients("xla"), strict=True):
+        assert_close(ours, want)
 
 
 @pytest.mark.parametrize("implementation", ["heads", "xla"])
