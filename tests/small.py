@@ -9,6 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mllmsubj.data.batch import Batch
+from mllmsubj.diffusion.schedule import ShiftConfig
+from mllmsubj.diffusion.settings import SamplingConfig
 from mllmsubj.experiment import Experiment, load_config
 from mllmsubj.models.layers import Compute, unstack
 from mllmsubj.models.subject import Condition, Layout, SubjectInputs, SubjectModel
@@ -20,6 +22,20 @@ from mllmsubj.train.step import TrainStep
 ROOT = Path(__file__).parents[1]
 GRID = (4, 6)
 """Rows and columns of the noisy tokens."""
+SHIFT = ShiftConfig(256, 4096, 0.5, 1.15)
+SETTINGS = SamplingConfig(
+    height=64,
+    width=96,
+    steps=4,
+    tau1=0.95,
+    tau2=0.85,
+    last_stage="drop_all",
+    guidance=2.5,
+    text_guidance=1.0,
+    reference_guidance=1.0,
+    batch_size=2,
+)
+"""Pictures of GRID."""
 
 
 def small_config() -> ConfigDict:

@@ -4,28 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from mllmsubj.diffusion.schedule import ShiftConfig
-from mllmsubj.diffusion.settings import SamplingConfig
 from mllmsubj.errors import UserError
 from mllmsubj.generate import Generator
 from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.sharding import flatten, make_mesh
 from mllmsubj.turns import TURNS, check_room, is_read, offloaded, parameters_of, resident, turn_bytes
-from tests.small import random_like, small_inputs, small_model
-
-SHIFT = ShiftConfig(256, 4096, 0.5, 1.15)
-SETTINGS = SamplingConfig(
-    height=64,
-    width=96,
-    steps=4,
-    tau1=0.95,
-    tau2=0.85,
-    last_stage="drop_all",
-    guidance=2.5,
-    text_guidance=1.0,
-    reference_guidance=1.0,
-    batch_size=2,
-)
+from tests.small import SETTINGS, SHIFT, random_like, small_inputs, small_model
 
 
 def live_bytes():

@@ -8,29 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllmsubj.diffusion.schedule import ShiftConfig, time_grid
-from mllmsubj.diffusion.settings import SamplingConfig
+from mllmsubj.diffusion.schedule import time_grid
 from mllmsubj.diffusion.stages import BOTH, MLLM, NOTHING, VAE
 from mllmsubj.generate import Generator
 from mllmsubj.models.subject import is_trained
 from mllmsubj.sharding import flatten, make_mesh, parameter_shardings, unflatten
 from mllmsubj.typing import Attends
 from tests.parity import assert_close
-from tests.small import GRID, random_like, small_condition, small_inputs, small_model
+from tests.small import GRID, SETTINGS, SHIFT, random_like, small_condition, small_inputs, small_model
 
 ALL = Attends(null=True, text=True, image=True, reference=True)
-SETTINGS = SamplingConfig(
-    height=64,
-    width=96,
-    steps=4,
-    tau1=0.95,
-    tau2=0.85,
-    last_stage="drop_all",
-    guidance=2.5,
-    text_guidance=1.0,
-    reference_guidance=1.0,
-    batch_size=2,
-)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +132,7 @@ def test_gradients_reach_every_trained_parameter():
 
 
 def test_generate_is_the_same_on_eight_devices(model, params):
-    generator, inputs = Generator(model, ShiftConfig(256, 4096, 0.5, 1.15)), small_inputs()
+    generator, inputs = Generator(model, SHIFT), small_inputs()
     plain = generator(params, inputs, SETTINGS, seed=3, num_images=2)
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     with jax.set_mesh(mesh):
@@ -157,7 +144,7 @@ def test_generate_is_the_same_on_eight_devices(model, params):
 
 
 def test_picture_i_depends_on_seed_and_i_alone(model, params):
-    generator, inputs = Generator(model, ShiftConfig(256, 4096, 0.5, 1.15)), small_inputs()
+    generator, inputs = Generator(model, SHIFT), small_inputs()
     three = generator(params, inputs, SETTINGS, seed=5, num_images=3)
     one = generator(params, inputs, SETTINGS, seed=5, num_images=1)
     other = generator(params, inputs, SETTINGS, seed=6, num_images=1)
@@ -167,7 +154,7 @@ def test_picture_i_depends_on_seed_and_i_alone(model, params):
 
 
 def test_step_by_step_is_the_one_program(model, params):
-    generator, inputs, calls = Generator(model, ShiftConfig(256, 4096, 0.5, 1.15)), small_inputs(), []
+    generator, inputs, calls = Generator(model, SHIFT), small_inputs(), []
     whole = generator(params, inputs, SETTINGS, seed=1, num_images=3)
     watched = generator(params, inputs, SETTINGS, seed=1, num_images=3, progress=lambda *at: calls.append(at))
     assert_close(watched, whole)
@@ -175,7 +162,7 @@ def test_step_by_step_is_the_one_program(model, params):
 
 
 def test_another_guidance_does_not_compile_again(model, params):
-    generator = Generator(model, ShiftConfig(256, 4096, 0.5, 1.15))
+    generator = Generator(model, SHIFT)
     for guidance, text in ((2.5, 2.0), (4.0, 3.0)):
         settings = replace(SETTINGS, guidance=guidance, text_guidance=text)
         generator(params, small_inputs(), settings, seed=0)
@@ -185,7 +172,7 @@ def test_another_guidance_does_not_compile_again(model, params):
 
 def test_the_sampler_is_one_program_of_three_loops(model, params):
     """No host in between: one jitted call whose only loops over steps are the three stages' scans."""
-    generator, grid = Generator(model, ShiftConfig(256, 4096, 0.5, 1.15)), GRID
+    generator, grid = Generator(model, SHIFT), GRID
     times = time_grid(28, grid[0] * grid[1], generator.shift)
     from mllmsubj.diffusion.stages import plan_stages
 
