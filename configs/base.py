@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.compute = ConfigDict()
     config.compute.dtype = "auto"  # of activations and frozen weights: bfloat16 on accelerators, float32 on CPUs
     config.compute.remat = True  # recompute blocks in the backward pass; nothing changes without one
-    config.compute.attention = "auto"  # "xla", "heads" (CPUs), or "cudnn" (NVIDIA); "auto" chooses
+    config.compute.attention = "auto"  # "xla", "heads" (CPUs), "cudnn" (NVIDIA), "splash" (TPUs); "auto" chooses
     config.compute.layers = "auto"  # "scan" (one compiled block in a loop), or "unrolled", for small models on CPUs
     config.compute.offload = False  # drawing: parameters wait in host memory, each program's come for its turn
 

@@ -66,12 +66,10 @@ class Module:
         total, links, inner = Work(), 0.0, 0.0
         for instruction in self.computations[name].values():
             one = Work()
-            if instruction.op in ("while", "call", "conditional"):
-                called = _CALLED.search(instruction.text)
-                if called:
-                    times = self.turns(instruction) if instruction.op == "while" else 1
-                    total.add(inside := self._work(called[1], roof, known), times)
-                    inner += times * inside.seconds
+            if instruction.op in ("while", "call"):
+                times = self.turns(instruction) if instruction.op == "while" else 1
+                total.add(inside := self._work(_called(instruction), roof, known), times)
+                inner += times * inside.seconds
                 continue
             kind = next((kind for kind in COLLECTIVES if instruction.op in (kind, f"{kind}-start")), None)
             if kind is not None:
@@ -107,11 +105,10 @@ class Module:
             return kernel_flops(instruction, self._inputs(computation, instruction))
         if instruction.op in ("dot", "convolution"):
             return product_flops(instruction, self._inputs(computation, instruction))
-        called = _CALLED.search(instruction.text)
-        if called is None:
+        if instruction.op not in ("fusion", "async-start"):
             return 0
-        inner = self.computations[called[1]].values()
-        return sum(self._flops(called[1], i) for i in inner if i.op in ("dot", "convolution", "fusion", "custom-call"))
+        called = _called(instruction)
+        return sum(self._flops(called, i) for i in self.computations[called].values())
 
     def _traffic(self, computation: str, instruction: Instruction) -> int:
         """Bytes of HBM that are read and written; of what is sliced, or updated in place, only that part."""
@@ -120,8 +117,10 @@ class Module:
             taken = [shape if i else given[0] for i, shape in enumerate(taken)]
         if instruction.op == "dynamic-update-slice":
             given, taken = taken[1:2], taken[1:2]
-        if instruction.op == "async-start" and _CALLED.search(instruction.text):
-            return self._parts_of(instruction)
+        if instruction.op == "async-start":
+            called = _called(instruction)
+            inside = self.computations[called].values()
+            return sum(self._traffic(called, i) for i in inside if not _moves_nothing(i))
         if instruction.op != "fusion":
             given = given[:1] if instruction.op.endswith("-start") else given  # then it names its inputs once more
             return sum(shape.bytes for shape in (*given, *taken) if shape.in_hbm)
@@ -131,18 +130,9 @@ class Module:
         reads = sum(self._read(body, i) for i, shape in zip(parameters, taken, strict=False) if shape.in_hbm)
         return reads + sum(_written(body, i) for i, shape in zip(results, given, strict=False) if shape.in_hbm)
 
-    def _parts_of(self, start: Instruction) -> int:
-        """Bytes that go on beside the others, in a computation of their own."""
-        called = _CALLED.search(start.text)
-        assert called is not None
-        inside = self.computations[called[1]].values()
-        return sum(self._traffic(called[1], i) for i in inside if not _moves_nothing(i))
-
     def _fused(self, fusion: Instruction) -> tuple[Computation, list[Instruction]]:
         """What a fusion calls, and the parameters in order."""
-        called = _CALLED.search(fusion.text)
-        assert called is not None
-        body = self.computations[called[1]]
+        body = self.computations[_called(fusion)]
         parameters = (i for i in body.values() if i.op == "parameter")
         return body, sorted(parameters, key=lambda i: int(i.text.split(")")[0]))
 
@@ -178,6 +168,13 @@ class Module:
         if kind == "reduce-scatter":
             return whole * (size - 1)  # what it gives is a part
         return whole * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
+
+
+def _called(instruction: Instruction) -> str:
+    """The computation that it runs; of a loop, the body."""
+    found = _CALLED.search(instruction.text)
+    assert found is not None, f"{instruction.name} calls nothing"
+    return found[1]
 
 
 def _moves_nothing(instruction: Instruction) -> bool:

@@ -37,6 +37,8 @@ class Row:
     """What the program multiplies, with what is computed again in the backward pass and what several chips repeat."""
     hbm_bytes: int
     collectives: dict[str, int]
+    compiler_cycles: int
+    """As the compiler estimates, kernels left out: a second opinion on `predicted_seconds`."""
     predicted_seconds: float | None
     """None if it does not fit."""
     compile_seconds: float
@@ -89,6 +91,7 @@ def _row(program: Program, chip: Chip) -> Row:
         compiled_flops=chip.devices * work.flops,
         hbm_bytes=chip.devices * work.bytes,
         collectives={kind: round(chip.devices * sent) for kind, sent in sorted(work.collectives.items())},
+        compiler_cycles=round(work.cycles),
         predicted_seconds=work.seconds,
         compile_seconds=program.seconds,
     )
@@ -108,7 +111,7 @@ def _failed(error: DoesNotFit, chip: Chip) -> Row:
     used = re.search(r"(?:Used |\()([\d.]+)([KMG])(?: of [\d.]+[KMG] hbm|\) exceeds)", message)
     scale = {"K": 2**10, "M": 2**20, "G": GIB}
     need = round(float(used[1]) * scale[used[2]]) if used else chip.hbm_bytes + 1
-    return Row(name, chip.devices * need, 0, 0, 0, 0, 0, 0, {}, None, seconds)
+    return Row(name, chip.devices * need, 0, 0, 0, 0, 0, 0, {}, 0, None, seconds)
 
 
 def _added(parts: list[dict[str, int]]) -> dict[str, int]:
