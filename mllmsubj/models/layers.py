@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from mllmsubj.models.lora import LoRAConfig
 from mllmsubj.ops.attention import Implementation
-from mllmsubj.ops.target import platform
+from mllmsubj.ops.target import loops_overlap, platform
 from mllmsubj.sharding import STACKED, flatten, unflatten
 from mllmsubj.typing import Array, Float, Params, PyTree
 
@@ -141,11 +141,19 @@ def stack(
     them, and the `out`s come back stacked (None stays None). With `own_input` it is `block.__call__(x, own, shared)`,
     `own` being the block's slice of a tree with a leading axis of layers.
     """
-    body = nn.remat(block, prevent_cse=not compute.scan_layers) if compute.remat else block
+    loops = compute.scan_layers and not loops_overlap()
+    body = nn.remat(block, prevent_cse=not loops) if compute.remat else block
     if not compute.scan_layers:
         return lambda *fields, name=None: LaidOut(partial(body, *fields), length, own_input, name=name)
     axes = (0, nn.broadcast) if own_input else nn.broadcast
-    return nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=axes, length=length)
+    return nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=axes,
+        length=length,
+        unroll=1 if loops else length,
+    )
 
 
 class LaidOut(nn.Module):

@@ -32,3 +32,12 @@ def compiler_options() -> dict[str, str] | None:
     compiler's own estimate (FLUX with adapters, 32 chips of v5p).
     """
     return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"} if platform() == "tpu" else None
+
+
+def loops_overlap() -> bool:
+    """Whether collectives of loops that do not depend on each other get mixed up: on the CPUs of several processes.
+
+    XLA starts such a loop while another still runs, in any order, and gloo matches what arrives by order alone ("Is
+    there a distributed collective mismatch in your code?"). Collectives outside of loops keep their order.
+    """
+    return platform() == "cpu" and jax.process_count() > 1
