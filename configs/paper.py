@@ -22,8 +22,8 @@ SLICES = {
     "v5e-256": dict(topology="v5e:16x16", train=1, sample=1, remat=True),
     "v5p-64": dict(topology="v5p:2x4x4", train=2, sample=4, remat=False),
     "v5p-128": dict(topology="v5p:4x4x4", train=2, sample=4, remat=False),
-    "v6e-16": dict(topology="v6e:4x4", train=4, sample=2, remat=True),
-    "v6e-64": dict(topology="v6e:8x8", train=4, sample=2, remat=True),
+    "v6e-16": dict(topology="v6e:4x4", train=4, sample=6, remat=True),
+    "v6e-64": dict(topology="v6e:8x8", train=4, sample=6, remat=True),
 }
 """Accelerator type -> its topology, and what the config makes of it."""
 

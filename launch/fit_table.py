@@ -76,8 +76,9 @@ def row(variant: str, topology: str, found: dict) -> str:
     """One report."""
     need, have = found["peak_bytes_per_chip"] / GIB, found["hbm_bytes_per_chip"] / GIB
     fits = "yes" if found["fits"] else f"no, {need - have:+.1f} GiB"
-    speed = f"{found['predicted_seconds']:.2f} s | {100 * found['predicted_mfu']:.0f} %"
-    speed = speed if found["fits"] else "– | –"
+    speed = "– | –"
+    if found["fits"]:
+        speed = f"{found['predicted_seconds']:.2f} s | {100 * found['predicted_mfu']:.0f} %"
     where = f"| `{variant}` | {topology} | {found['chips']} | {found['step']}"
     return f"{where} | {need:.1f} of {have:.0f} | {fits} | {speed} |"
 

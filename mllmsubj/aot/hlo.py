@@ -121,6 +121,9 @@ class Module:
             called = _called(instruction)
             inside = self.computations[called].values()
             return sum(self._traffic(called, i) for i in inside if not _moves_nothing(i))
+        if instruction.op in ("slice-start", "dynamic-slice-start"):  # gives its input once more, then the slice
+            part = given[1]
+            return part.bytes * (taken[0].in_hbm + part.in_hbm)
         if instruction.op != "fusion":
             given = given[:1] if instruction.op.endswith("-start") else given  # then it names its inputs once more
             return sum(shape.bytes for shape in (*given, *taken) if shape.in_hbm)

@@ -84,10 +84,20 @@ def need_train_extra(what: str) -> None:
         raise UserError(f"{what} the extra 'train': pip install 'mllmsubj[train]'")
 
 
+def keep_compiled(workdir: Path) -> None:
+    """Programs compiled from now on stay in a run's workdir, which outlives its machines, unless the user names
+    another place, such as a bucket, in JAX_COMPILATION_CACHE_DIR. Before JAX starts."""
+    if os.environ["JAX_COMPILATION_CACHE_DIR"] == str(_users_cache()):
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(workdir.absolute() / "compiled")
+
+
+def _users_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mllmsubj" / "jax"
+
+
 def _set_up() -> None:
     """Compiled programs are kept between runs; warnings are one line. JAX reads its settings when it starts, later."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "mllmsubj" / "jax"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_users_cache()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     # TensorFlow, which some data and the writer for TensorBoard load, greets with lines; nothing is computed with it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -16,6 +16,7 @@ from mllmsubj.models.lora import LoRAConfig
 from mllmsubj.models.modulation import Modulation, Modulator, TimeTextEmbedding
 from mllmsubj.ops.attention import attend
 from mllmsubj.ops.rope import Rotation, axial_rotation, rotate_interleaved
+from mllmsubj.ops.target import platform
 from mllmsubj.sharding import constrain
 from mllmsubj.typing import Array, Bool, Float
 
@@ -226,7 +227,9 @@ def _enter(x: Array, shift: Array, scale: Array) -> Array:
 
 
 def _heads(x: Array, config: FluxConfig) -> Array:
-    return rearrange(x, "b s (h k) -> b s h k", k=config.attention_head_dim)
+    x = rearrange(x, "b s (h k) -> b s h k", k=config.attention_head_dim)
+    # What follows is in float32. XLA would write the projection and rearrange it in that, and move twice the bytes.
+    return jax.lax.optimization_barrier(x) if platform() == "tpu" else x
 
 
 def _rotated_attention(q: Array, k: Array, v: Array, rotation: Rotation, keys: Array | None, compute: Compute) -> Array:

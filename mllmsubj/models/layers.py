@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mllmsubj.models.lora import LoRAConfig
-from mllmsubj.ops.attention import Implementation
+from mllmsubj.ops.attention import KEPT, Implementation
 from mllmsubj.ops.target import loops_overlap, platform
 from mllmsubj.sharding import STACKED, flatten, unflatten
 from mllmsubj.typing import Array, Float, Params, PyTree
@@ -29,7 +29,7 @@ class Compute:
     dtype: Any = jnp.float32
     """Dtype of activations: bfloat16 on accelerators, float32 on CPUs."""
     remat: bool = False
-    """Recompute each block in the backward pass instead of storing what is inside it."""
+    """Recompute each block in the backward pass instead of storing what is inside it, but for a kernel's attention."""
     attention: Implementation = "auto"
     scan_layers: bool = True
     """One compiled block in a loop over layers; False lays the layers out, for parameters that `unstack` took apart."""
@@ -142,7 +142,8 @@ def stack(
     `own` being the block's slice of a tree with a leading axis of layers.
     """
     loops = compute.scan_layers and not loops_overlap()
-    body = nn.remat(block, prevent_cse=not loops) if compute.remat else block
+    policy = jax.checkpoint_policies.save_only_these_names(KEPT)
+    body = nn.remat(block, prevent_cse=not loops, policy=policy) if compute.remat else block
     if not compute.scan_layers:
         return lambda *fields, name=None: LaidOut(partial(body, *fields), length, own_input, name=name)
     axes = (0, nn.broadcast) if own_input else nn.broadcast

@@ -227,6 +227,11 @@ def _conv(
     stride: int = 1,
     padding: tuple[tuple[int, int], ...] | None = None,
 ) -> Array:
-    """A square convolution; without `padding` the picture keeps its size."""
+    """A square convolution; without `padding` the picture keeps its size.
+
+    Pictures stay apart on both sides of it: left alone, XLA gathers all of a batch rather than the small kernel.
+    """
     padding = padding or ((kernel // 2, kernel // 2),) * 2
-    return nn.Conv(features, (kernel, kernel), (stride, stride), padding, dtype=x.dtype, name=name)(x)
+    x = constrain(x, "batch", "seq", "seq", "embed")
+    x = nn.Conv(features, (kernel, kernel), (stride, stride), padding, dtype=x.dtype, name=name)(x)
+    return constrain(x, "batch", "seq", "seq", "embed")

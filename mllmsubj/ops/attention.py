@@ -20,6 +20,9 @@ SHORT = 32
 LONG = 1024
 """Keys from which scores are worth not having in memory."""
 
+KEPT = "attention"
+"""Name for `jax.checkpoint_policies` of what the backward pass of a kernel reads: small beside the work to make it."""
+
 CACHE = 2**22
 """Bytes of scores that a turn may have: two cores' second-level caches."""
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from mllmsubj.ops.target import platform
 from mllmsubj.typing import Array, Float, Int
 
 Rotation = tuple[Float[Array, "*s k2"], Float[Array, "*s k2"]]
@@ -28,9 +29,24 @@ def rotation(positions: Int[Array, " s"], dim: int, theta: float) -> Rotation:
 
 def rotate_interleaved(x: Float[Array, "b s h k"], by: Rotation) -> Float[Array, "b s h k"]:
     """Turns channel pairs (0, 1), (2, 3), … of every head, in float32."""
+    if platform() == "tpu":
+        return _turned_whole(x, by)
     pairs = rearrange(x.astype(jnp.float32), "b s h (k two) -> two b s h k", two=2)
     turned = jnp.stack(_turn(pairs[0], pairs[1], by), axis=-1)
     return rearrange(turned, "b s h k two -> b s h (k two)").astype(x.dtype)
+
+
+def _turned_whole(x: Float[Array, "b s h k"], by: Rotation) -> Float[Array, "b s h k"]:
+    """x · cos + swapped(x) · ±sin: no axis of two, which a TPU would fill up to 128 lanes and copy back and forth.
+
+    Swapping a pair's channels is a product with a permutation: exact in any dtype, and little for a matrix unit.
+    """
+    size = x.shape[-1]
+    swap = jnp.asarray(np.eye(size)[np.arange(size) ^ 1], x.dtype)
+    swapped = jnp.einsum("bshk,kj->bshj", x, swap, precision="highest")
+    cos, sin = (jnp.repeat(part, 2, axis=-1)[:, None, :] for part in by)
+    sin *= np.where(np.arange(size) % 2, 1.0, -1.0).astype(np.float32)
+    return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
 
 
 def rotate_halves(x: Float[Array, "b s h k"], by: Rotation) -> Float[Array, "b s h k"]:

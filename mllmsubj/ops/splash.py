@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 
+from mllmsubj.ops.attention import KEPT
 from mllmsubj.typing import Array, Bool, Float
 
 LANES = 128
@@ -68,7 +69,9 @@ def _kernel(heads: int, queries: int, keys: int, limit: int, interpret: bool) ->
         use_fused_bwd_kernel=True,
     )
     mask = splash.MultiHeadMask([splash.FullMask((queries, keys))] * heads)
-    return splash.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
+    return splash.make_splash_mha(
+        mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret, residual_checkpoint_name=KEPT
+    )
 
 
 def _limit(channels: int) -> int:

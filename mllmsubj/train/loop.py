@@ -23,6 +23,7 @@ from mllmsubj.sharding import make_mesh
 from mllmsubj.train import dump
 from mllmsubj.train.cache import make_cache
 from mllmsubj.train.checkpoints import Checkpoints
+from mllmsubj.train.first_step import FirstStep
 from mllmsubj.train.known import Known
 from mllmsubj.train.meter import Clock, Meter
 from mllmsubj.train.metrics import Totals
@@ -51,9 +52,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
     experiment = Experiment.from_config(config)
     mesh = make_mesh(**asdict(experiment.mesh))
     source = open_source(experiment.data, experiment.seed)  # what is wrong with it, before anything is made or loaded
-    with claim(workdir, config), jax.set_mesh(mesh), Checkpoints(workdir, experiment.checkpoint) as saves:
+    with (
+        FirstStep() as first,
+        claim(workdir, config),
+        jax.set_mesh(mesh),
+        Checkpoints(workdir, experiment.checkpoint) as saves,
+    ):
         run, trained = prepare(config, experiment, workdir, mesh)
-        Loop(run, trained, source, config, workdir, saves, evaluators(run))()
+        Loop(run, trained, source, config, workdir, saves, evaluators(run), first)()
 
 
 class Loop:
@@ -68,8 +74,10 @@ class Loop:
         workdir: Path,
         saves: Checkpoints,
         evals: Sequence[Evaluator],
+        first: FirstStep,
     ):
         self.run, self.config, self.workdir, self.saves, self.evals = run, config, workdir, saves, evals
+        self.first_step = first
         self.total = run.experiment.train.steps
         self.totals, self.clock = Totals(), Clock()
         self.loader = run.loader(run.experiment.data, run.experiment.train.batch_size, source)
@@ -78,6 +86,7 @@ class Loop:
         self._programs: dict[Any, Programs] = {}
         self._pending: deque[dict[str, Any]] = deque()
         self._numbers: dict[str, float] = {}
+        self._of_start: dict[str, float] = {}
 
     def __call__(self) -> None:
         """Trains to the end, writes `WORKDIR/model`. Raises Preempted after SIGTERM, UserError where it must stop."""
@@ -101,6 +110,8 @@ class Loop:
                 self.step += 1
                 self.meter.step(len(batch.input_ids), program.flops if known is None else program.recall_flops)
                 self._pending.append(metrics)
+                if self.step == first + 1:
+                    self._of_start = self.first_step.done(metrics)
                 self._guard(batch)
                 self._enter_stage()
                 self._report()
@@ -194,7 +205,8 @@ class Loop:
             return
         figures = self.meter.report(self._last())
         numbers = self.totals.scalars()
-        self.writer.write_scalars(self.step, numbers | figures)
+        self.writer.write_scalars(self.step, numbers | figures | self._of_start)
+        self._of_start = {}
         self.status.update(self.step, self.meter.clock, numbers["loss"], figures)
 
     def _evaluate(self) -> None:

@@ -72,3 +72,16 @@ def test_traffic_of_a_stream_is_what_is_read_and_written(mesh):
     found = work(mesh, lambda x: x * 2 + 1, (big, PartitionSpec("fsdp")))
     assert found.bytes == pytest.approx(2 * big[0] * big[1] * 2 / 4)
     assert found.seconds == pytest.approx(found.bytes / ROOF.hbm)
+
+
+def test_what_is_fetched_ahead_in_slices_counts_as_slices():
+    """As XLA for TPUs writes it: the start gives its whole input once more, then the slice, here in a core's memory."""
+    lines = """HloModule test
+
+ENTRY %main (p: s8[4096,1024]) -> s8[1024,1024] {
+  %p = s8[4096,1024]{1,0:T(8,128)(4,1)} parameter(0)
+  %s = ((s8[4096,1024]{1,0:T(8,128)}), s8[1024,1024]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:1024]}
+  ROOT %d = s8[1024,1024]{1,0:T(8,128)(4,1)S(1)} slice-done(%s)
+}
+"""
+    assert Module(lines).work(ROOF).bytes == 1024 * 1024

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -161,11 +162,26 @@ def test_a_process_from_its_start_to_its_end(tmp_path):
     assert process.returncode == 0, err
     assert out == f"{tmp_path / 'model'}: draw with mllmsubj generate --checkpoint={tmp_path} …\n"
     assert [line for line in err.splitlines() if not line.startswith(("mllmsubj: ", "stage "))] == []
+    assert re.search(r"mllmsubj: first step after [\d.]+ s \((cold|warm): \d+ of \d+ programs", err)
+    assert metrics(tmp_path)[0]["first_step_seconds"] > 0
+    assert "first_step_seconds" not in metrics(tmp_path)[1]
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert list((tmp_path / "tensorboard").iterdir())
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["samples-2.png", "samples-4.png"]
     with Image.open(tmp_path / "samples" / "samples-4.png") as picture:
         assert picture.size == (3 * 32, 2 * 32)
+
+
+def test_compiled_programs_stay_in_the_workdir_unless_the_user_names_a_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for named, kept in (None, f"{tmp_path}/run/compiled"), ("gs://bucket/compiled", "gs://bucket/compiled"):
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        if named:
+            monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", named)
+        cli._set_up()
+        cli.keep_compiled(tmp_path / "run")
+        assert os.environ["JAX_COMPILATION_CACHE_DIR"] == kept
 
 
 HELD_UP = f"""
@@ -233,7 +249,7 @@ def test_a_full_disk(small_disk):
     process = subprocess.Popen(command, cwd=ROOT, env=environment(), **PIPES)
     out, err = process.communicate(timeout=900)
     assert (out, process.returncode) == ("", 2)
-    said = [line for line in err.splitlines() if not (line.startswith("stage ") or "compiled for" in line)]
+    said = [line for line in err.splitlines() if not re.search("^stage |compiled for|first step after", line)]
     assert len(said) == 1, err
     assert re.match(r"mllmsubj: error: cannot save .*No space left on device; older saves there are whole", said[0])
     (small_disk / "ballast").unlink()

@@ -9,6 +9,7 @@ from mllmsubj.ops import attention
 from mllmsubj.ops.attention import attend
 from mllmsubj.ops.patchify import image_ids, pack, reference_ids, unpack
 from mllmsubj.ops.rope import axial_rotation, rotate_halves, rotate_interleaved, rotation
+from mllmsubj.ops.target import compiling_for
 from tests.parity import assert_close
 
 
@@ -88,6 +89,19 @@ def test_rope_is_relative():
 
     assert score((0, 3, 5), (0, 1, 9)) == pytest.approx(score((2, 13, 25), (2, 11, 29)), rel=1e-4)
     assert score((0, 3, 5), (0, 1, 9)) != pytest.approx(score((0, 3, 5), (0, 2, 9)), rel=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rope_on_tpus_is_the_same(dtype):
+    """There pairs are swapped by a product."""
+    x = jax.random.normal(jax.random.key(0), (2, 24, 3, 16)).astype(dtype)
+    turn = axial_rotation(np.concatenate([image_ids(4, 5), reference_ids((4, 5), [(2, 2)])]), (4, 6, 6), 1e4)
+    with compiling_for("tpu"):
+        there, slope = jax.jvp(lambda x: rotate_interleaved(x, turn), (x,), (x,))
+    assert there.dtype == dtype
+    here = rotate_interleaved(x, turn)
+    np.testing.assert_allclose(np.float32(there), np.float32(here), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(np.float32(slope), np.float32(here), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parity

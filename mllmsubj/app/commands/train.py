@@ -1,8 +1,8 @@
 """mllmsubj train --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE …]
 
 Trains both stages; run again, it resumes exactly. Writes WORKDIR/checkpoints (saves), WORKDIR/model (the result, for
-`mllmsubj generate --checkpoint=WORKDIR`), metrics.jsonl, tensorboard/ and samples/. On several hosts the same command
-runs on each.
+`mllmsubj generate --checkpoint=WORKDIR`), metrics.jsonl, tensorboard/, samples/ and compiled/ (programs, for the next
+start; JAX_COMPILATION_CACHE_DIR names another place for them). On several hosts the same command runs on each.
 """
 
 import logging
@@ -10,7 +10,7 @@ import sys
 
 from absl import flags
 
-from mllmsubj.app.cli import need_train_extra, parse, start_logging
+from mllmsubj.app.cli import keep_compiled, need_train_extra, parse, start_logging
 from mllmsubj.app.files import workdir_path
 from mllmsubj.app.overrides import divided, overridden
 from mllmsubj.errors import UserError
@@ -34,6 +34,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
             raise UserError(f"no {name}; start with mllmsubj train --config=configs/tiny.py --workdir=DIR")
     workdir = workdir_path(values.workdir)
     need_train_extra("training needs")
+    keep_compiled(workdir)
 
     from mllmsubj import distributed  # starts JAX: only after the flags are right
     from mllmsubj.experiment import load_config

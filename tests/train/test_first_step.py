@@ -1,0 +1,45 @@
+"""How long a start takes, cold and warm."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from mllmsubj.train.first_step import FirstStep
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """An empty compilation cache that keeps every program."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(tmp_path), 0.0), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield tmp_path
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_a_start_is_cold_once(cache, caplog):
+    caplog.set_level(logging.INFO, "mllmsubj")
+
+    def start():
+        with FirstStep() as first:
+            return first.done(jax.jit(lambda x: jnp.sin(x) + 3)(jnp.arange(5.0)))
+
+    cold = start()
+    jax.clear_caches()
+    warm = start()
+    assert cold["programs_compiled"] >= 1
+    assert (warm["programs_compiled"], warm["programs_cached"]) == (0, cold["programs_compiled"])
+    assert "(cold: 0 of" in caplog.messages[0]
+    assert "(warm: " in caplog.messages[1]
+    assert cold["first_step_seconds"] > 0
+    with FirstStep() as first:
+        pass
+    jax.jit(jnp.cos)(jnp.arange(7.0))  # after it was left, nothing counts
+    assert first.done(None)["programs_compiled"] == 0
