@@ -85,3 +85,29 @@ ENTRY %main (p: s8[4096,1024]) -> s8[1024,1024] {
 }
 """
     assert Module(lines).work(ROOF).bytes == 1024 * 1024
+
+
+def test_a_slice_behind_a_copy_in_place_counts_as_a_slice():
+    """As XLA for TPUs writes reads of a stack in 8 bits."""
+    lines = """HloModule test
+
+%copied (a: s8[38,512,1024]) -> s8[38,512,1024] {
+  %a = s8[38,512,1024]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %c = s8[38,512,1024]{2,1,0:T(8,128)(4,1)} copy(%a)
+}
+
+%sliced (x: s8[38,512,1024], i: s32[]) -> s8[1,512,1024] {
+  %x = s8[38,512,1024]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %f = s8[38,512,1024]{2,1,0:T(8,128)(4,1)} fusion(%x), output_to_operand_aliasing={{}: (0, {})}, calls=%copied
+  %i = s32[]{:T(128)} parameter(1)
+  %o = s32[]{:T(128)} constant(0)
+  ROOT %d = s8[1,512,1024]{2,1,0:T(8,128)(4,1)} dynamic-slice(%f, %i, %o, %o), dynamic_slice_sizes={1,512,1024}
+}
+
+ENTRY %main (p: s8[38,512,1024], j: s32[]) -> s8[1,512,1024] {
+  %p = s8[38,512,1024]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %j = s32[]{:T(128)} parameter(1)
+  ROOT %r = s8[1,512,1024]{2,1,0:T(32,128)(4,1)S(1)} fusion(%p, %j), kind=kLoop, calls=%sliced
+}
+"""
+    assert Module(lines).work(ROOF).bytes == pytest.approx(512 * 1024, abs=8)

@@ -12,7 +12,7 @@ from mllmsubj.aot.report import _failed, report
 from mllmsubj.aot.topology import find_slice
 from mllmsubj.checkpoint import TINY, read_config
 from mllmsubj.errors import UserError
-from mllmsubj.experiment import Experiment
+from mllmsubj.experiment import Experiment, load_config
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.sharding import bytes_per_device, make_mesh, parameter_shardings, placed
 
@@ -64,6 +64,14 @@ def test_drawing_takes_four_programs(tiny):
         leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(decoder)
     )
     assert 4 * denoise["compiled_flops"] == pytest.approx(denoise["model_flops"], rel=0.15)
+
+
+@pytest.mark.slow
+def test_the_paper_s_model_draws_on_a_slice():
+    """At full size, as the README's table says it: four minutes on two cores."""
+    found = report("sample", Experiment.from_config(load_config("configs/paper.py:v6e-16")), find_slice("v6e:4x4"))
+    assert found["fits"]
+    assert found["predicted_mfu"] > 0.5
 
 
 def test_a_mesh_and_batches_that_do_not_divide(tiny):
