@@ -73,9 +73,11 @@ def _window(text: str, dimensions: int) -> list[_Dimension]:
 
 def kernel_flops(instruction: Instruction, inputs: list[Shape]) -> int:
     """Of the attention kernel (ops/splash.py), from its queries and keys; it is the only one, and gives no estimate."""
-    arrays = [shape.sides for shape in inputs if len(shape.sides) == 4]
-    if "splash" not in instruction.name or len(arrays) < 2:
+    floats = [shape.sides for shape in inputs if shape.kind in ("bf16", "f32")]  # with them: masks, segments
+    rank = max((len(sides) for sides in floats), default=0)
+    arrays = [sides for sides in floats if len(sides) == rank]  # [b, h, s, k], of one row without b
+    if "splash" not in instruction.name or rank < 3 or len(arrays) < 2:
         return 0
-    (b, h, s, k), z = arrays[0], arrays[1][2]
+    (*rows, s, k), z = arrays[0], arrays[1][-2]
     products = 2 if "_fwd" in instruction.name else 5  # scores again, then the gradients of all three and of weights
-    return 2 * products * b * h * s * z * k
+    return 2 * products * math.prod(rows) * s * z * k

@@ -4,7 +4,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mllmsubj.aot.hlo import Module, Roof
-from mllmsubj.aot.topology import compile_there
+from mllmsubj.aot.topology import compile_there, find_slice
+from mllmsubj.ops.splash import splash_attend
 
 LAYERS, ROWS, WIDTH = 7, 1024, 512
 ROOF = Roof(197e12, 819e9, 200e9)
@@ -111,3 +112,21 @@ ENTRY %main (p: s8[38,512,1024], j: s32[]) -> s8[1,512,1024] {
 }
 """
     assert Module(lines).work(ROOF).bytes == pytest.approx(512 * 1024, abs=8)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_attention_kernel_counts_with_and_without_rows(rows):
+    """Its batch of one is no axis of the kernel."""
+    heads, queries, keys, channels = 2, 1024, 2048, 128
+
+    def attend(*qkv):
+        return splash_attend(*qkv, None, split=PartitionSpec(None, None, None, None))
+
+    def lowered():
+        device = NamedSharding(jax.sharding.Mesh([find_slice("v5e:2x2").devices[0]], ("fsdp",)), PartitionSpec())
+        shapes = [(rows, tokens, heads, channels) for tokens in (queries, keys, keys)]
+        arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=device) for shape in shapes]
+        return jax.jit(attend).lower(*arrays)
+
+    found = Module(compile_there(lowered()).as_text()).work(ROOF)
+    assert found.flops == 4 * rows * heads * queries * keys * channels
