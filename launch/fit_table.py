@@ -63,7 +63,8 @@ def compiled(variant: str, topology: str, step: str) -> bool:
 
 def table(topologies: dict[str, str]) -> str:
     """A row a report, in the order of the variants."""
-    rows = ["| variant | slice | chips | step | GiB a chip | fits | at best | of peak |", "|" + "---|" * 8]
+    names = ("variant", "slice", "chips", "step", "GiB a chip", "fits", "GB sent a chip", "at best", "of peak")
+    rows = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for variant, topology in topologies.items():
         for step in ("train", "sample"):
             path = FITS / f"{variant}-{step}.json"
@@ -80,7 +81,8 @@ def row(variant: str, topology: str, found: dict) -> str:
     if found["fits"]:
         speed = f"{found['predicted_seconds']:.2f} s | {100 * found['predicted_mfu']:.0f} %"
     where = f"| `{variant}` | {topology} | {found['chips']} | {found['step']}"
-    return f"{where} | {need:.1f} of {have:.0f} | {fits} | {speed} |"
+    sent = sum(found["collectives"].values()) / 1e9
+    return f"{where} | {need:.1f} of {have:.0f} | {fits} | {sent:.1f} | {speed} |"
 
 
 def replaced(readme: str, lines: str) -> str:
