@@ -85,8 +85,8 @@ def need_train_extra(what: str) -> None:
 
 
 def keep_compiled(workdir: Path) -> None:
-    """Programs compiled from now on stay in a run's workdir, which outlives its machines, unless the user names
-    another place, such as a bucket, in JAX_COMPILATION_CACHE_DIR. Before JAX starts."""
+    """Programs compiled from now on, here and in child processes, stay in a run's workdir, which outlives its machines,
+    unless the user names another place, such as a bucket, in JAX_COMPILATION_CACHE_DIR. Before JAX starts."""
     if os.environ["JAX_COMPILATION_CACHE_DIR"] == str(_users_cache()):
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(workdir.absolute() / "compiled")
 

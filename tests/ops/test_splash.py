@@ -1,10 +1,14 @@
 """The kernel's own steps, interpreted, against plain attention; and compiled for TPUs that are not here."""
 
+import re
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mllmsubj.models.layers import Compute, stack
 from mllmsubj.ops.attention import attend
 from mllmsubj.ops.splash import LANES, LARGEST_BLOCK, fits, padded_length
 from mllmsubj.ops.target import compiling_for
@@ -89,3 +93,27 @@ def test_compiled_for_a_tpu_it_holds_no_scores(tokens, channels):
         step = jax.jit(jax.grad(lambda q, k, v: jnp.sum(attend(q, k, v).astype(jnp.float32)), argnums=(0, 1, 2)))
         memory = compile_there(step.lower(x, x, x)).memory_analysis()
     assert memory.temp_size_in_bytes < 4 * heads * tokens * tokens  # of one picture, in float32
+
+
+class Looking(nn.Module):
+    """A layer that is attention alone."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        return x + attend(x, x, x, implementation="splash"), None
+
+
+def test_recomputed_layers_keep_their_attention():
+    """The backward pass runs the kernel's gradients, not the kernel once more."""
+    pytest.importorskip("libtpu", reason="compiles for TPUs")
+    from mllmsubj.aot.topology import compile_there, find_slice
+
+    mesh = make_mesh(1, 1, 1, list(find_slice("v5e:2x2").devices)[:1])
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    x = jax.ShapeDtypeStruct((1, 128, H, K), jnp.bfloat16, sharding=whole)
+    layers = stack(Looking, 2, Compute(remat=True))()
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), compiling_for("tpu"):
+        step = jax.jit(jax.grad(lambda x: jnp.sum(layers.apply({}, x, None)[0].astype(jnp.float32))))
+        program = compile_there(step.lower(x)).as_text()
+    kernels = re.findall(r"%splash_mha_(fwd|dkv)[\w.]* = .*custom-call\(", program)
+    assert sorted(kernels) == ["dkv", "fwd"]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import ConfigDict
 
-from mllmsubj.app.cli import need_train_extra, parse
+from mllmsubj.app.cli import keep_compiled, need_train_extra, parse
 from mllmsubj.app.files import replacing, workdir_path, write_png
 from mllmsubj.app.overrides import divided, overridden
 from mllmsubj.errors import UserError
@@ -87,6 +87,8 @@ def _carry_out(values: flags.FlagValues, workdir: Path, common: list[str]) -> No
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write workdir {workdir}: {error.strerror or error}") from None
+    if not values.launch:
+        keep_compiled(workdir)  # its runs share most programs
     with locked(workdir):
         write_record(workdir, record)
         before, unit = ((), "commands handed over") if values.launch else (HERE, "runs done")
