@@ -118,23 +118,33 @@ def vae_picture(image: Image.Image, several: bool, config: ReferenceConfig) -> F
 
 
 def fit(image: Image.Image, several: bool, config: ReferenceConfig) -> Image.Image:
-    """At the VAE branch's size: long side as configured, sides multiples of 16."""
-    scale = config.vae_side(several) / max(image.size)
-    width, height = (max(TOKEN_PIXELS, round(side * scale / TOKEN_PIXELS) * TOKEN_PIXELS) for side in image.size)
-    if image.size == (width, height):
+    """At the VAE branch's size."""
+    size = fit_size(image.size, several, config)
+    if image.size == size:
         return image  # Pillow would copy it
-    return image.resize((width, height), Image.Resampling.LANCZOS)
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def fit_size(size: tuple[int, int], several: bool, config: ReferenceConfig) -> tuple[int, int]:
+    """(width, height) for the VAE branch: long side as configured, sides multiples of 16."""
+    scale = config.vae_side(several) / max(size)
+    width, height = (max(TOKEN_PIXELS, round(side * scale / TOKEN_PIXELS) * TOKEN_PIXELS) for side in size)
+    return width, height
 
 
 def check_references(images: list[Image.Image], config: ReferenceConfig) -> None:
     """Raises UserError for none, too many, or one too long and thin."""
-    if not images:
+    check_sizes([image.size for image in images], config)
+
+
+def check_sizes(sizes: list[tuple[int, int]], config: ReferenceConfig) -> None:
+    """`check_references` by their (width, height)."""
+    if not sizes:
         raise UserError("no reference image; give at least one with --reference=IMAGE")
-    if len(images) > config.max_references:
-        raise UserError(f"{len(images)} reference images; this model takes at most {config.max_references}")
-    for i, image in enumerate(images, 1):
-        if max(image.size) > config.max_aspect * min(image.size):
-            width, height = image.size
+    if len(sizes) > config.max_references:
+        raise UserError(f"{len(sizes)} reference images; this model takes at most {config.max_references}")
+    for i, (width, height) in enumerate(sizes, 1):
+        if max(width, height) > config.max_aspect * min(width, height):
             raise UserError(
                 f"reference image {i} is {width}x{height}; crop it so that its long side is at most "
                 f"{config.max_aspect:g} times its short side"

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mllmsubj.data.batch import Batch
 from mllmsubj.data.example import Example, Unreadable
-from mllmsubj.data.images import ReferenceConfig, check_references, fit, squeeze
+from mllmsubj.data.images import ReferenceConfig, check_sizes, fit, fit_size
 from mllmsubj.data.pixels import decode, decode_mask
 from mllmsubj.data.plan import Bucket
 from mllmsubj.data.prompts import PromptEncoder
@@ -67,10 +67,13 @@ class RowReader:
         """
         self._write_prompt(example, bucket, batch, row)
         references, target = self._pictures(example, bucket, rng)
+        fitted = []
         for i, reference in enumerate(references):
-            batch.tiles[row, i] = np.asarray(squeeze(reference, (self.tile, self.tile)))
-        place_all(references, self.reference, batch.references[row], batch.reference_mask[row])
-        batch.target[row] = np.asarray(cover(target, (bucket.height, bucket.width)))
+            batch.tiles[row, i] = _resized(reference, (self.tile, self.tile), Image.Resampling.BICUBIC)
+            width, height = fit_size(_size(reference), len(references) > 1, self.reference)
+            fitted.append(_resized(reference, (height, width), Image.Resampling.LANCZOS))
+        _place_each(fitted, batch.references[row], batch.reference_mask[row])
+        batch.target[row] = cover(target, (bucket.height, bucket.width))
 
     def _write_prompt(self, example: Example, bucket: Bucket, batch: Batch, row: int) -> None:
         try:
@@ -83,8 +86,11 @@ class RowReader:
 
     def _pictures(
         self, example: Example, bucket: Bucket, rng: np.random.Generator
-    ) -> tuple[list[Image.Image], Image.Image]:
-        """References and target, augmented; each chance is drawn whether or not the others come true."""
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """References and target, augmented, uint8 [height, width, 3].
+
+        Each chance is drawn whether or not the others come true.
+        """
         count, origin = bucket.references, example.origin
         if len(example.references) < count:
             raise Unreadable(f"{origin} has {len(example.references)} references; its index says {count} or more")
@@ -98,56 +104,57 @@ class RowReader:
 
         references = []
         for (pixels, mask), name in zip(sources, names, strict=True):
-            picture, chance = decode(pixels, name), rng.random()
+            picture, chance = np.asarray(decode(pixels, name)), rng.random()
             if mask is not None and chance < self.config.remove_background:
                 picture = on_white(picture, decode_mask(mask, f"{name}'s mask"), name)
             picture = crop(picture, self.config.crop, rng)
             if rng.random() < self.config.flip:
-                picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+                picture = picture[:, ::-1]
             references.append(picture)
         try:
-            check_references(references, self.reference)
+            check_sizes([_size(each) for each in references], self.reference)
         except UserError as error:
             raise Unreadable(f"{origin}: {error}") from None
-        return references, decode(target, named)
+        return references, np.asarray(decode(target, named))
 
 
-def on_white(picture: Image.Image, mask: Image.Image, name: str) -> Image.Image:
+def on_white(picture: np.ndarray, mask: Image.Image, name: str) -> np.ndarray:
     """The masked subject of a picture, white around it; a soft mask blends."""
-    if mask.size != picture.size:
-        raise Unreadable(
-            f"{name} is {picture.width}x{picture.height} and its mask {mask.width}x{mask.height}; make them equal"
-        )
-    return Image.composite(picture, Image.new("RGB", picture.size, (255, 255, 255)), mask)
+    width, height = size = _size(picture)
+    if mask.size != size:
+        raise Unreadable(f"{name} is {width}x{height} and its mask {mask.width}x{mask.height}; make them equal")
+    return np.asarray(Image.composite(Image.fromarray(picture), Image.new("RGB", size, (255, 255, 255)), mask))
 
 
-def crop(picture: Image.Image, smallest: float, rng: np.random.Generator) -> Image.Image:
+def crop(picture: np.ndarray, smallest: float, rng: np.random.Generator) -> np.ndarray:
     """A part of the same aspect at a random place, from `smallest` of the area to all of it."""
     share, across, down = rng.random(3)
-    scale = np.sqrt(smallest + (1 - smallest) * share)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    if (width, height) == picture.size:
-        return picture
-    left, top = round(across * (picture.width - width)), round(down * (picture.height - height))
-    return picture.crop((left, top, left + width, top + height))
+    scale, whole = np.sqrt(smallest + (1 - smallest) * share), _size(picture)
+    width, height = (max(1, round(side * scale)) for side in whole)
+    left, top = round(across * (whole[0] - width)), round(down * (whole[1] - height))
+    return picture[top : top + height, left : left + width]
 
 
-def cover(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def cover(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The middle of a picture at `size` (height, width): as much of it as that shape holds."""
-    height, width = size
-    if picture.size == (width, height):
-        return picture  # Pillow would copy it
-    scale = min(picture.width / width, picture.height / height)
-    across, down = (picture.width - width * scale) / 2, (picture.height - height * scale) / 2
+    (height, width), whole = size, _size(picture)
+    scale = min(whole[0] / width, whole[1] / height)
+    across, down = (whole[0] - width * scale) / 2, (whole[1] - height * scale) / 2
     box = (across, down, across + width * scale, down + height * scale)
-    return picture.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    if box == (0, 0, *whole):
+        return _resized(picture, size, Image.Resampling.LANCZOS)
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 
 def place_all(pictures: Sequence[Image.Image], config: ReferenceConfig, squares: np.ndarray, mask: np.ndarray) -> None:
     """`place`s the references of one row, at the VAE's size: `squares` is [r, side, side, 3], `mask` [r · n]."""
+    _place_each([np.asarray(fit(picture, len(pictures) > 1, config)) for picture in pictures], squares, mask)
+
+
+def _place_each(pictures: Sequence[np.ndarray], squares: np.ndarray, mask: np.ndarray) -> None:
     side = squares.shape[1] // TOKEN_PIXELS
     for picture, square, tokens in zip(pictures, squares, mask.reshape(-1, side, side), strict=True):
-        place(np.asarray(fit(picture, len(pictures) > 1, config)), square, tokens)
+        place(picture, square, tokens)
 
 
 def place(pixels: np.ndarray, square: np.ndarray, mask: np.ndarray) -> None:
@@ -161,3 +168,14 @@ def place(pixels: np.ndarray, square: np.ndarray, mask: np.ndarray) -> None:
     square[height:] = square[height - 1]
     mask[...] = False
     mask[: height // TOKEN_PIXELS, : width // TOKEN_PIXELS] = True
+
+
+def _resized(picture: np.ndarray, size: tuple[int, int], filter: Image.Resampling) -> np.ndarray:
+    from mllmsubj.data.resize import resize  # compiles: not for sampling, which imports this file too
+
+    return resize(picture, size, filter)
+
+
+def _size(picture: np.ndarray) -> tuple[int, int]:
+    """(width, height), as Pillow has it."""
+    return picture.shape[1], picture.shape[0]
