@@ -75,7 +75,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     image.seek(0)
     image.load()
-    if image.getexif().get(ExifTags.Base.Orientation) in _TURNED:  # else `exif_transpose` copies
+    if is_turned(image):  # else `exif_transpose` copies
         image = ImageOps.exif_transpose(image)
     image = eight_bits(image)
     if image.has_transparency_data:
@@ -83,6 +83,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether its EXIF orientation is not upright."""
+    return image.getexif().get(ExifTags.Base.Orientation) in _TURNED
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

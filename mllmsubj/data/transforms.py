@@ -9,7 +9,7 @@ from PIL import Image
 from mllmsubj.data.batch import Batch
 from mllmsubj.data.example import Example, Unreadable
 from mllmsubj.data.images import ReferenceConfig, check_sizes, fit, fit_size
-from mllmsubj.data.pixels import decode, decode_mask
+from mllmsubj.data.pixels import decode_mask, decode_rgb
 from mllmsubj.data.plan import Bucket
 from mllmsubj.data.prompts import PromptEncoder
 from mllmsubj.data.settings import DataConfig
@@ -104,7 +104,7 @@ class RowReader:
 
         references = []
         for (pixels, mask), name in zip(sources, names, strict=True):
-            picture, chance = np.asarray(decode(pixels, name)), rng.random()
+            picture, chance = decode_rgb(pixels, name), rng.random()
             if mask is not None and chance < self.config.remove_background:
                 picture = on_white(picture, decode_mask(mask, f"{name}'s mask"), name)
             picture = crop(picture, self.config.crop, rng)
@@ -115,7 +115,7 @@ class RowReader:
             check_sizes([_size(each) for each in references], self.reference)
         except UserError as error:
             raise Unreadable(f"{origin}: {error}") from None
-        return references, np.asarray(decode(target, named))
+        return references, decode_rgb(target, named)
 
 
 def on_white(picture: np.ndarray, mask: Image.Image, name: str) -> np.ndarray:

@@ -2,11 +2,13 @@ import io
 
 import numpy as np
 import pytest
+import skimage.data
 from PIL import Image
 
+from mllmsubj.data import pixels as module
 from mllmsubj.data.example import Unreadable
 from mllmsubj.data.images import to_rgb
-from mllmsubj.data.pixels import decode, decode_mask, size_of
+from mllmsubj.data.pixels import decode, decode_mask, decode_rgb, size_of
 from tests.data.sources.pictures import encoded, mask, noise, rotated_jpeg
 
 KINDS = {
@@ -29,6 +31,54 @@ def test_files_become_upright_rgb_and_the_header_tells_their_size(kind):
     assert decoded.tobytes() == to_rgb(Image.open(io.BytesIO(KINDS[kind]))).tobytes()
 
 
+def jpeg(mode="RGB", size=(131, 77), **settings):
+    return encoded(Image.fromarray(skimage.data.chelsea()).resize(size).convert(mode), "JPEG", **settings)
+
+
+JPEGS = {
+    "4:4:4": jpeg(subsampling=0),
+    "4:2:2": jpeg(subsampling=1),
+    "4:2:0": jpeg(subsampling=2),
+    "4:1:1": jpeg(subsampling="4:1:1"),
+    "poor": jpeg(quality=10),
+    "progressive": jpeg(progressive=True),
+    "grey": jpeg("L"),
+    "not YCbCr": jpeg(keep_rgb=True),
+    "tiny": jpeg(size=(1, 3)),
+    "and more": jpeg() + b"and more",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS | JPEGS)
+def test_arrays_of_files_are_pillows(kind):
+    pixels = (KINDS | JPEGS)[kind]
+    np.testing.assert_array_equal(decode_rgb(pixels, "a"), np.asarray(decode(pixels, "a")))
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_ordinary_jpegs_are_not_left_to_pillow(kind, monkeypatch):
+    monkeypatch.setattr(module, "to_rgb", None)
+    decode_rgb(JPEGS[kind], "a")
+
+
+def test_damaged_jpegs_are_what_pillow_makes_of_them():
+    def outcome(read, pixels):
+        try:
+            return np.asarray(read(pixels, "a")).tobytes()
+        except Unreadable as error:
+            return str(error)
+
+    rng, good, outcomes = np.random.default_rng(0), JPEGS["4:2:0"], set()
+    cuts = [good[:length] for length in (100, len(good) // 2, len(good) - 40, len(good) - 2)]
+    flips = [bytearray(good) for _ in range(60)]
+    for bad in flips:
+        bad[rng.integers(150, len(good))] = rng.integers(256)
+    for bad in (*cuts, *map(bytes, flips)):
+        outcomes.add(outcome(decode, bad))
+        assert outcome(decode_rgb, bad) == outcome(decode, bad)
+    assert {type(each) for each in outcomes} == {str, bytes}
+
+
 def test_size_of_a_file_on_disk(tmp_path):
     (tmp_path / "a.jpg").write_bytes(KINDS["rotated"])
     assert size_of(tmp_path / "a.jpg", "a") == (32, 48)
@@ -46,10 +96,12 @@ def test_a_size_needs_the_header_only():
 def test_arrays():
     array = np.asarray(noise(0))
     assert (np.asarray(decode(array, "a")) == array).all()
+    assert decode_rgb(array, "a") is array
     assert (np.asarray(decode_mask(array[..., 0], "a")) == array[..., 0]).all()
     assert size_of(array, "a") == size_of(array[..., 0], "a") == (48, 32)
 
 
+@pytest.mark.parametrize("read", [decode, decode_rgb])
 @pytest.mark.parametrize(
     ("pixels", "says"),
     [
@@ -61,9 +113,9 @@ def test_arrays():
         (np.zeros((0, 4, 3), np.uint8), r"array \[0, 4, 3\]"),
     ],
 )
-def test_what_is_no_picture_is_named(pixels, says):
+def test_what_is_no_picture_is_named(read, pixels, says):
     with pytest.raises(Unreadable, match=f"^pairs.jsonl:12, target .*{says}") as error:
-        decode(pixels, "pairs.jsonl:12, target")
+        read(pixels, "pairs.jsonl:12, target")
     assert "\n" not in str(error.value)
 
 
