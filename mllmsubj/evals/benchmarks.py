@@ -2,7 +2,10 @@
 
 from mllmsubj.errors import UserError, nearest
 
-BENCHMARKS = {"heldout": "the config's held-out data: training loss by condition mode, and sample pictures"}
+BENCHMARKS = {
+    "heldout": "the config's held-out data: training loss by condition mode, and sample pictures",
+    "toyworld": "held-out subjects and prompts of the drawn world: identity, prompt following, pose copying",
+}
 """Name -> what it is."""
 
 
@@ -10,4 +13,4 @@ def check_benchmark(name: str | None) -> None:
     """Raises UserError for one that is not there, or none."""
     if name not in BENCHMARKS:
         wrong = f"unknown benchmark {name!r}{nearest(name, BENCHMARKS)}" if name else "no benchmark"
-        raise UserError(f"{wrong}; there is {', '.join(BENCHMARKS)}: --benchmark=heldout")
+        raise UserError(f"{wrong}; there are {', '.join(BENCHMARKS)}: --benchmark=heldout")

@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from mllmsubj.evals.results import Results
+from mllmsubj.evals.results import Results, lines
 
 COLUMNS = ("reference", "drawn", "target")
 """What a picture shows, in equal parts."""
@@ -71,12 +71,17 @@ def page(results: Results) -> str:
 
 
 def _numbers(results: Results) -> Iterable[str]:
+    found = list(lines(results.numbers))
+    more = {"95 %": [line.interval for line in found], "beside": [line.beside for line in found]}
+    more = {head: texts for head, texts in more.items() if any(texts)}
+    heads = "".join(f"<th style='text-align: right'>{head}</th>" for head in ("value", *more))
     yield "<h2>Numbers</h2>"
-    yield "<table><thead><tr><th>name</th><th style='text-align: right'>value</th><th>what it is</th></tr></thead>"
-    for name, value in results.numbers.items():
-        shown = f"{value:.4g}" if math.isfinite(value) else "not finite"
-        meaning = escape(results.meanings.get(name, ""))
-        yield f'<tr><th><code>{escape(name)}</code></th><td class="number">{shown}</td><td>{meaning}</td></tr>'
+    yield f"<table><thead><tr><th>name</th>{heads}<th>what it is</th></tr></thead>"
+    for line, *texts in zip(found, *more.values(), strict=True):
+        value = f"{line.value:.4g}" if math.isfinite(line.value) else "not finite"
+        cells = "".join(f'<td class="number">{text}</td>' for text in (value, *texts))
+        meaning = escape(results.meanings.get(line.name, ""))
+        yield f"<tr><th><code>{escape(line.name)}</code></th>{cells}<td>{meaning}</td></tr>"
     yield "</table>"
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from mllmsubj.errors import UserError
 from mllmsubj.files import replacing_folder
 
 FILES = ("metrics.json", "report.html", "samples.png")
+SIDES = ("low", "high", "real")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,29 @@ class Results:
             "examples": self.examples,
             **{name: value if math.isfinite(value) else None for name, value in self.numbers.items()},
         }
+
+
+@dataclass(frozen=True)
+class Line:
+    """A number, with those named NAME/low, NAME/high and NAME/real, if there are such."""
+
+    name: str
+    value: float
+    interval: str
+    """In words, so `beside`: the 95 % interval, and what real pictures get."""
+    beside: str
+
+
+def lines(numbers: Mapping[str, float]) -> Iterator[Line]:
+    """For people."""
+    for name, value in numbers.items():
+        base, _, side = name.rpartition("/")
+        if base in numbers and side in SIDES:
+            continue
+        low, high, real = (numbers.get(f"{name}/{side}") for side in SIDES)
+        known = low is not None and high is not None and math.isfinite(low)
+        interval = f"{low:.3g} to {high:.3g}" if known else ""
+        yield Line(name, value, interval, f"real pictures {real:.4g}" if real is not None else "")
 
 
 def output_folder(output: str | None) -> Path:

@@ -2,18 +2,29 @@
 
 import json
 import types
+from dataclasses import asdict
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from mllmsubj import checkpoint, sharding
+from mllmsubj import checkpoint, sharding, shipped, weights
 from mllmsubj.app import cli
+from mllmsubj.data.plan import Plan
+from mllmsubj.data.sources import open_source
+from mllmsubj.data.toyworld import Split, example
 from mllmsubj.evals import suite
+from mllmsubj.evals.held_out import SEED, held_out
+from mllmsubj.evals.toyworld.probe import make_network
+from mllmsubj.evals.toyworld.scores import MEANINGS
+from mllmsubj.experiment import Experiment
+from mllmsubj.models.layers import abstract_params
+from mllmsubj.models.probe import ProbeConfig
 from mllmsubj.train import run as train_run
 from mllmsubj.train.optimizer import split
 from tests.evals.small_run import config, params, save
+from tests.small import random_like
 
 SAME = ("--seed=3", "--limit=6")
 """What tests/evals/test_loss.py compiles, too."""
@@ -38,6 +49,10 @@ def folder(tmp_path_factory):
     base = save(folder / "base")
     trained = split(params(), {path for path, _ in sharding.flatten(params()) if "lora" in path or "dla/" in path})[0]
     checkpoint.save(folder / "run" / "model", config(), trained, base, base=base)
+    network = ProbeConfig(stem=4, widths=(8, 8), blocks=(1, 1), norm_num_groups=4, maps=1)
+    probe = random_like(abstract_params(make_network(network, 16)))  # pictures are 32 pixels wide
+    (folder / "probe").mkdir()
+    shipped.write(folder / "probe", "probe", {"probe": probe}, {"pretrain": {"network": asdict(network)}})
     (folder / "file").touch()
     (folder / "other").mkdir()
     (folder / "other" / "notes.txt").touch()
@@ -78,15 +93,54 @@ def test_a_run(folder, capsys):
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["metrics.json", "report.html", "samples.png"]
 
 
+def test_toyworld(folder, capsys):
+    evaluate("--limit=3", "--probe=probe", "--config.sampling.batch_size=2", benchmark="toyworld", output="world")
+    printed = capsys.readouterr().out.splitlines()
+    metrics = json.loads((folder / "world" / "metrics.json").read_text())
+    assert metrics.items() >= dict(benchmark="toyworld", seed=0, examples=3).items()
+    assert set(MEANINGS) <= set(metrics)
+    for name in ("identity_accuracy", "prompt_accuracy", "pose_copy_rate", "copy_psnr"):
+        assert metrics[f"{name}/low"] <= metrics[name] <= metrics[f"{name}/high"]
+        assert f"{metrics[name]:.4g}" in next(line for line in printed if line.startswith(f"{name} "))
+    assert not any("/low" in line for line in printed)
+    page = (folder / "world" / "report.html").read_text()
+    assert page.count("<img ") == 3
+    for said in ("95 %", "real pictures", "3, 32 × 32, 2 steps", "toyworld, held-out", " — wrong: "):
+        assert said in page
+    with Image.open(folder / "world" / "samples.png") as image:
+        pixels = np.asarray(image)
+    assert pixels.shape == (3 * 32, 3 * 32, 3)
+    targets = [example(Split.TEST, n).target.render(32) for n in shown_first(folder, 3)]
+    np.testing.assert_array_equal(pixels[:, 64:], np.concatenate(targets))
+
+
+def shown_first(folder, count):
+    """Numbers of the first held-out examples."""
+    data = held_out(Experiment.from_config(config()))
+    return Plan(open_source(data, SEED).index(), data, count, SEED).batch(0).examples.tolist()
+
+
+def test_a_probe_of_other_sizes_is_refused(folder, capsys):
+    other = folder / "other_probe"
+    about = shipped.provenance(folder / "probe", "probe")
+    about["pretrain"]["network"]["widths"] = (8, 16)
+    leaves = sharding.unflatten(shipped.read(folder / "probe", ("probe",)))
+    other.mkdir()
+    shipped.write(other, "probe", leaves, about)
+    with pytest.raises(SystemExit):
+        evaluate("--probe=other_probe", benchmark="toyworld")
+    assert "the probe in other_probe is not one of this version's" in capsys.readouterr().err
+
+
 def test_a_checkpoint_without_weights_says_so(folder, monkeypatch):
     """As "tiny" is for now; small here."""
     monkeypatch.setattr(checkpoint, "read_config", lambda folder: config())
-    monkeypatch.setattr(checkpoint, "has_params", lambda folder: False)
+    monkeypatch.setattr(weights, "untrained", lambda folder: ("vae", "dla"))
     monkeypatch.setattr(train_run, "random_params", lambda *_: params())
     monkeypatch.setattr(suite, "all_evaluators", lambda run, seed: [Nothing("loss"), Nothing("samples")])
     with pytest.warns(UserWarning, match="'tiny' has no trained weights yet"):
         evaluate(checkpoint="tiny", output="random")
-    assert "no trained weights yet: they are random" in (folder / "random" / "report.html").read_text()
+    assert "Not trained yet: vae, dla." in (folder / "random" / "report.html").read_text()
     assert json.loads((folder / "random" / "metrics.json").read_text())["loss"] is None
 
 
@@ -95,7 +149,17 @@ def test_a_checkpoint_without_weights_says_so(folder, monkeypatch):
     [
         ([], dict(benchmark=None), ["no benchmark", "heldout"]),
         ([], dict(benchmark="heldouts"), ["unknown benchmark 'heldouts' (did you mean 'heldout'?)", "--benchmark="]),
-        ([], dict(benchmark="toyworld"), ["unknown benchmark 'toyworld'", "there is heldout"]),
+        (
+            [],
+            dict(benchmark="toyword"),
+            ["'toyword' (did you mean 'toyworld'?)", "there are heldout"],
+        ),
+        (
+            ["--probe=other"],
+            dict(benchmark="toyworld"),
+            ["the probe is not there yet (other/", "--part=probe"],
+        ),
+        (["--config.sampling.width=48"], dict(benchmark="toyworld"), ["sampling.width are 32 and 48", "squares"]),
         ([], dict(output=None), ["no output", "--output=DIR"]),
         ([], dict(output="file"), ["'file' is a file; name a folder"]),
         ([], dict(output="file/out"), ["file is not a folder that can be written to"]),

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mllmsubj.errors import UserError
 from mllmsubj.evals.report import page
-from mllmsubj.evals.results import Results, output_folder, write
+from mllmsubj.evals.results import Line, Results, lines, output_folder, write
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 8, 24, 3), np.uint8)
 RESULTS = Results(
@@ -75,6 +75,20 @@ def test_the_page_says_all_of_it(parsed):
         assert text in parsed.text
     assert "note" not in dict(parsed.attributes).values()
     assert 'class="note">beware &lt;' in page(replace(RESULTS, caution="beware <"))
+
+
+def test_what_lies_beside_a_number_is_on_its_line():
+    beside = {"a/low": 0.1234, "a/high": 0.3, "a/real": 0.975, "b/low": float("nan"), "b/high": float("nan")}
+    numbers = {"a": 0.25, "b": float("nan"), "c/real": 1.0} | beside
+    assert list(lines(numbers)) == [
+        Line("a", 0.25, "0.123 to 0.3", "real pictures 0.975"),
+        Line("b", numbers["b"], "", ""),
+        Line("c/real", 1.0, "", ""),
+    ]
+    text = page(replace(RESULTS, numbers=numbers))
+    assert '<td class="number">0.25</td><td class="number">0.123 to 0.3</td>' in text
+    assert "a/low" not in text
+    assert "95 %" not in page(RESULTS)
 
 
 def test_what_is_written(tmp_path):

@@ -1,0 +1,56 @@
+"""Pictures of held-out examples as inference draws them, for whoever judges them."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import UInt8
+
+from mllmsubj.data.batch import Batch
+from mllmsubj.diffusion.schedule import time_grid
+from mllmsubj.diffusion.settings import SamplingConfig
+from mllmsubj.diffusion.stages import plan_stages
+from mllmsubj.generate import Generator
+from mllmsubj.models.subject import token_grid
+from mllmsubj.train.run import Run
+from mllmsubj.train.settings import ModesConfig
+from mllmsubj.typing import Params
+
+
+class Drawing:
+    """Draws whole batches; picture i is what inference draws from the noise of (seed, i)."""
+
+    def __init__(self, run: Run, settings: SamplingConfig, seed: int):
+        last = run.stages[1]
+        self.settings, self._run, self._seed = settings, run, seed
+        both = replace(last.stage, modes=ModesConfig(1.0, 0.0, 0.0, 0.0))
+        self._inputs = jax.jit(replace(last, stage=both).inputs)
+        self._generator = Generator(run.model, run.experiment.shift)
+
+    def __call__(self, params: Params, batch: Batch, first: int = 0) -> UInt8[np.ndarray, "b height width 3"]:
+        """On every process; `first`: number of the first row's picture."""
+        settings, generator, size = self.settings, self._generator, len(batch.example)
+        grid = token_grid(settings.height, settings.width)
+        times = time_grid(settings.steps, grid[0] * grid[1], self._run.experiment.shift)
+        condition = generator.condition(params, self._inputs(batch), jnp.full((size,), settings.guidance))
+        latents = generator.sample(
+            params,
+            condition,
+            generator.noise(self._seed, first, size, grid),
+            times.astype(np.float32),
+            (settings.text_guidance, settings.reference_guidance),
+            grid=grid,
+            stages=plan_stages(times, settings.tau1, settings.tau2, settings.last_stage),
+            true=settings.true_guidance,
+        )
+        pixels = gathered(generator.decode(params, latents, grid)).astype(np.float32)
+        return np.rint(np.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
+
+
+def gathered(array: jax.Array) -> np.ndarray:
+    """All of it, on every process."""
+    if jax.process_count() > 1:
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)

@@ -1,0 +1,92 @@
+"""The probe at work: pictures in, values of attributes out."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from mllmsubj import shipped
+from mllmsubj.data.toyworld.attributes import ATTRIBUTES
+from mllmsubj.errors import UserError
+from mllmsubj.experiment import typed
+from mllmsubj.models.layers import abstract_params
+from mllmsubj.models.probe import Probe, ProbeConfig
+from mllmsubj.sharding import flatten, unflatten
+from mllmsubj.typing import Array, Float, Int, Params
+
+AT_ONCE = 32
+"""Pictures."""
+NAME = "probe"
+"""Of its part."""
+
+
+def make_network(config: ProbeConfig, size: int) -> Probe:
+    """For pictures of `size` pixels; raises UserError where its cells do not fill them."""
+    if size % config.cell:
+        raise UserError(f"pictures of {size} pixels do not divide into the probe's cells of {config.cell}")
+    return Probe(config, size, {name: len(values) for name, values in ATTRIBUTES.items()})
+
+
+def logits(network: Probe, params: Params, images: Float[Array, "b height width c"]) -> tuple[Float[Array, "b _"], ...]:
+    """Of each attribute, in the order of `ATTRIBUTES`; images in [−1, 1]."""
+    found = cast(dict, network.apply({"params": params}, images))
+    return tuple(found[name] for name in ATTRIBUTES)
+
+
+def answers(network: Probe, params: Params, pixels: Array) -> Int[Array, "b attributes"]:
+    """Numbers of the values that it reads, in the order of `ATTRIBUTES`, off 8-bit pictures."""
+    found = logits(network, params, jnp.asarray(pixels, jnp.float32) / 127.5 - 1.0)
+    return jnp.stack([jnp.argmax(each, axis=1) for each in found], axis=1).astype(jnp.int32)
+
+
+@dataclass(frozen=True)
+class ProbeReader:
+    """A probe that was trained."""
+
+    network: Probe
+    params: Params
+
+    @classmethod
+    def load(cls, folder: Path) -> "ProbeReader":
+        """The part in `folder`, as `mllmsubj pretrain --part=probe` writes it. Raises UserError if it is not there."""
+        if not shipped.path(folder, NAME).is_file():
+            raise UserError(
+                f"the probe is not there yet ({shipped.path(folder, NAME)}); make it with mllmsubj pretrain "
+                f"--config=configs/tiny.py --part=probe --workdir=DIR and name it with --probe=DIR"
+            )
+        leaves = {key.removeprefix(f"{NAME}/"): leaf for key, leaf in shipped.read(folder, (NAME,)).items()}
+        config = typed(ProbeConfig, shipped.provenance(folder, NAME)["pretrain"]["network"], "pretrain.probe.network")
+        network = make_network(config, config.cell * leaves["position"].shape[0])
+        expected = {path: shape.shape for path, shape in flatten(abstract_params(network))}
+        if expected != {path: leaf.shape for path, leaf in leaves.items()}:
+            raise UserError(f"the probe in {folder} is not one of this version's; make it again")
+        return cls(network, unflatten(leaves))
+
+    @property
+    def size(self) -> int:
+        """Pixels of the side of pictures as it knows them."""
+        return self.network.size
+
+    @cached_property
+    def _answers(self):
+        return jax.jit(lambda params, pixels: answers(self.network, params, pixels))
+
+    def __call__(self, pictures: UInt8[np.ndarray, "n height width 3"]) -> Int[np.ndarray, "n attributes"]:
+        """See `answers`; pictures of another size are resized."""
+        found = []
+        for first in range(0, len(pictures), AT_ONCE):
+            part = [self._resized(picture) for picture in pictures[first : first + AT_ONCE]]
+            padded = np.stack(part + part[:1] * (AT_ONCE - len(part)))  # one program for all
+            found.append(np.asarray(self._answers(self.params, padded))[: len(part)])
+        return np.concatenate(found)
+
+    def _resized(self, picture: np.ndarray) -> np.ndarray:
+        if picture.shape[:2] == (self.size, self.size):
+            return picture
+        return np.asarray(Image.fromarray(picture).resize((self.size, self.size), Image.Resampling.LANCZOS))
