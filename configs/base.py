@@ -91,7 +91,8 @@ def get_config(variant: str = "") -> ConfigDict:
     for stage, steps in (("stage1", 25_000), ("stage2", 10_000)):
         config.train[stage] = ConfigDict()
         config.train[stage].steps = steps
-        config.train[stage].warmup_steps = 500
+        config.train[stage].warmup_steps = 500  # learning rates grow from 0
+        config.train[stage].cooldown_steps = 0  # at the end they fall to 0
         config.train[stage].learning_rates = (("dla/.*", 1e-4), (".*/lora_[ab]", 5e-5))  # None: frozen
     config.train.stage1.modes = ConfigDict(dict(both=0.0, mllm=0.9, vae=0.0, none=0.1))  # shares of the examples
     config.train.stage2.modes = ConfigDict(dict(both=0.6, mllm=0.15, vae=0.15, none=0.1))
@@ -129,4 +130,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evals.source = ""  # as data.source; empty: the same source's test split
     config.evals.loss = ConfigDict(dict(every_steps=1000, examples=256))
     config.evals.samples = ConfigDict(dict(every_steps=2500, count=4, steps=0))  # sampler's steps 0: as in `sampling`
+
+    config.pretrain = None  # making the parts themselves, on toyworld: the tiny model's only, see configs/tiny.py
     return config

@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
         patch_size=16,
     )
     model.mllm.text.update(
-        vocab_size=264,  # bytes and special tokens
+        vocab_size=755,  # bytes, special tokens, toyworld's words and their pieces
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=6,
@@ -45,9 +45,9 @@ def get_config(variant: str = "") -> ConfigDict:
         intermediate_size=256,
         context_dim=128,
     )
-    model.vae.update(block_out_channels=(32, 64, 64, 64), layers_per_block=1, norm_num_groups=8)
+    model.vae.update(block_out_channels=(16, 32, 64, 64), layers_per_block=1, norm_num_groups=8)
     model.clip.update(
-        vocab_size=258,  # bytes, start and end
+        vocab_size=751,
         hidden_size=64,
         intermediate_size=256,
         num_hidden_layers=2,
@@ -56,7 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     model.transformer.update(
         num_layers=3,
-        num_single_layers=6,
+        num_single_layers=5,
         attention_head_dim=32,
         num_attention_heads=6,
         joint_attention_dim=128,
@@ -65,7 +65,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     model.lora.update(rank=16, alpha=16.0)
 
-    config.prompt.max_tokens = 512  # bytes
+    config.prompt.pad_to = 40  # toyworld's longest prompt
     config.reference.long_side = 128
     config.reference.long_side_several = 96
     config.sampling.height = 128
@@ -73,7 +73,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.compute.remat = False
     config.data.sizes = ((128, 128),)
-    config.data.prompt_tokens = 128  # bytes; toyworld's longest prompt has 108
+    config.data.prompt_tokens = 40
     config.train.weights = "tiny"
     config.train.batch_size = 8
     config.train.stage1.update(steps=300, warmup_steps=20)
@@ -85,4 +85,71 @@ def get_config(variant: str = "") -> ConfigDict:
     config.log.every_steps = 10
     config.evals.loss.update(every_steps=100, examples=32)
     config.evals.samples.update(every_steps=250, steps=12)
+
+    every = dict(warmup_steps=100, ema_decay=0.995, judge_every_steps=500, start_from="")
+    config.pretrain = ConfigDict()
+    config.pretrain.vae = ConfigDict(
+        dict(
+            every,
+            steps=3000,
+            batch_size=16,
+            learning_rate=2e-3,
+            cooldown_steps=1000,
+            judged=200,
+            window=64,  # pixels
+            gradient_weight=0.5,
+            kl_weight=1e-3,
+        )
+    )
+    config.pretrain.probe = ConfigDict(
+        dict(
+            every,
+            steps=3200,
+            batch_size=32,
+            learning_rate=2e-3,
+            cooldown_steps=2000,
+            judge_every_steps=800,
+            judged=1000,
+            network=dict(  # 0.34 M parameters
+                whole=dict(stem=4, widths=(16, 32, 64), blocks=(0, 1, 2)),
+                close=dict(stem=2, widths=(32, 64, 96), blocks=(1, 2, 1)),
+                cut=64,  # pixels
+                span=1.4,
+                norm_num_groups=8,
+                maps=2,
+            ),
+            light=0.1,
+            grain=0.1,
+            off=0.08,
+        )
+    )
+    config.pretrain.mllm = ConfigDict(
+        dict(
+            every,
+            steps=4000,
+            batch_size=32,
+            learning_rate=1e-3,
+            cooldown_steps=1500,
+            judged=100,
+            tokens=88,
+            shares=(0.4, 0.35, 0.25),
+            questions=3,
+        )
+    )
+    config.pretrain.dit = ConfigDict(
+        dict(
+            every,
+            steps=12_000,
+            batch_size=32,
+            learning_rate=1e-3,
+            cooldown_steps=4000,
+            ema_decay=0.998,
+            judge_every_steps=2000,
+            judged=32,
+            drop_all=0.1,
+            drop_subject=0.1,
+            drop_scene=0.25,
+            judge_steps=20,
+        )
+    )
     return config

@@ -126,11 +126,6 @@ def _with_tuples(node: dict) -> dict:
     return {key: as_tuple(value) for key, value in node.items()}
 
 
-def has_params(folder: str | Path) -> bool:
-    """Whether the checkpoint holds weights; the shipped 'tiny' may not yet."""
-    return (Path(folder) / "params").is_dir()
-
-
 def restore(folder: str | Path, expected: Params, mesh: jax.sharding.Mesh) -> Params:
     """Parameters in the shapes and dtypes of `expected`, each device reading its own shards.
 

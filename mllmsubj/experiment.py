@@ -24,6 +24,7 @@ from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectConfig
 from mllmsubj.ops.attention import Implementation
 from mllmsubj.ops.target import platform
+from mllmsubj.pretrain.settings import PretrainConfig
 from mllmsubj.train.settings import CheckpointConfig, EvalsConfig, LogConfig, TrainConfig
 
 T = TypeVar("T")
@@ -73,6 +74,7 @@ class Experiment:
     checkpoint: CheckpointConfig
     log: LogConfig
     evals: EvalsConfig
+    pretrain: PretrainConfig | None
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Experiment":

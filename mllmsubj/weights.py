@@ -1,4 +1,4 @@
-"""Where a model's parameters come from: a checkpoint folder or, where there is none yet, random numbers."""
+"""Where a model's parameters come from: a checkpoint folder, the parts that are shipped, or random numbers."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,11 +7,13 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from mllmsubj import checkpoint
+from mllmsubj import checkpoint, shipped
 from mllmsubj.errors import UserError
 from mllmsubj.models.subject import SubjectModel, is_trained
 from mllmsubj.sharding import flatten, parameter_shardings, unflatten
 from mllmsubj.typing import Params
+
+MODEL_PARTS = ("mllm", "vae", "clip", "transformer", "dla")
 
 
 def random_params(model: SubjectModel, seed: int, mesh: Mesh, only: set[str] | None = None) -> Params:
@@ -24,6 +26,34 @@ def random_params(model: SubjectModel, seed: int, mesh: Mesh, only: set[str] | N
         return unflatten({path: leaves[path].astype(leaf.dtype) for path, leaf in flatten(wanted)})
 
     return jax.jit(init, out_shardings=parameter_shardings(wanted, mesh))(jax.random.key(seed))
+
+
+def tiny_params(model: SubjectModel, seed: int, mesh: Mesh) -> Params:
+    """What is shipped of "tiny", on the mesh, in the dtypes that it is stored in; random numbers for the rest.
+
+    Raises UserError where the config says other sizes than what is shipped has.
+    """
+    leaves, read = dict(flatten(random_params(model, seed, mesh))), shipped.read(checkpoint.TINY)
+    read = {path: array for path, array in read.items() if path.partition("/")[0] in MODEL_PARTS}
+    parts = {path.partition("/")[0] for path in read}
+    expected = {path: leaf for path, leaf in leaves.items() if path.partition("/")[0] in parts and not is_trained(path)}
+    if problems := checkpoint.differences(read, expected):
+        raise UserError(
+            f"the shipped weights of {', '.join(sorted(parts))} do not fit the config: {problems}; take "
+            f"--config.train.weights=random, or the sizes of configs/tiny.py"
+        )
+    found = {
+        path: jax.device_put(array.astype(leaves[path].dtype), leaves[path].sharding) for path, array in read.items()
+    }
+    return unflatten(leaves | found)
+
+
+def untrained(folder: Path) -> tuple[str, ...]:
+    """Parts of a checkpoint's model that are random: those of "tiny" that are not shipped yet."""
+    if folder != checkpoint.TINY:
+        return ()
+    there = {path.partition("/")[0] for path in shipped.read(folder)}
+    return tuple(part for part in MODEL_PARTS if part not in there)
 
 
 def load_params(folder: Path, model: SubjectModel, seed: int, mesh: Mesh) -> Params:
@@ -41,7 +71,7 @@ def load_params(folder: Path, model: SubjectModel, seed: int, mesh: Mesh) -> Par
 
 
 def trained_params(folder: Path, model: SubjectModel, seed: int, mesh: Mesh) -> Params:
-    """A checkpoint's parameters to draw with or to judge; as long as "tiny" has none, random ones, with a warning.
+    """A checkpoint's parameters to draw with or to judge; those that "tiny" has none of yet are random, with a warning.
 
     Raises UserError as `checkpoint.restore` and `check_trained` do.
     """
@@ -54,13 +84,14 @@ def trained_groups(
     folder: Path, model: SubjectModel, seed: int, mesh: Mesh, groups: Iterable[Sequence[str]]
 ) -> Iterator[dict[str, jax.Array]]:
     """As `trained_params`, the paths of a group at a time: each is read when it is asked for."""
-    if folder == checkpoint.TINY and not checkpoint.has_params(folder):
-        warnings.warn(
-            "checkpoint 'tiny' has no trained weights yet: these are random, from the config's seed, and so are the "
-            "pictures",
-            stacklevel=3,
-        )
-        leaves = dict(flatten(random_params(model, seed, mesh)))
+    if folder == checkpoint.TINY:
+        if missing := untrained(folder):
+            warnings.warn(
+                f"checkpoint 'tiny' has no trained weights yet for {', '.join(missing)}: these are random, from the "
+                f"config's seed, and so are the pictures",
+                stacklevel=3,
+            )
+        leaves = dict(flatten(tiny_params(model, seed, mesh)))
         yield from ({path: leaves[path] for path in group} for group in groups)
     else:
         check_trained(folder, model)
@@ -78,17 +109,16 @@ def check_trained(folder: Path, model: SubjectModel) -> None:
 
 
 def base_folder(weights: str, workdir: Path) -> tuple[Path, bool]:
-    """Where a run's frozen parameters lie, and whether somebody must still put random ones there.
+    """Where a run's frozen parameters lie, and whether somebody must still put them there.
 
-    "random", and "tiny" as long as it has none, means `WORKDIR/base`.
+    "random" and "tiny" mean `WORKDIR/base`: a run outlives the version of the package whose weights it began with.
     """
     if not weights:
         raise UserError(
             'config key train.weights is empty; name the folder of imported weights, "tiny" or "random": '
             "--config.train.weights=DIR"
         )
-    folder = checkpoint.folder_of(weights)
-    if weights == "random" or (folder == checkpoint.TINY and not checkpoint.has_params(folder)):
+    if weights in ("random", "tiny"):
         base = workdir / "base"
         return base, not (base / "config.json").is_file()
-    return folder, False
+    return checkpoint.folder_of(weights), False

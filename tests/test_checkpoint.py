@@ -226,7 +226,6 @@ def test_what_orbax_says_is_cut_to_one_line(folder, monkeypatch):
 
 def test_parameters_that_are_gone(folder):
     (folder / "params").rename(folder / "elsewhere")
-    assert not checkpoint.has_params(folder)
     with pytest.raises(UserError, match="has no params folder"):
         checkpoint.restore(folder, tree(), make_mesh())
 

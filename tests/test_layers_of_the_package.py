@@ -21,14 +21,19 @@ MAY_IMPORT = {
     "devices": set(),
     "files": set(),
     "distributed": {"typing", "errors"},
-    "weights": {"typing", "models", "sharding", "checkpoint", "errors"},
+    "shipped": {"typing", "sharding", "errors", "files"},
+    "weights": {"typing", "models", "sharding", "checkpoint", "shipped", "errors"},
+    "pretrain": {
+        *("typing", "errors", "ops", "sharding", "distributed", "models", "diffusion", "data", "checkpoint", "shipped"),
+        *("experiment", "train", "evals"),
+    },
     "train": {
         *("typing", "errors", "ops", "sharding", "devices", "distributed", "models", "diffusion", "data", "checkpoint"),
         *("weights", "experiment", "evals", "files"),
     },
     "evals": {
         *("typing", "errors", "sharding", "distributed", "models", "diffusion", "data", "generate", "experiment"),
-        *("train", "files", "checkpoint"),
+        *("train", "files", "checkpoint", "shipped"),
     },
     "loading": {"typing", "models", "sharding", "convert", "turns", "weights", "experiment"},
     "aot": {
@@ -48,7 +53,7 @@ MAY_IMPORT = {
         *("experiment", "train"),
     },
     "sweeps": {"errors", "files", "checkpoint", "experiment", "train"},
-    "experiment": {"models", "diffusion", "data", "train", "ops", "errors"},
+    "experiment": {"models", "diffusion", "data", "train", "pretrain", "ops", "errors"},
 }
 """Part of the package -> parts that it may import besides itself. `app` and `bench` may import all."""
 

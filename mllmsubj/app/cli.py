@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "the whole thing on this machine: a photograph and a prompt in, a picture out",
     "import": "weights of InternVL, FLUX and CLIP in Hugging Face folders: a checkpoint to train on",
     "train": "train both stages; run again, it resumes exactly",
+    "pretrain": "make a part of the tiny model on toyworld, from nothing",
     "sweep": "the runs of a sweep, here or through a launcher: train, judge, sum up",
     "evaluate": "judge a checkpoint on data that training did not see: numbers, pictures and a report",
     "export": "what was trained, for others: the LoRA as diffusers loads it, the DLA, a model card",
@@ -98,11 +99,20 @@ def _users_cache() -> Path:
 def _set_up() -> None:
     """Compiled programs are kept between runs; warnings are one line. JAX reads its settings when it starts, later."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_users_cache()))
+    if importlib.util.find_spec("libtpu") and not _has_accelerator():
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # else libtpu, here to compile, complains of the TPU it misses
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     # TensorFlow, which some data and the writer for TensorBoard load, greets with lines; nothing is computed with it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     warnings.showwarning = lambda message, *_, **__: print(f"mllmsubj: warning: {message}", file=sys.stderr)
+
+
+def _has_accelerator() -> bool:
+    """Whether there may be a TPU, by Google's number among the PCI devices, or an NVIDIA GPU; nothing is started."""
+    vendors = {path.read_text().strip() for path in Path("/sys/bus/pci/devices").glob("*/vendor")}
+    devices = ("/dev/accel0", "/dev/vfio/0", "/dev/nvidia0")  # as containers show them
+    return bool({"0x1ae0", "0x10de"} & vendors) or any(map(os.path.exists, devices))
 
 
 def _usage() -> str:

@@ -6,7 +6,22 @@ from mllmsubj.typing import Leaf
 
 
 @flax.struct.dataclass
-class Batch:
+class Rows:
+    """What every batch has."""
+
+    example: Leaf
+    """[b] int32: which example of the source a row is."""
+    skipped: Leaf
+    """[b] int32: unreadable examples that were passed over for this row."""
+
+    @property
+    def shape(self) -> str:
+        """What is compiled for, in words."""
+        return f"batches of {len(self.example)}"
+
+
+@flax.struct.dataclass
+class Batch(Rows):
     """Rows of one bucket (a target size and a number of references); pictures are 8-bit, normalised on the device."""
 
     input_ids: Leaf
@@ -24,11 +39,11 @@ class Batch:
     """[b, r · n] bool: tokens of the squares, row-major, that belong to a reference."""
     target: Leaf
     """[b, height, width, 3] uint8."""
-    example: Leaf
-    """[b] int32: which example of the source a row is."""
-    skipped: Leaf
-    """[b] int32: unreadable examples that were passed over for this row."""
     text: tuple[int, int] = flax.struct.field(pytree_node=False)
     """Start and stop of the prompt and what follows it in `input_ids`, padding included."""
     images: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False)
     """Start and stop of each reference's visual tokens."""
+
+    @property
+    def shape(self) -> str:
+        return f"targets of {'x'.join(map(str, self.target.shape[1:3]))}, {len(self.images)} references"

@@ -5,14 +5,15 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 
-from mllmsubj.data.batch import Batch
+from mllmsubj.data.batch import Rows
 from mllmsubj.data.example import Source, Unreadable
-from mllmsubj.data.plan import Plan, PlannedBatch
+from mllmsubj.data.plan import Bucket, Plan, PlannedBatch
+from mllmsubj.data.settings import DataConfig
 from mllmsubj.data.transforms import RowReader
 from mllmsubj.errors import UserError
 
@@ -26,13 +27,40 @@ _STEPS = 1 << 40
 """More than any run has."""
 
 
+@runtime_checkable
+class Numbered(Protocol):
+    """What examples of any kind come from; see `data.example.Source`, whose are pictures and a prompt."""
+
+    def __getitem__(self, number: int, /) -> Any: ...
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """What fills rows of batches with such examples; safe in threads. See `RowReader`."""
+
+    @property
+    def config(self) -> DataConfig: ...
+
+    def augmentation(self) -> str:
+        """What a row depends on besides its example and the plan."""
+        ...
+
+    def empty(self, bucket: Bucket, rows: int) -> Any:
+        """A batch (`Rows`) to be filled."""
+        ...
+
+    def read(self, example: Any, bucket: Bucket, rng: np.random.Generator, batch: Any, row: int) -> None:
+        """Fills all of a row but `example` and `skipped`. Raises Unreadable."""
+        ...
+
+
 class Loader:
     """Batches of one step after the other, without end; each holds this host's rows only.
 
     What a batch holds depends on plan, reader and step alone: neither on threads nor on where reading began.
     """
 
-    def __init__(self, source: Source, plan: Plan, reader: RowReader, rows: np.ndarray, first_step: int = 0):
+    def __init__(self, source: Numbered, plan: Plan, reader: Reader, rows: np.ndarray, first_step: int = 0):
         """`rows`: which rows of the batch this host reads; several hosts may read the same one."""
         self.plan, self.rows = plan, rows
         self._source, self._reader = source, reader
@@ -46,10 +74,10 @@ class Loader:
         self._batches = iter(grain.MapDataset.range(_STEPS).map(self._read).to_iter_dataset(options))
         self._seek(first_step)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Any:
         """Raises UserError if a row finds only unreadable examples."""
         return next(self._batches)
 
@@ -86,14 +114,14 @@ class Loader:
     def _seek(self, step: int) -> None:
         self._batches.set_state({"next_index": step})
 
-    def _read(self, step: int) -> Batch:
+    def _read(self, step: int) -> Rows:
         planned = self.plan.batch(step)
         batch = self._reader.empty(planned.bucket, len(self.rows))
         for _ in self._pool.map(partial(self._read_row, planned, batch), range(len(self.rows)), self.rows.tolist()):
             pass
         return batch
 
-    def _read_row(self, planned: PlannedBatch, batch: Batch, place: int, row: int) -> None:
+    def _read_row(self, planned: PlannedBatch, batch: Rows, place: int, row: int) -> None:
         """Row `row` of the whole batch into `place` of this host's part."""
         number = int(planned.examples[row])
         for attempt in range(_TRIES):

@@ -61,14 +61,14 @@ class PromptEncoder:
         self.config, self.image_tokens = config, image_tokens
         self._mllm, self._clip = _tokenizer(mllm_folder), _tokenizer(clip_folder)
         self._lock = threading.Lock()  # a call may set the tokenizer's options: none may while another thread reads
-        ids = self._ids(IMAGE_TOKEN)
+        ids = self.ids(IMAGE_TOKEN)
         if ids != [image_token_id] or image_token_id in self._plain_ids(IMAGE_TOKEN):
             raise UserError(
                 f"{mllm_folder}: {IMAGE_TOKEN} must be one special token, {image_token_id} as in the config's "
                 f"model.mllm.image_token_id; it is {ids}"
             )
         self._heads: dict[int, tuple[list[int], tuple[tuple[int, int], ...]]] = {}
-        self._tail = self._ids("<|im_end|>\n<|im_start|>assistant\n")
+        self._tail = self.ids("<|im_end|>\n<|im_start|>assistant\n")
         self._no_clip_ids = self._clip_ids("") if config.pooled == "empty" else None
 
     def __call__(self, prompt: str, references: int, text_tokens: int | None = None) -> PromptTokens:
@@ -100,9 +100,9 @@ class PromptEncoder:
     def _head(self, references: int) -> tuple[list[int], tuple[tuple[int, int], ...]]:
         """Ids of `<system> <references>`, and where each reference lies in them; made once."""
         if references not in self._heads:
-            head = self._ids(f"<|im_start|>system\n{self.config.system}<|im_end|>\n<|im_start|>user\n")
-            start, token, end = (self._ids(name) for name in (IMAGE_START, IMAGE_TOKEN, IMAGE_END))
-            newline, images = self._ids("\n"), []
+            head = self.ids(f"<|im_start|>system\n{self.config.system}<|im_end|>\n<|im_start|>user\n")
+            start, token, end = (self.ids(name) for name in (IMAGE_START, IMAGE_TOKEN, IMAGE_END))
+            newline, images = self.ids("\n"), []
             for _ in range(references):
                 head += start
                 images.append((len(head), len(head) + self.image_tokens))
@@ -111,7 +111,8 @@ class PromptEncoder:
             self._heads[references] = head, tuple(images)
         return self._heads[references]
 
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
+        """The MLLM's ids of a text whose special tokens are meant."""
         with self._lock:
             return self._mllm(text, add_special_tokens=False, verbose=False)["input_ids"]
 

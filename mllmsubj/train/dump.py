@@ -12,18 +12,19 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mllmsubj.data.batch import Batch
+from mllmsubj.data.batch import Rows
 from mllmsubj.train.state import TrainState
 
 
-def write(workdir: Path, step: int, state: TrainState, batch: Batch) -> Path:
+def write(workdir: Path, step: int, state: TrainState, batch: Rows) -> Path:
     """State (orbax) and this process's part of the batch (npz) of a step, to be looked at; returns the folder."""
     folder = workdir.absolute() / "nonfinite" / f"step_{step}"
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / "state", state, force=True)
     arrays = {
         name: np.concatenate([np.asarray(shard.data) for shard in getattr(batch, name).addressable_shards])
-        for name in ("input_ids", "attention_mask", "clip_ids", "tiles", "references", "target", "example", "skipped")
+        for name in sorted(vars(batch))
+        if isinstance(getattr(batch, name), jax.Array)
     }
     np.savez(folder / f"batch_{jax.process_index()}.npz", allow_pickle=False, **arrays)
     return folder

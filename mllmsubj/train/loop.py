@@ -11,9 +11,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mllmsubj import checkpoint, distributed
-from mllmsubj.data.batch import Batch
-from mllmsubj.data.example import Source
+from mllmsubj import distributed
+from mllmsubj.data.batch import Rows
+from mllmsubj.data.loader import Loader
 from mllmsubj.data.sources import open_source
 from mllmsubj.errors import UserError
 from mllmsubj.evals.evaluator import Evaluator, sort
@@ -21,18 +21,19 @@ from mllmsubj.evals.suite import evaluators
 from mllmsubj.experiment import Experiment
 from mllmsubj.sharding import make_mesh
 from mllmsubj.train import dump
-from mllmsubj.train.cache import make_cache
+from mllmsubj.train.cache import Cache, make_cache
 from mllmsubj.train.checkpoints import Checkpoints
 from mllmsubj.train.first_step import FirstStep
 from mllmsubj.train.known import Known
 from mllmsubj.train.meter import Clock, Meter
 from mllmsubj.train.metrics import Totals
 from mllmsubj.train.profile import Profiler
-from mllmsubj.train.programs import Programs, compile_step, with_recall
-from mllmsubj.train.run import Run, abstract, prepare
-from mllmsubj.train.state import TrainState, state_shardings
+from mllmsubj.train.programs import with_recall
+from mllmsubj.train.run import prepare
+from mllmsubj.train.state import TrainState, abstract, state_shardings
 from mllmsubj.train.status import Status
 from mllmsubj.train.step import Encoded
+from mllmsubj.train.task import Program, Task
 from mllmsubj.train.workdir import claim
 from mllmsubj.train.writers import make_writer
 from mllmsubj.typing import Params
@@ -59,39 +60,39 @@ def train(config: ConfigDict, workdir: Path) -> None:
         Checkpoints(workdir, experiment.checkpoint) as saves,
     ):
         run, trained = prepare(config, experiment, workdir, mesh)
-        Loop(run, trained, source, config, workdir, saves, evaluators(run), first)()
+        loader = run.loader(experiment.data, experiment.train.batch_size, source)
+        Loop(run, trained, loader, config, workdir, saves, evaluators(run), first, make_cache(run))()
 
 
 class Loop:
-    """One process's part of a run, from where its last save left it to the end."""
+    """One process's part of a task, from where its last save left it to the end."""
 
     def __init__(
         self,
-        run: Run,
+        task: Task,
         trained: Params,
-        source: Source,
+        loader: Loader,
         config: ConfigDict,
         workdir: Path,
         saves: Checkpoints,
         evals: Sequence[Evaluator],
         first: FirstStep,
+        cache: Cache | None = None,
     ):
-        self.run, self.config, self.workdir, self.saves, self.evals = run, config, workdir, saves, evals
-        self.first_step = first
-        self.total = run.experiment.train.steps
-        self.totals, self.clock = Totals(), Clock()
-        self.loader = run.loader(run.experiment.data, run.experiment.train.batch_size, source)
-        self.cache = make_cache(run)
+        self.task, self.config, self.workdir, self.saves, self.evals = task, config, workdir, saves, evals
+        self.loader, self.cache, self.first_step = loader, cache, first
+        self.total = task.experiment.train.steps
+        self.totals, self.clock = Totals(task.bins), Clock()
         self.step, self.state = self._restore(trained)
-        self._programs: dict[Any, Programs] = {}
+        self._programs: dict[Any, Program] = {}
         self._pending: deque[dict[str, Any]] = deque()
         self._numbers: dict[str, float] = {}
         self._of_start: dict[str, float] = {}
 
     def __call__(self) -> None:
-        """Trains to the end, writes `WORKDIR/model`. Raises Preempted after SIGTERM, UserError where it must stop."""
-        first, log_config = self.step, self.run.experiment.log
-        index, stages = jax.process_index(), self.run.experiment.train
+        """Trains to the end; the task writes it down. Raises Preempted after SIGTERM, and UserError where it stops."""
+        first, log_config = self.step, self.task.experiment.log
+        index, stages = jax.process_index(), self.task.experiment.train
         with ExitStack() as stack:
             stack.callback(self.loader.close)
             if self.cache is not None:
@@ -106,9 +107,9 @@ class Loop:
                 batch, known, keep = self._next_batch()
                 program = self._compiled(batch, known)
                 profiler.before_step(self.step - first, self._last())
-                self.state, metrics = program(self.state, self.run.frozen, batch, known, keep)
+                self.state, metrics = program(self.state, self.task.frozen, batch, known, keep)
                 self.step += 1
-                self.meter.step(len(batch.input_ids), program.flops if known is None else program.recall_flops)
+                self.meter.step(len(batch.example), program.flops if known is None else program.recall_flops)
                 self._pending.append(metrics)
                 if self.step == first + 1:
                     self._of_start = self.first_step.done(metrics)
@@ -117,11 +118,12 @@ class Loop:
                 self._report()
                 self._evaluate()
                 self._save()
-            self._finish()
+            self.saves.wait()
+            self.task.finish(self.workdir, self.config, self.state, self._numbers)
 
     def _restore(self, trained: Params) -> tuple[int, TrainState]:
         """The newest save, or the state before the first step."""
-        run = self.run
+        run = self.task
         # A save at the border already has the second stage's moments.
         latest = self.saves.latest()
         shapes = jax.eval_shape(run.state, trained)
@@ -141,33 +143,32 @@ class Loop:
         log.info("finished before, at step %d" if latest == self.total else "goes on from step %d", latest)
         return latest, saved.state
 
-    def _next_batch(self) -> tuple[Batch, Known | None, Callable[[Encoded], None] | None]:
+    def _next_batch(self) -> tuple[Rows, Known | None, Callable[[Encoded], None] | None]:
         """A batch on the mesh, and what the cache knows of it or whom to tell."""
-        place, known, keep = (self.loader.rows, self.run.experiment.train.batch_size), None, None
+        place, known, keep = (self.loader.rows, self.task.experiment.train.batch_size), None, None
         with self.meter.waiting(self._last()):
             batch = next(self.loader)
             if self.cache is not None:
-                known, keep = self.cache.find(self.run.stage(self.step), batch, *place)
-        return distributed.spread(batch, *place, self.run.mesh), known, keep
+                known, keep = self.cache.find(self.task.stage(self.step), batch, *place)
+        return distributed.spread(batch, *place, self.task.mesh), known, keep
 
-    def _compiled(self, batch: Batch, known: Known | None) -> Programs:
-        """The stage's programs for a batch of this shape."""
-        step = self.run.stage(self.step)
+    def _compiled(self, batch: Any, known: Known | None) -> Program:
+        """The stage's program for a batch of this shape."""
+        step = self.task.stage(self.step)
         key = step.first, jax.tree.structure(batch), tuple(leaf.shape for leaf in jax.tree.leaves(batch))
         if key not in self._programs:
             with self.meter.paused(self._last()):
-                program = compile_step(step, self.state, self.run.frozen, batch, self.run.mesh)
-            size = "x".join(map(str, batch.target.shape[1:3]))
-            log.info("compiled for targets of %s, %d references: %.1f s", size, len(batch.images), program.seconds)
+                program = self.task.compile(step, self.state, batch)
+            log.info("compiled for %s: %.1f s", batch.shape, program.seconds)
             self._programs[key] = program
         if known is not None and self._programs[key].recall is None:
             with self.meter.paused(self._last()):
-                self._programs[key] = with_recall(self._programs[key], step, self.run.frozen, batch, known)
+                self._programs[key] = with_recall(self._programs[key], step, self.task.frozen, batch, known)
         return self._programs[key]
 
-    def _guard(self, batch: Batch) -> None:
+    def _guard(self, batch: Rows) -> None:
         """Stops a run gone wrong, one step late: by the metrics of the step before, which are there by now or soon."""
-        train, data = self.run.experiment.train, self.run.experiment.data
+        train, data = self.task.experiment.train, self.task.experiment.data
         self._settle(behind=0 if self._at_log_point() else 1)
         limit = train.max_bad_steps
         if self.totals.bad >= limit and self._settle().bad >= limit:  # with this step, whose batch is at hand
@@ -191,13 +192,13 @@ class Loop:
         return self.totals
 
     def _at_log_point(self) -> bool:
-        return self.step % self.run.experiment.log.every_steps == 0 or self.step == self.total
+        return self.step % self.task.experiment.log.every_steps == 0 or self.step == self.total
 
     def _enter_stage(self) -> None:
         """At the border: fresh moments, before the step is saved; also at the end, a later start may add a stage 2."""
-        if self.step == self.run.experiment.train.stage1.steps:
-            shapes = jax.eval_shape(lambda state: self.run.enter(state, self.step), self.state)
-            enter = jax.jit(self.run.enter, static_argnums=1, out_shardings=state_shardings(shapes, self.run.mesh))
+        if self.step == self.task.experiment.train.stage1.steps:
+            shapes = jax.eval_shape(lambda state: self.task.enter(state, self.step), self.state)
+            enter = jax.jit(self.task.enter, static_argnums=1, out_shardings=state_shardings(shapes, self.task.mesh))
             self.state = enter(self.state, self.step)
 
     def _report(self) -> None:
@@ -215,7 +216,7 @@ class Loop:
         if not due:
             return
         with self.meter.paused(self._last()):
-            params = self.run.joined(self.state.result)
+            params = self.task.joined(self.state.result)
             for evaluator in due:
                 numbers, pictures, _ = sort(evaluator.run(params))
                 self._numbers |= numbers
@@ -225,7 +226,7 @@ class Loop:
     def _save(self) -> None:
         """Where a save is due; a run that is told to stop saves and stops."""
         if self.saves.preempted(self.step):
-            with dump.deadline(self.run.experiment.checkpoint.grace_seconds):
+            with dump.deadline(self.task.experiment.checkpoint.grace_seconds):
                 self._save_now()
                 self.saves.wait()
             raise Preempted(f"saved at step {self.step:,} of {self.total:,}; run the same command to go on")
@@ -238,12 +239,6 @@ class Loop:
             self.writer.flush()  # a run that goes on from this save does not write this step's lines again
             meta = {"clock": asdict(self.meter.clock), "examples": self.totals.examples, "skipped": self.totals.skipped}
             self.saves.save(self.step, self.state, self.loader.state(), meta, self._numbers)
-
-    def _finish(self) -> None:
-        """`WORKDIR/model`: the mean of the trained parameters, referring to the frozen ones."""
-        self.saves.wait()
-        trained, base = self.state.result, self.run.base
-        checkpoint.save(self.workdir / "model", self.config, trained, base, base=base, replace=True)
 
     def _last(self) -> Any:
         """What the last step returned."""

@@ -2,19 +2,27 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from mllmsubj.train.modes import NAMES
-from mllmsubj.train.step import TIME_BINS
+
+@dataclass(frozen=True)
+class Bins:
+    """What a step's metric of sums and counts, [2, n], becomes: "GROUP/NAME" for each of its n bins."""
+
+    group: str
+    names: tuple[str, ...]
 
 
 class Totals:
     """Sums over steps; names follow TensorBoard's groups: "loss", "loss_t/0.3-0.4", "loss_mode/both", …"""
 
-    def __init__(self) -> None:
+    def __init__(self, bins: Mapping[str, Bins]) -> None:
+        """`bins`: of the metrics that a step returns besides the usual ones (see `add`), by their names there."""
+        self._bins = bins
         self.examples = self.skipped = 0
         """Of the whole run: kept over restarts by the loop."""
         self.bad = 0
@@ -22,7 +30,7 @@ class Totals:
         self._clear()
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """One step's, as `TrainStep.update` returns them; waits until they are there."""
+        """One step's: "count", "skipped", "bad", "loss_sum", "grad_norm" and those with bins; waits for them."""
         found = jax.device_get(dict(metrics))
         self.examples += int(found["count"])
         self.skipped += int(found["skipped"])
@@ -32,8 +40,8 @@ class Totals:
             return
         self._sums.append((float(found["loss_sum"]), float(found["count"])))
         self._norms.append(float(found["grad_norm"]))
-        self._by_time += found["by_time"]
-        self._by_mode += found["by_mode"]
+        for name in self._bins:
+            self._binned[name] += found[name]
 
     def scalars(self) -> dict[str, float]:
         """Means since the last call; a bin that no example fell into is left out."""
@@ -44,11 +52,10 @@ class Totals:
             "updates_left_out": float(self._left_out),
             "examples_skipped": float(self.skipped),
         }
-        bins = [f"{i / TIME_BINS:.1f}-{(i + 1) / TIME_BINS:.1f}" for i in range(TIME_BINS)]
-        for group, names, (sums, counts) in (("t", bins, self._by_time), ("mode", NAMES, self._by_mode)):
-            for name, total, number in zip(names, sums, counts, strict=True):
+        for key, bins in self._bins.items():
+            for name, total, number in zip(bins.names, *self._binned[key], strict=True):
                 if number:
-                    numbers[f"loss_{group}/{name}"] = float(total / number)
+                    numbers[f"{bins.group}/{name}"] = float(total / number)
         self._clear()
         return numbers
 
@@ -56,4 +63,4 @@ class Totals:
         self._sums: list[tuple[float, float]] = []
         self._norms: list[float] = []
         self._left_out = 0
-        self._by_time, self._by_mode = np.zeros((2, TIME_BINS)), np.zeros((2, len(NAMES)))
+        self._binned = {name: np.zeros((2, len(bins.names))) for name, bins in self._bins.items()}

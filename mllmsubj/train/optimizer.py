@@ -67,9 +67,14 @@ def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
 
 
 def descend(
-    params: Params, updates: Params, rates: dict[str, float], done: Float[Array, ""], warmup_steps: int
+    params: Params, updates: Params, rates: dict[str, float], done: Float[Array, ""], stage: StageConfig
 ) -> Params:
-    """params − rate · update, each at its own rate, which grows over the warm-up; `done`: steps of the stage before."""
-    warm = jnp.minimum(1.0, (done + 1.0) / max(1, warmup_steps))
+    """params − rate · update, each at its own rate, which grows over the warm-up and falls over the cool-down.
+
+    `done`: steps of the stage before.
+    """
+    share = jnp.minimum(1.0, (done + 1.0) / max(1, stage.warmup_steps))
+    if stage.cooldown_steps:
+        share *= jnp.clip((stage.steps - done) / stage.cooldown_steps, 0.0, 1.0)
     scales = unflatten({path: rates[path] for path, _ in flatten(params)})
-    return jax.tree.map(lambda p, u, rate: p - rate * warm * u, params, updates, scales)
+    return jax.tree.map(lambda p, u, rate: p - rate * share * u, params, updates, scales)

@@ -1,5 +1,6 @@
 """All that a training run rests on, built once from its config: mesh, model, frozen weights, both stages, data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 from mllmsubj import checkpoint, distributed
 from mllmsubj.checkpoint import TINY, on_first_process
+from mllmsubj.data.batch import Batch
 from mllmsubj.data.example import Source
 from mllmsubj.data.loader import Loader, make_loader
 from mllmsubj.data.prompts import PromptEncoder
@@ -21,13 +23,15 @@ from mllmsubj.experiment import Experiment
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import SubjectModel, is_trained
-from mllmsubj.sharding import flatten, placed
+from mllmsubj.sharding import flatten
+from mllmsubj.train.metrics import Bins
 from mllmsubj.train.optimizer import join, learning_rates, make_optimizer, split, trained_paths
+from mllmsubj.train.programs import Programs, compile_step
 from mllmsubj.train.settings import TrainConfig
-from mllmsubj.train.state import TrainState, new_state, state_shardings
-from mllmsubj.train.step import TrainStep
+from mllmsubj.train.state import TrainState, new_state
+from mllmsubj.train.step import BINS, TrainStep
 from mllmsubj.typing import Params
-from mllmsubj.weights import base_folder, load_params, random_params, trained_params
+from mllmsubj.weights import base_folder, load_params, random_params, tiny_params, trained_params
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class Run:
     encoder: PromptEncoder
     stages: tuple[TrainStep, TrainStep]
 
+    @property
+    def bins(self) -> Mapping[str, Bins]:
+        """See `Task`."""
+        return BINS
+
     def stage(self, step: int) -> TrainStep:
         """The one that does update number `step`, counted from 0; the last one's for good."""
         return self.stages[step >= self.experiment.train.stage1.steps]
@@ -57,6 +66,14 @@ class Run:
         """Before the first update; shapes in, shapes out under `jax.eval_shape`."""
         train, stage = self.experiment.train, self.stage(0)
         return new_state(trained, set(stage.rates), stage.optimizer, ema=train.ema_decay > 0)
+
+    def compile(self, step: TrainStep, state: TrainState, batch: Batch) -> Programs:
+        """Both programs of a stage for batches of this form."""
+        return compile_step(step, state, self.frozen, batch, self.mesh)
+
+    def finish(self, workdir: Path, config: ConfigDict, state: TrainState, numbers: Mapping[str, float]) -> None:
+        """`WORKDIR/model`: the mean of the trained parameters, referring to the frozen ones."""
+        checkpoint.save(workdir / "model", config, state.result, self.base, base=self.base, replace=True)
 
     def joined(self, trained: Params) -> Params:
         """All parameters, laid out as the model wants them."""
@@ -96,7 +113,8 @@ def prepare(config: ConfigDict, experiment: Experiment, workdir: Path, mesh: Mes
     stacked = SubjectModel(experiment.model, replace(compute, scan_layers=True))
     base, is_new = base_folder(train.weights, workdir)
     if on_first_process(lambda: is_new):
-        params = random_params(stacked, experiment.seed, mesh)
+        make = tiny_params if train.weights == "tiny" else random_params
+        params = make(stacked, experiment.seed, mesh)
         checkpoint.save(base, config, params, TINY)
     else:
         params = load_params(base, stacked, experiment.seed, mesh)
@@ -166,13 +184,13 @@ def make_stages(
     )
 
 
-def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
-    """Raises UserError if the mesh does not divide the batch."""
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh, key: str = "train") -> None:
+    """Raises UserError if the mesh does not divide the batch, which config section `key` says."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (devices * accumulate):
         unit = devices * accumulate
         raise UserError(
-            f"train.batch_size {batch_size} is not divisible by mesh axes data x fsdp ({devices}) times "
+            f"{key}.batch_size {batch_size} is not divisible by mesh axes data x fsdp ({devices}) times "
             f"train.accumulate ({accumulate}); use a multiple of {unit}, such as {-(-batch_size // unit) * unit}"
         )
 
@@ -185,8 +203,3 @@ def _start_folder(where: str) -> Path | None:
     if not ((folder / "config.json").is_file() and (folder / "params").is_dir()):
         raise UserError(f"config key train.start_from is {where!r}, neither a finished workdir nor a checkpoint")
     return folder
-
-
-def abstract(tree: TrainState, mesh: Mesh) -> TrainState:
-    """Shapes with shardings, to restore into."""
-    return placed(tree, state_shardings(tree, mesh))

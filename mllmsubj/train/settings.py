@@ -27,13 +27,18 @@ class StageConfig:
 
     steps: int
     warmup_steps: int
+    """First ones, over which the learning rates grow from 0."""
+    cooldown_steps: int
+    """Last ones, over which they fall to 0."""
     learning_rates: tuple[tuple[str, float | None], ...]
     """(regex of the whole parameter path, peak learning rate): the first that matches. None, or no match: frozen."""
     modes: ModesConfig
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.warmup_steps < 0:
-            raise UserError(f"a stage has steps={self.steps}, warmup_steps={self.warmup_steps}; use 0 or more")
+        counts = dict(steps=self.steps, warmup_steps=self.warmup_steps, cooldown_steps=self.cooldown_steps)
+        if min(counts.values()) < 0:
+            said = ", ".join(f"{name}={count}" for name, count in counts.items())
+            raise UserError(f"a stage has {said}; use 0 or more")
 
 
 @dataclass(frozen=True)

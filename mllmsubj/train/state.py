@@ -1,4 +1,6 @@
-"""Everything that changes in training, and how it lies on the mesh."""
+"""Everything that changes in training, how a step changes it, and how it lies on the mesh."""
+
+from dataclasses import replace
 
 import flax.struct
 import jax
@@ -6,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mllmsubj.sharding import parameter_shardings
-from mllmsubj.train.optimizer import split
-from mllmsubj.typing import Leaf, Params, PyTree
+from mllmsubj.sharding import parameter_shardings, placed
+from mllmsubj.train.optimizer import descend, join, split
+from mllmsubj.train.settings import StageConfig
+from mllmsubj.typing import Array, Leaf, Params, PyTree
 
 
 @flax.struct.dataclass
@@ -41,6 +44,56 @@ def new_state(params: Params, active: set[str], optimizer: optax.GradientTransfo
         ema=jax.tree.map(jnp.copy, params) if ema else None,
         bad=jnp.zeros((), jnp.int32),
     )
+
+
+def advance(
+    state: TrainState,
+    gradients: Params,
+    loss: Array,
+    optimizer: optax.GradientTransformation,
+    rates: dict[str, float],
+    stage: StageConfig,
+    first: int,
+    ema_decay: float,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One step down the gradients, and the metrics "grad_norm" and "bad".
+
+    A step whose `loss` or gradients have NaN or Inf changes nothing but the count of such. `rates`: path -> peak
+    learning rate of all that has a gradient; `first`: the stage's first step.
+    """
+    active, idle = split(state.params, set(rates))
+    norm = optax.tree.norm(gradients)
+    updates, moments = optimizer.update(gradients, state.moments, active)
+    done = (state.step - first).astype(jnp.float32)
+    params = join(idle, descend(active, updates, rates, done, stage))
+
+    good = jnp.isfinite(norm) & jnp.isfinite(loss)
+    params = _where(good, params, state.params)
+    new = replace(
+        state,
+        step=state.step + 1,
+        params=params,
+        moments=_where(good, moments, state.moments),
+        ema=None if state.ema is None else _mean(state, params, ema_decay),
+        bad=jnp.where(good, 0, state.bad + 1),
+    )
+    return new, {"grad_norm": norm, "bad": new.bad.astype(jnp.float32)}
+
+
+def _mean(state: TrainState, params: Params, ema_decay: float) -> Params:
+    """The running mean; its decay grows from 0.1 to the one that is set, so that the start is soon forgotten."""
+    step = state.step.astype(jnp.float32)
+    decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda mean, x: mean + (1.0 - decay) * (x - mean), state.ema, params)
+
+
+def _where(condition: Array, new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def abstract(tree: TrainState, mesh: Mesh) -> TrainState:
+    """Shapes with shardings, to restore into."""
+    return placed(tree, state_shardings(tree, mesh))
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:

@@ -4,7 +4,7 @@ They are two so that the towers can take turns with the transformer on a small c
 can be kept on disk: both ways give `update` the same arrays.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import flax.struct
@@ -21,12 +21,18 @@ from mllmsubj.models.subject import Features, Layout, SubjectInputs, SubjectMode
 from mllmsubj.sharding import constrain
 from mllmsubj.train import modes
 from mllmsubj.train.known import LATENTS, NULL, Known, recall
-from mllmsubj.train.optimizer import descend, join, split
+from mllmsubj.train.metrics import Bins
+from mllmsubj.train.optimizer import join, split
 from mllmsubj.train.settings import StageConfig, TrainConfig
-from mllmsubj.train.state import TrainState
-from mllmsubj.typing import Array, Float, Int, Leaf, Params, PyTree
+from mllmsubj.train.state import TrainState, advance
+from mllmsubj.typing import Array, Float, Int, Leaf, Params
 
 TIME_BINS = 10
+BINS = {
+    "by_time": Bins("loss_t", tuple(f"{i / TIME_BINS:.1f}-{(i + 1) / TIME_BINS:.1f}" for i in range(TIME_BINS))),
+    "by_mode": Bins("loss_mode", modes.NAMES),
+}
+"""Of the metrics that `update` returns."""
 TOWERS = ("mllm", "vae", "clip")
 """What `encode` reads of the frozen parameters; `update` reads the transformer."""
 
@@ -105,22 +111,9 @@ class TrainStep:
 
         gradients, metrics = jax.lax.scan(part, zeros, encoded)
         metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
-        norm = optax.tree.norm(gradients)
-        updates, moments = self.optimizer.update(gradients, state.moments, active)
-        done = (state.step - self.first).astype(jnp.float32)
-        params = join(idle, descend(active, updates, self.rates, done, self.stage.warmup_steps))
-
-        good = jnp.isfinite(norm) & jnp.isfinite(metrics["loss_sum"])
-        params = _where(good, params, state.params)
-        new = replace(
-            state,
-            step=state.step + 1,
-            params=params,
-            moments=_where(good, moments, state.moments),
-            ema=None if state.ema is None else self._mean(state, params),
-            bad=jnp.where(good, 0, state.bad + 1),
-        )
-        return new, metrics | {"grad_norm": norm, "bad": new.bad.astype(jnp.float32)}
+        loss, ema_decay = metrics["loss_sum"], self.train.ema_decay
+        new, said = advance(state, gradients, loss, self.optimizer, self.rates, self.stage, self.first, ema_decay)
+        return new, metrics | said
 
     def loss(
         self, active: Params, idle: Params, transformer: Params, encoded: Encoded, draws: Draws
@@ -201,12 +194,6 @@ class TrainStep:
 
         return jax.vmap(one)(encoded.row)
 
-    def _mean(self, state: TrainState, params: Params) -> Params:
-        """The running mean; its decay grows from 0.1 to the one that is set, so that the start is soon forgotten."""
-        step = state.step.astype(jnp.float32)
-        decay = jnp.minimum(self.train.ema_decay, (1.0 + step) / (10.0 + step))
-        return jax.tree.map(lambda mean, x: mean + (1.0 - decay) * (x - mean), state.ema, params)
-
     def _parts(self, x: Array) -> Array:
         """[b, …] -> [parts, b / parts, …]: part i has rows i, i + parts, …, so that each device keeps its own rows."""
         parts = jnp.swapaxes(x.reshape(-1, self.train.accumulate, *x.shape[1:]), 0, 1)
@@ -222,7 +209,3 @@ def _binned(values: Float[Array, " b"], bins: Int[Array, " b"], count: int) -> F
     """Per bin the sum and how many."""
     rows = jax.nn.one_hot(bins, count)
     return jnp.stack([values @ rows, rows.sum(axis=0)])
-
-
-def _where(condition: Array, new: PyTree, old: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 
-from mllmsubj.checkpoint import TINY
+from mllmsubj.data.byte_tokenizer import save_tokenizers
 
 
 @pytest.fixture(scope="session")
 def flux(tmp_path_factory):
-    """FLUX's folder and InternVL's, as their own libraries write them, with the byte tokenizers that are shipped."""
+    """FLUX's folder and InternVL's, as their own libraries write them, with tokenizers of bytes."""
     from diffusers import FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, InternVLConfig, InternVLForConditionalGeneration
 
@@ -27,6 +27,7 @@ def flux(tmp_path_factory):
     clip = dict(vocab_size=258, hidden_size=12, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
     clip |= dict(max_position_embeddings=77, bos_token_id=256, eos_token_id=257, pad_token_id=257)
     randomise(CLIPTextModel(CLIPTextConfig(**clip))).save_pretrained(root / "text_encoder")
-    shutil.copytree(TINY / "clip_tokenizer", root / "tokenizer")
-    shutil.copytree(TINY / "tokenizer", root / "mllm", dirs_exist_ok=True)
+    save_tokenizers(root / "bytes")
+    shutil.copytree(root / "bytes" / "clip_tokenizer", root / "tokenizer")
+    shutil.copytree(root / "bytes" / "tokenizer", root / "mllm", dirs_exist_ok=True)
     return root

@@ -1,14 +1,17 @@
-"""mllmsubj evaluate --checkpoint=DIR|tiny --benchmark=heldout --output=DIR [--seed --limit] [--config.KEY=VALUE …]
+"""mllmsubj evaluate --checkpoint=DIR|tiny --benchmark=heldout|toyworld --output=DIR [--seed --limit]
+[--config.KEY=VALUE …]
 
-Judges a checkpoint, or the result of a training run, with the evaluators that run during training. Writes metrics.json,
-samples.png and report.html, which opens offline; earlier results in DIR are replaced. Any key of the checkpoint's
-config can be replaced, such as --config.evals.source=DATA for the data to judge on. On several hosts the same command
-runs on each.
+Judges a checkpoint, or the result of a training run: "heldout" with the evaluators that run during training, "toyworld"
+by what a probe network reads off pictures of subjects and prompts of the drawn world that training never saw. Writes
+metrics.json, samples.png and report.html, which opens offline; earlier results in DIR are replaced. Any key of the
+checkpoint's config can be replaced, such as --config.sampling.steps=N, or --config.evals.source=DATA for the data that
+"heldout" judges on. On several hosts the same command runs on each.
 """
 
 import logging
 from collections import ChainMap
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -19,12 +22,14 @@ from absl import flags
 from mllmsubj.app.cli import need_train_extra, parse, start_logging
 from mllmsubj.app.overrides import divided, overridden
 from mllmsubj.evals.benchmarks import BENCHMARKS, check_benchmark
-from mllmsubj.evals.results import Results, output_folder, write
+from mllmsubj.evals.results import Results, lines, output_folder, write
 
 if TYPE_CHECKING:
+    from mllmsubj.evals.evaluator import Evaluator
     from mllmsubj.experiment import Experiment
+    from mllmsubj.train.run import Run
 
-RANDOM = "This checkpoint has no trained weights yet: they are random, and what is below says nothing about the method."
+RANDOM = "Not trained yet: {}. These weights are random, and what is below says nothing about the method."
 
 
 def define(values: flags.FlagValues) -> None:
@@ -34,7 +39,8 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("benchmark", None, known, flag_values=values)
     flags.DEFINE_string("output", None, "folder to write", flag_values=values)
     flags.DEFINE_integer("seed", 0, "of the noise; 0 is what training takes", 0, 2**32 - 1, flag_values=values)
-    flags.DEFINE_integer("limit", None, "examples that the loss is taken over", 1, flag_values=values)
+    flags.DEFINE_integer("limit", None, "examples to judge by, heldout's loss or toyworld's 500", 1, flag_values=values)
+    flags.DEFINE_string("probe", None, "folder of toyworld's probe, if not the one that is shipped", flag_values=values)
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
@@ -44,7 +50,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     check_benchmark(values.benchmark)
     folder = output_folder(values.output)
     need_train_extra("held-out data are read with")
-    if values.limit is not None:
+    if values.limit is not None and values.benchmark == "heldout":
         overrides.append(f"--config.evals.loss.examples={values.limit}")
 
     start_logging()
@@ -54,53 +60,91 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     from mllmsubj.evals.report import page
 
     distributed.start()
-    results = _judged(values.checkpoint, values.benchmark, values.seed, overrides)
+    results = _judged(values, overrides)
 
     def finish() -> None:
         write(results, page(results), folder)
-        width = max(map(len, results.numbers))
-        for name, value in results.numbers.items():
-            print(f"{name:<{width}}  {value:.4g}")
+        found = list(lines(results.numbers))
+        width = max(len(line.name) for line in found)
+        for line in found:
+            print("  ".join(filter(None, (f"{line.name:<{width}}", f"{line.value:.4g}", line.interval, line.beside))))
         print(Path(values.output) / "report.html")
 
     on_first_process(finish)
 
 
-def _judged(checkpoint: str, benchmark: str, seed: int, overrides: list[str]) -> Results:
+@dataclass(frozen=True)
+class Plan:
+    """A benchmark on one checkpoint, before its weights are read."""
+
+    evaluators: Callable[["Run"], Sequence["Evaluator"]]
+    counted: str
+    """Name of the one whose examples are the benchmark's; so `drawing`, that draws pictures."""
+    drawing: str
+    data: str
+    steps: int
+    """Of its sampler."""
+
+
+def _heldout(values: flags.FlagValues, experiment: "Experiment") -> Plan:
+    from mllmsubj.data.sources import open_source
+    from mllmsubj.evals import suite
+    from mllmsubj.evals.held_out import SEED, held_out
+
+    data = held_out(experiment)
+    open_source(data, SEED)  # what is wrong with it
+    steps = experiment.evals.samples.steps or experiment.sampling.steps
+    return Plan(lambda run: suite.all_evaluators(run, values.seed), "loss", "samples", data.source, steps)
+
+
+def _toyworld(values: flags.FlagValues, experiment: "Experiment") -> Plan:
+    from mllmsubj.checkpoint import TINY
+    from mllmsubj.evals.toyworld.benchmark import EXAMPLES, Toyworld, check_size
+    from mllmsubj.evals.toyworld.probe import ProbeReader
+
+    check_size(experiment)
+    probe = ProbeReader.load(Path(values.probe) if values.probe else TINY)
+    examples = values.limit or EXAMPLES
+    name = Toyworld.name
+    return Plan(lambda run: [Toyworld(run, probe, values.seed, examples)], name, name, name, experiment.sampling.steps)
+
+
+PLANS = {"heldout": _heldout, "toyworld": _toyworld}
+"""By benchmark."""
+
+
+def _judged(values: flags.FlagValues, overrides: list[str]) -> Results:
     """What all evaluators say of a checkpoint whose config has these overrides."""
     import jax
 
     from mllmsubj import checkpoint as checkpoints
-    from mllmsubj.data.sources import open_source
     from mllmsubj.evals.evaluator import sort
-    from mllmsubj.evals.held_out import SEED, held_out
-    from mllmsubj.evals.suite import all_evaluators
     from mllmsubj.experiment import Experiment
     from mllmsubj.sharding import make_mesh
     from mllmsubj.train.run import restored
+    from mllmsubj.weights import untrained
 
-    folder = checkpoints.folder_of(checkpoint)
+    folder = checkpoints.folder_of(values.checkpoint)
     config = overridden(checkpoints.read_config(folder), overrides)
     experiment = Experiment.from_config(config)
-    data = held_out(experiment)
-    open_source(data, SEED)  # what is wrong with it, before weights are read
+    plan = PLANS[values.benchmark](values, experiment)
     mesh = make_mesh(**asdict(experiment.mesh))
     with jax.set_mesh(mesh):
         run, params = restored(experiment, folder, mesh)
-        evaluators = all_evaluators(run, seed)
+        evaluators = plan.evaluators(run)
         for each in evaluators:
             logging.getLogger("mllmsubj").info("%s: %d held-out examples", each.name, each.examples)
         numbers, pictures, texts = sort(chain.from_iterable(each.run(params) for each in evaluators))
     counts = {each.name: each.examples for each in evaluators}
     return Results(
-        benchmark=benchmark,
-        checkpoint=checkpoint,
+        benchmark=values.benchmark,
+        checkpoint=values.checkpoint,
         fingerprint=checkpoints.fingerprint(folder),
-        seed=seed,
-        examples=counts["loss"],
+        seed=values.seed,
+        examples=counts[plan.counted],
         settings={
-            "data": f"{data.source}, held-out",
-            "pictures": f"{counts['samples']}, {_sampler(experiment)}",
+            "data": f"{plan.data}, held-out",
+            "pictures": f"{counts[plan.drawing]}, {_sampler(experiment, plan.steps)}",
             "machine": f"{jax.device_count()} × {jax.devices()[0].device_kind}, {run.model.compute.dtype}",
             "made by": f"mllmsubj {version('mllmsubj')}",
         },
@@ -109,12 +153,12 @@ def _judged(checkpoint: str, benchmark: str, seed: int, overrides: list[str]) ->
         pictures=pictures,
         texts=texts,
         meanings=ChainMap(*(dict(each.meanings) for each in evaluators)),
-        caution="" if checkpoints.has_params(folder) else RANDOM,
+        caution=RANDOM.format(", ".join(missing)) if (missing := untrained(folder)) else "",
     )
 
 
-def _sampler(experiment: "Experiment") -> str:
+def _sampler(experiment: "Experiment", steps: int) -> str:
     """On one line."""
-    sampling, steps = experiment.sampling, experiment.evals.samples.steps or experiment.sampling.steps
+    sampling = experiment.sampling
     size, taus = f"{sampling.width} × {sampling.height}", f"τ1 {sampling.tau1:g}, τ2 {sampling.tau2:g}"
     return f"{size}, {steps} steps, {taus}, guidance {sampling.guidance:g}"

@@ -7,6 +7,8 @@ start; JAX_COMPILATION_CACHE_DIR names another place for them). On several hosts
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from absl import flags
 
@@ -42,16 +44,25 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     config = overridden(load_config(values.config), overrides)
     distributed.start()
     start_logging()
-    _hush_orbax()
 
-    from mllmsubj.train.loop import Preempted, train
+    from mllmsubj.train.loop import train
 
-    try:
+    with stopped():
         train(config, workdir)
+    print(f"{workdir / 'model'}: draw with mllmsubj generate --checkpoint={workdir} …")
+
+
+@contextmanager
+def stopped() -> Iterator[None]:
+    """Around training: exits 143 after SIGTERM, when all is saved."""
+    from mllmsubj.train.loop import Preempted
+
+    _hush_orbax()
+    try:
+        yield
     except Preempted as stop:
         print(f"mllmsubj: {stop}", file=sys.stderr)
         sys.exit(STOPPED)
-    print(f"{workdir / 'model'}: draw with mllmsubj generate --checkpoint={workdir} …")
 
 
 def _hush_orbax() -> None:

@@ -1,6 +1,6 @@
 """Prompts, with what each asks for: the truth that pictures are judged by."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -84,10 +84,13 @@ def write(
     return Prompt(text, kind, tuple(asks.items()), reasoning)
 
 
-def caption(identity: Identity, scene: Scene) -> str:
-    """A picture in words, every attribute said."""
-    said = [PHRASES[name][value][0] for name, value in scene.attributes().items()]
-    return f"{identity.describe()}, {', '.join(said)}"
+def caption(
+    identity: Identity, scene: Scene, only: Container[str] = SCENE_ATTRIBUTES, subject: str | None = None
+) -> str:
+    """A picture in words, every attribute said; `only`: those of the scene that are; `subject`: in place of all of its
+    own."""
+    said = [PHRASES[name][value][0] for name, value in scene.attributes().items() if name in only]
+    return ", ".join([subject or identity.describe(), *said])
 
 
 def _meaning(

@@ -1,0 +1,40 @@
+"""The parts by name."""
+
+from pathlib import Path
+
+from mllmsubj import checkpoint
+from mllmsubj.data.prompts import PromptEncoder
+from mllmsubj.errors import UserError, nearest
+from mllmsubj.experiment import Experiment
+from mllmsubj.models.subject import SubjectModel
+from mllmsubj.pretrain.dit import DiTPart
+from mllmsubj.pretrain.mllm import MLLMPart
+from mllmsubj.pretrain.part import Part
+from mllmsubj.pretrain.probe import ProbePart
+from mllmsubj.pretrain.vae import VAEPart
+from mllmsubj.shipped import PARTS
+
+
+def make_part(name: str, experiment: Experiment, workdir: Path) -> Part:
+    """`workdir`: where parts that it builds on may lie. Raises UserError for a name that is none."""
+    settings, size = experiment.pretrain, experiment.sampling.height
+    assert settings is not None
+    model = SubjectModel(experiment.model, experiment.compute.resolve())
+    encoder = PromptEncoder(
+        checkpoint.TINY / "tokenizer",
+        checkpoint.TINY / "clip_tokenizer",
+        experiment.prompt,
+        image_tokens=experiment.model.mllm.tokens_per_tile,
+        image_token_id=experiment.model.mllm.image_token_id,
+    )
+    match name:
+        case "vae":
+            return VAEPart(model, settings.vae, size)
+        case "probe":
+            return ProbePart(settings.probe, size)
+        case "mllm":
+            tile = experiment.model.mllm.vision.image_size
+            return MLLMPart(model, settings.mllm, tile, encoder, experiment.reference)
+        case "dit":
+            return DiTPart(model, settings.dit, size, encoder, experiment.train.time, experiment.shift, workdir)
+    raise UserError(f"unknown part {name!r}{nearest(name, PARTS)}; there are {', '.join(PARTS)}")

@@ -1,0 +1,85 @@
+"""What a config says of pretraining; see configs/tiny.py for the values."""
+
+from dataclasses import dataclass
+
+from mllmsubj.models.probe import ProbeConfig
+
+
+@dataclass(frozen=True)
+class PartConfig:
+    """How one part is trained."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    cooldown_steps: int
+    """Last steps, over which the learning rate falls to 0."""
+    ema_decay: float
+    judge_every_steps: int
+    """It is judged at the end, too."""
+    judged: int
+    """Held-out examples that it is judged by."""
+    start_from: str
+    """Folder of a part of that name to go on from, "tiny" for the one that is shipped, or empty: from nothing."""
+
+
+@dataclass(frozen=True)
+class VAEPartConfig(PartConfig):
+    """Reconstruction of random windows: convolutions learn the same from a quarter of a picture."""
+
+    window: int
+    """Pixels of a window's side."""
+    gradient_weight: float
+    """Of the error of differences between neighbouring pixels, which keeps edges sharp."""
+    kl_weight: float
+    """Of the Kullback-Leibler divergence from N(0, 1), nats per number of the latents."""
+
+
+@dataclass(frozen=True)
+class MLLMPartConfig(PartConfig):
+    """Talks about pictures."""
+
+    tokens: int
+    """Length of a talk; what is longer is cut off."""
+    shares: tuple[float, ...]
+    """Of talks that describe the picture, that say what a prompt makes of it, and that answer questions; sum to 1."""
+    questions: int
+    """In a talk that answers some."""
+
+
+@dataclass(frozen=True)
+class DiTPartConfig(PartConfig):
+    """Text to image; the time's density is the experiment's."""
+
+    drop_all: float
+    """Share of captions that say nothing."""
+    drop_subject: float
+    """Share of captions that say nothing of the subject but its shape."""
+    drop_scene: float
+    """Share of each of the scene's attributes that a caption leaves out."""
+    judge_steps: int
+    """Of the sampler, for drawings that are judged."""
+
+
+@dataclass(frozen=True)
+class ProbePartConfig(PartConfig):
+    """Pictures are softened, by neighbours up to weights of 1, 2, 1, lit otherwise and made noisy, each by chance."""
+
+    network: ProbeConfig
+    light: float
+    """Largest change of light, as a share of it."""
+    grain: float
+    """Largest deviation of the noise, of pictures in [-1, 1]."""
+    off: float
+    """Largest error of the place and size of what is looked at closely, in units of the subject's size."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """The parts, in the order in which they build on each other."""
+
+    vae: VAEPartConfig
+    probe: ProbePartConfig
+    mllm: MLLMPartConfig
+    dit: DiTPartConfig
