@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from mllmsubj import checkpoint
-from mllmsubj.data.prompts import PromptEncoder
 from mllmsubj.errors import UserError, nearest
 from mllmsubj.experiment import Experiment
 from mllmsubj.models.subject import SubjectModel
@@ -13,6 +12,7 @@ from mllmsubj.pretrain.part import Part
 from mllmsubj.pretrain.probe import ProbePart
 from mllmsubj.pretrain.vae import VAEPart
 from mllmsubj.shipped import PARTS
+from mllmsubj.train.run import make_encoder
 
 
 def make_part(name: str, experiment: Experiment, workdir: Path) -> Part:
@@ -20,13 +20,7 @@ def make_part(name: str, experiment: Experiment, workdir: Path) -> Part:
     settings, size = experiment.pretrain, experiment.sampling.height
     assert settings is not None
     model = SubjectModel(experiment.model, experiment.compute.resolve())
-    encoder = PromptEncoder(
-        checkpoint.TINY / "tokenizer",
-        checkpoint.TINY / "clip_tokenizer",
-        experiment.prompt,
-        image_tokens=experiment.model.mllm.tokens_per_tile,
-        image_token_id=experiment.model.mllm.image_token_id,
-    )
+    encoder = make_encoder(experiment, checkpoint.TINY)
     match name:
         case "vae":
             return VAEPart(model, settings.vae, size)

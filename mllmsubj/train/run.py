@@ -112,13 +112,15 @@ def prepare(config: ConfigDict, experiment: Experiment, workdir: Path, mesh: Mes
     start = _start_folder(train.start_from)
     stacked = SubjectModel(experiment.model, replace(compute, scan_layers=True))
     base, is_new = base_folder(train.weights, workdir)
-    if on_first_process(lambda: is_new):
+    is_new = on_first_process(lambda: is_new)
+    encoder = make_encoder(experiment, TINY if is_new else base)
+    if is_new:
         make = tiny_params if train.weights == "tiny" else random_params
         params = make(stacked, experiment.seed, mesh)
         checkpoint.save(base, config, params, TINY)
     else:
         params = load_params(base, stacked, experiment.seed, mesh)
-    run, trained = _make_run(experiment, mesh, base, params)
+    run, trained = _make_run(experiment, mesh, base, params, encoder)
     return run, trained if start is None else checkpoint.restore(start, trained, mesh)
 
 
@@ -129,11 +131,33 @@ def restored(experiment: Experiment, folder: Path, mesh: Mesh) -> tuple[Run, Par
     """
     stacked = SubjectModel(experiment.model, replace(experiment.compute.resolve(), scan_layers=True))
     params = trained_params(folder, stacked, experiment.seed, mesh)
-    run, trained = _make_run(experiment, mesh, folder, params)
+    run, trained = _make_run(experiment, mesh, folder, params, make_encoder(experiment, folder))
     return run, run.joined(trained)
 
 
-def _make_run(experiment: Experiment, mesh: Mesh, base: Path, params: Params) -> tuple[Run, Params]:
+def make_encoder(experiment: Experiment, folder: Path) -> PromptEncoder:
+    """By the tokenizers of the checkpoint `folder`; raises UserError where batches would be longer than the MLLM
+    reads."""
+    mllm, data = experiment.model.mllm, experiment.data
+    encoder = PromptEncoder(
+        folder / "tokenizer",
+        folder / "clip_tokenizer",
+        experiment.prompt,
+        image_tokens=mllm.tokens_per_tile,
+        image_token_id=mllm.image_token_id,
+    )
+    longest = encoder.layout(data.max_references, data.prompt_tokens)[0][1]
+    if longest > mllm.text.max_position_embeddings:
+        raise UserError(
+            f"config key data.prompt_tokens is {data.prompt_tokens}, which with {data.max_references} references makes "
+            f"sequences of {longest} tokens; this MLLM reads at most {mllm.text.max_position_embeddings}, lower it"
+        )
+    return encoder
+
+
+def _make_run(
+    experiment: Experiment, mesh: Mesh, base: Path, params: Params, encoder: PromptEncoder
+) -> tuple[Run, Params]:
     """The run on the parameters of the checkpoint `base`, and those of them that it keeps, stacked as `params` are.
 
     It keeps what it trains, and the DLA and the adapters even where its learning rates freeze them: `base` need not
@@ -141,13 +165,6 @@ def _make_run(experiment: Experiment, mesh: Mesh, base: Path, params: Params) ->
     """
     compute = experiment.compute.resolve()
     trained, frozen = kept_apart(params, experiment.train)
-    encoder = PromptEncoder(
-        base / "tokenizer",
-        base / "clip_tokenizer",
-        experiment.prompt,
-        image_tokens=experiment.model.mllm.tokens_per_tile,
-        image_token_id=experiment.model.mllm.image_token_id,
-    )
     null = encoder("", 0)
     stages = make_stages(experiment, params, tuple(null.input_ids[0].tolist()), null.text)
     if experiment.model.frozen_dtype == "int8":

@@ -60,6 +60,7 @@ MISTAKES = {
     "no weights": (["--config.train.weights="], ["train.weights is empty", "--config.train.weights=DIR"]),
     "no such weights": (["--config.train.weights=nowhere"], ["nowhere"]),
     "no such start": (["--config.train.start_from=nowhere"], ["train.start_from is 'nowhere'", "finished workdir"]),
+    "long prompts": (["--config.data.prompt_tokens=9000"], ["data.prompt_tokens is 9000", "at most 1024, lower it"]),
     "no steps": (["--config.train.stage1.steps=0", "--config.train.stage2.steps=0"], ["nothing to train"]),
     "no log": (["--config.log.every_steps=0"], ["log.every_steps is 0", "at least 1"]),
 }
