@@ -46,6 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
         context_dim=128,
     )
     model.vae.update(block_out_channels=(16, 32, 64, 64), layers_per_block=1, norm_num_groups=8)
+    model.vae.update(shift_factor=0.031, scaling_factor=0.86)  # of the latents of the VAE that is shipped
     model.clip.update(
         vocab_size=751,
         hidden_size=64,
@@ -104,11 +105,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.pretrain.probe = ConfigDict(
         dict(
             every,
-            steps=3200,
+            steps=4500,
             batch_size=32,
             learning_rate=2e-3,
-            cooldown_steps=2000,
-            judge_every_steps=800,
+            cooldown_steps=2500,
+            judge_every_steps=500,
             judged=1000,
             network=dict(  # 0.34 M parameters
                 whole=dict(stem=4, widths=(16, 32, 64), blocks=(0, 1, 2)),

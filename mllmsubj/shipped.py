@@ -31,7 +31,7 @@ def write(folder: Path, name: str, params: Params, provenance: Mapping[str, Any]
     if broken := [key for key, array in arrays.items() if not np.isfinite(array).all()]:
         raise UserError(f"part {name}: {broken[0]} has numbers beyond 16 bits; train it again, with a lower rate")
     with replacing(path(folder, name)) as partial:
-        safetensors.numpy.save_file(arrays, partial)
+        partial.write_bytes(safetensors.numpy.save(arrays))
     with replacing(folder / f"{name}.json") as partial:
         partial.write_text(json.dumps(provenance, indent=2) + "\n")
 

@@ -193,19 +193,23 @@ class PartRun:
     def joined(self, trained: Params) -> Params:
         return trained if self.experiment.compute.resolve().scan_layers else unstack(trained)
 
-    def finish(self, workdir: Path, config: ConfigDict, state: TrainState, numbers: Mapping[str, float]) -> None:
+    def finish(
+        self, workdir: Path, config: ConfigDict, state: TrainState, numbers: Mapping[str, float], seconds: float
+    ) -> None:
         """`WORKDIR/../NAME.safetensors`."""
-        shipped.write(workdir.parent, self.part.name, state.result, self.provenance(config, numbers))
+        shipped.write(workdir.parent, self.part.name, state.result, self.provenance(config, numbers, seconds))
 
-    def provenance(self, config: ConfigDict, numbers: Mapping[str, float]) -> dict[str, Any]:
+    def provenance(self, config: ConfigDict, numbers: Mapping[str, float], seconds: float) -> dict[str, Any]:
         """Where the weights come from."""
+        subtrees = sorted(path.partition("/")[0] for path in self.step.rates)
         return {
             "part": self.part.name,
             "steps": self.part.config.steps,
             "seed": self.experiment.seed,
-            "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "seconds": round(seconds),
             "metrics": dict(numbers),
             "started_from": None if self._origin is None else shipped.provenance(self._origin, self.part.name),
             "pretrain": config.pretrain[self.part.name].to_dict(),
-            "model": config.model.to_dict(),
+            "model": {name: config.model[name].to_dict() for name in dict.fromkeys(subtrees) if name in config.model},
         }

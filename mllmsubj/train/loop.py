@@ -119,7 +119,8 @@ class Loop:
                 self._evaluate()
                 self._save()
             self.saves.wait()
-            self.task.finish(self.workdir, self.config, self.state, self._numbers)
+            seconds = self.meter.clock.seconds
+            self.task.finish(self.workdir, self.config, self.state, self._numbers, seconds)
 
     def _restore(self, trained: Params) -> tuple[int, TrainState]:
         """The newest save, or the state before the first step."""

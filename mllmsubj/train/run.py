@@ -71,7 +71,9 @@ class Run:
         """Both programs of a stage for batches of this form."""
         return compile_step(step, state, self.frozen, batch, self.mesh)
 
-    def finish(self, workdir: Path, config: ConfigDict, state: TrainState, numbers: Mapping[str, float]) -> None:
+    def finish(
+        self, workdir: Path, config: ConfigDict, state: TrainState, numbers: Mapping[str, float], seconds: float
+    ) -> None:
         """`WORKDIR/model`: the mean of the trained parameters, referring to the frozen ones."""
         checkpoint.save(workdir / "model", config, state.result, self.base, base=self.base, replace=True)
 

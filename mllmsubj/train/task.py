@@ -55,8 +55,10 @@ class Task(Protocol):
         """All parameters, as its evaluators want them."""
         ...
 
-    def finish(self, workdir: Path, config: ConfigDict, state: TrainState, numbers: Mapping[str, float]) -> None:
-        """Writes what the run was for; `numbers`: of the evaluators at the last step."""
+    def finish(
+        self, workdir: Path, config: ConfigDict, state: TrainState, numbers: Mapping[str, float], seconds: float
+    ) -> None:
+        """Writes what the run was for; `numbers`: of the evaluators at the last step; `seconds`: of training."""
         ...
 
 

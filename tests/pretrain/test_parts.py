@@ -81,6 +81,7 @@ def test_a_part_is_made_and_written_down(tmp_path, network):
     assert about["metrics"]["probe/mean"] == judged["probe/mean"]
     assert (about["steps"], about["seed"], about["pretrain"]["batch_size"]) == (4, 0, 8)
     assert about["started_from"] is None
+    assert about["seconds"] > 0
 
 
 def test_a_part_goes_on_from_one_that_is_there(tmp_path, network):
@@ -93,7 +94,7 @@ def test_a_part_goes_on_from_one_that_is_there(tmp_path, network):
     shipped.write(tmp_path, "probe", unflatten(random), {"steps": 4})
     run, found = start(make("probe", tmp_path, start_from=str(tmp_path), **network))
     assert all((leaf == np.float32(np.float16(random[path]))).all() for path, leaf in found.items())
-    about = run.provenance(config("probe"), {})
+    about = run.provenance(config("probe"), {}, 1.0)
     assert about["started_from"] == {"steps": 4}
     wrong = network | dict(network=network["network"] | dict(maps=2))
     with pytest.raises(UserError, match=r"pretrain\.probe\.start_from: .*probe\.safetensors does not fit the config"):
