@@ -20,7 +20,7 @@ from mllmsubj.evals.toyworld.probe import make_network
 from mllmsubj.evals.toyworld.scores import MEANINGS
 from mllmsubj.experiment import Experiment
 from mllmsubj.models.layers import abstract_params
-from mllmsubj.models.probe import ProbeConfig
+from mllmsubj.models.probe import LookConfig, ProbeConfig
 from mllmsubj.train import run as train_run
 from mllmsubj.train.optimizer import split
 from tests.evals.small_run import config, params, save
@@ -49,7 +49,8 @@ def folder(tmp_path_factory):
     base = save(folder / "base")
     trained = split(params(), {path for path, _ in sharding.flatten(params()) if "lora" in path or "dla/" in path})[0]
     checkpoint.save(folder / "run" / "model", config(), trained, base, base=base)
-    network = ProbeConfig(stem=4, widths=(8, 8), blocks=(1, 1), norm_num_groups=4, maps=1)
+    look = LookConfig(stem=4, widths=(8, 8), blocks=(1, 1))
+    network = ProbeConfig(whole=look, close=look, cut=16, span=1.5, norm_num_groups=4, maps=1)
     probe = random_like(abstract_params(make_network(network, 16)))  # pictures are 32 pixels wide
     (folder / "probe").mkdir()
     shipped.write(folder / "probe", "probe", {"probe": probe}, {"pretrain": {"network": asdict(network)}})
@@ -123,7 +124,7 @@ def shown_first(folder, count):
 def test_a_probe_of_other_sizes_is_refused(folder, capsys):
     other = folder / "other_probe"
     about = shipped.provenance(folder / "probe", "probe")
-    about["pretrain"]["network"]["widths"] = (8, 16)
+    about["pretrain"]["network"]["close"]["widths"] = (8, 16)
     leaves = sharding.unflatten(shipped.read(folder / "probe", ("probe",)))
     other.mkdir()
     shipped.write(other, "probe", leaves, about)

@@ -12,9 +12,11 @@ from mllmsubj.data.plan import Bucket
 from mllmsubj.data.toyworld import Split
 from mllmsubj.data.toyworld.attributes import ATTRIBUTES
 from mllmsubj.data.toyworld.pictures import PictureSource
+from mllmsubj.data.toyworld.render import COLUMN, ROW
+from mllmsubj.data.toyworld.render import SIZE as SIZE_OF
 from mllmsubj.evals.toyworld.probe import ProbeReader
 from mllmsubj.experiment import Experiment
-from mllmsubj.models.probe import ProbeConfig
+from mllmsubj.models.probe import LookConfig, ProbeConfig
 from mllmsubj.pretrain.parts import make_part
 from mllmsubj.pretrain.run import pretrain
 from tests.small import small_config
@@ -31,7 +33,9 @@ def config():
         config.log.update(tensorboard=False, every_steps=1)
         probe = config.pretrain.probe
         probe.update(steps=2, batch_size=8, warmup_steps=1, cooldown_steps=1, judge_every_steps=2, judged=12)
-        probe.network.update(widths=(8, 16), blocks=(1, 1), norm_num_groups=4)
+        probe.network.whole.update(stem=4, widths=(8, 16), blocks=(1, 1))
+        probe.network.close.update(stem=4, widths=(8, 16), blocks=(1, 1))
+        probe.network.update(cut=32, norm_num_groups=4)
     return config
 
 
@@ -77,6 +81,14 @@ def test_a_training_step_lowers_the_loss(part, batch):
     assert loss(stepped)[0] < before
 
 
+def test_places_are_the_subjects_own_and_not_quite(part, batch):
+    pose = PictureSource(Split.TRAIN, 16, SIZE)[3].scene.pose
+    true = np.asarray([COLUMN[pose.column], ROW[pose.row], SIZE_OF[pose.size]])
+    off = (part._places(batch.labels, jax.random.key(0))[3] - true) / SIZE_OF[pose.size]
+    assert (off != 0).all()
+    assert np.abs(off).max() < part.config.off
+
+
 def test_wear_is_slight_and_differs_from_picture_to_picture(part):
     images = jnp.zeros((6, SIZE, SIZE, 3)).at[:, :, SIZE // 2 :].set(0.5)
     worn = np.asarray(part._worn(images, jax.random.key(0)))
@@ -90,7 +102,8 @@ def test_what_is_written_reads_pictures(config, tmp_path):
     """The command's work, for two steps; the file and its provenance are all that a reader needs."""
     pretrain(config, "probe", tmp_path)
     reader = ProbeReader.load(tmp_path)
-    assert reader.network.config == ProbeConfig(stem=4, widths=(8, 16), blocks=(1, 1), norm_num_groups=4, maps=2)
+    look = LookConfig(stem=4, widths=(8, 16), blocks=(1, 1))
+    assert reader.network.config == ProbeConfig(look, look, cut=32, span=1.4, norm_num_groups=4, maps=2)
     assert reader.size == SIZE
     pictures = np.stack([PictureSource(Split.TEST, 40, SIZE)[i].render(SIZE) for i in range(40)])
     read = reader(pictures)

@@ -1,9 +1,10 @@
 """The probe at work: pictures in, values of attributes out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mllmsubj import shipped
-from mllmsubj.data.toyworld.attributes import ATTRIBUTES
+from mllmsubj.data.toyworld.attributes import ATTRIBUTES, IDENTITY_ATTRIBUTES
+from mllmsubj.data.toyworld.render import COLUMN, ROW, SIZE
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import typed
 from mllmsubj.models.layers import abstract_params
@@ -24,18 +26,28 @@ AT_ONCE = 32
 """Pictures."""
 NAME = "probe"
 """Of its part."""
+CLOSE = (*IDENTITY_ATTRIBUTES, "facing", "tilt")
+"""What it reads in a look at the subject alone."""
+PLACES: Mapping[str, Mapping[Any, float]] = {"column": COLUMN, "row": ROW, "size": SIZE}
+"""What says where the subject is."""
 
 
 def make_network(config: ProbeConfig, size: int) -> Probe:
     """For pictures of `size` pixels; raises UserError where its cells do not fill them."""
-    if size % config.cell:
-        raise UserError(f"pictures of {size} pixels do not divide into the probe's cells of {config.cell}")
-    return Probe(config, size, {name: len(values) for name, values in ATTRIBUTES.items()})
+    if size % config.whole.cell or config.cut % config.close.cell:
+        raise UserError(
+            f"pictures of {size} pixels, {config.cut} close, do not divide into the probe's cells of "
+            f"{config.whole.cell} and {config.close.cell}"
+        )
+    counts = {name: len(values) for name, values in ATTRIBUTES.items()}
+    return Probe(config, size, counts, CLOSE, {name: tuple(at.values()) for name, at in PLACES.items()})
 
 
-def logits(network: Probe, params: Params, images: Float[Array, "b height width c"]) -> tuple[Float[Array, "b _"], ...]:
-    """Of each attribute, in the order of `ATTRIBUTES`; images in [−1, 1]."""
-    found = cast(dict, network.apply({"params": params}, images))
+def logits(
+    network: Probe, params: Params, images: Float[Array, "b height width c"], places: Float[Array, "b 3"] | None = None
+) -> tuple[Float[Array, "b _"], ...]:
+    """Of each attribute, in the order of `ATTRIBUTES`; images in [−1, 1]. `places`: see `Probe`."""
+    found = cast(dict, network.apply({"params": params}, images, places))
     return tuple(found[name] for name in ATTRIBUTES)
 
 
@@ -62,7 +74,7 @@ class ProbeReader:
             )
         leaves = {key.removeprefix(f"{NAME}/"): leaf for key, leaf in shipped.read(folder, (NAME,)).items()}
         config = typed(ProbeConfig, shipped.provenance(folder, NAME)["pretrain"]["network"], "pretrain.probe.network")
-        network = make_network(config, config.cell * leaves["position"].shape[0])
+        network = make_network(config, config.whole.cell * leaves["whole/position"].shape[0])
         expected = {path: shape.shape for path, shape in flatten(abstract_params(network))}
         if expected != {path: leaf.shape for path, leaf in leaves.items()}:
             raise UserError(f"the probe in {folder} is not one of this version's; make it again")
