@@ -137,7 +137,7 @@ def test_a_checkpoint_without_weights_says_so(folder, monkeypatch):
     """As "tiny" is for now; small here."""
     monkeypatch.setattr(checkpoint, "read_config", lambda folder: config())
     monkeypatch.setattr(weights, "untrained", lambda folder: ("vae", "dla"))
-    monkeypatch.setattr(train_run, "random_params", lambda *_: params())
+    monkeypatch.setattr(weights, "tiny_params", lambda *_: params())
     monkeypatch.setattr(suite, "all_evaluators", lambda run, seed: [Nothing("loss"), Nothing("samples")])
     with pytest.warns(UserWarning, match="'tiny' has no trained weights yet"):
         evaluate(checkpoint="tiny", output="random")
