@@ -1,0 +1,31 @@
+"""The parts that are shipped do what their files say they did when they were made."""
+
+from dataclasses import replace
+
+import pytest
+
+from mllmsubj import checkpoint, shipped
+from mllmsubj.experiment import Experiment, load_config
+from mllmsubj.models.layers import unstack
+from mllmsubj.pretrain.parts import make_part
+from mllmsubj.sharding import unflatten
+from tests.small import ROOT
+
+JUDGED = 32
+"""Held-out pictures; the files' numbers are of more."""
+NUMBERS = {"vae": ("vae/psnr", 0.7), "probe": ("probe/mean", 0.02), "mllm": ("mllm/mean", 0.05)}
+"""Part -> what it is judged by, and how far so few pictures may be off."""
+CONFIG = load_config(str(ROOT / "configs" / "tiny.py"))
+
+
+@pytest.mark.parametrize("name", [name for name in NUMBERS if shipped.path(checkpoint.TINY, name).is_file()])
+def test_a_shipped_part_is_as_good_as_it_says(name):
+    part = make_part(name, Experiment.from_config(CONFIG), checkpoint.TINY)
+    part, (number, off) = replace(part, config=replace(part.config, judged=JUDGED)), NUMBERS[name]
+    params = unflatten(shipped.read(checkpoint.TINY, (name,)))
+    found = dict(part.judge(params if name == "probe" or part.model.compute.scan_layers else unstack(params), {}))
+    assert found[number] == pytest.approx(shipped.provenance(checkpoint.TINY, name)["metrics"][number], abs=off)
+
+
+def test_all_that_is_shipped_is_small():
+    assert sum(checkpoint.sizes(checkpoint.TINY).values()) < 24 * 2**20
