@@ -4,10 +4,13 @@ import logging
 import numpy as np
 import pytest
 
+from mllmsubj.assets.__main__ import texts
 from mllmsubj.checkpoint import TINY
 from mllmsubj.data.byte_tokenizer import CLIP_SPECIALS, MLLM_SPECIALS, save_tokenizers
 from mllmsubj.data.prompts import IMAGE_END, IMAGE_START, IMAGE_TOKEN, PromptConfig, PromptEncoder
 from mllmsubj.errors import UserError
+from mllmsubj.experiment import load_config
+from tests.small import ROOT
 
 IMAGE_TOKENS = 3
 CONFIG = PromptConfig(system="Be brief.", max_tokens=128, pad_to=16, clip_tokens=77, pooled="prompt")
@@ -200,7 +203,7 @@ def test_lengths_are_positive(name):
 
 
 def test_shipped_tokenizers_are_up_to_date(tmp_path):
-    save_tokenizers(tmp_path)
+    save_tokenizers(tmp_path, texts(load_config(str(ROOT / "configs" / "tiny.py")).prompt.system))
     made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.json"))
     assert made == sorted(p.relative_to(TINY) for p in TINY.glob("*tokenizer/*"))
     for name in made:
