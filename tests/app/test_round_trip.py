@@ -28,7 +28,7 @@ def trained(flux, tmp_path_factory):
     config = checkpoint.read_config(root / "weights")
     config.model.lora.update(rank=4, alpha=8.0)
     config.compute.layers = "scan"
-    config.data.update(sizes=((32, 32),), threads=2)
+    config.data.update(sizes=((32, 32),), threads=2, prompt_tokens=128)  # its tokens are bytes
     config.reference.long_side = 32
     config.sampling.update(height=32, width=32, steps=2)
     config.train.weights = str(root / "weights")
