@@ -33,6 +33,7 @@ from mllmsubj.evals.toyworld.probe import ProbeReader
 from mllmsubj.models.layers import init_params, unstack
 from mllmsubj.models.subject import SubjectModel, token_grid
 from mllmsubj.ops.patchify import image_ids
+from mllmsubj.pretrain.part import stacked
 from mllmsubj.pretrain.settings import DiTPartConfig
 from mllmsubj.sharding import unflatten
 from mllmsubj.train.metrics import Bins
@@ -114,10 +115,10 @@ class DiTPart:
     def init(self, key: Array) -> Params:
         keys = [jax.random.fold_in(key, i) for i in range(3)]
         width = self.model.config.transformer.joint_attention_dim
-        bare = replace(self.model, config=replace(self.model.config, lora=None))
+        bare = stacked(replace(self.model, config=replace(self.model.config, lora=None)))
         return {
             "transformer": init_params(bare.transformer, keys[0]),
-            "clip": init_params(self.model.clip, keys[1]),
+            "clip": init_params(bare.clip, keys[1]),
             "captions": {"token_embedding": {"embedding": jax.random.normal(keys[2], (int(FIRSTS[-1]), width))}},
         }
 

@@ -1,6 +1,7 @@
 """What a part of the tiny model must say so that the training loop can train it."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -8,6 +9,7 @@ import jax
 from mllmsubj.data.loader import Reader
 from mllmsubj.data.settings import DataConfig
 from mllmsubj.evals.evaluator import Value
+from mllmsubj.models.subject import SubjectModel
 from mllmsubj.pretrain.settings import PartConfig
 from mllmsubj.train.metrics import Bins
 from mllmsubj.typing import Array, Float, Params
@@ -57,6 +59,11 @@ class Part(Protocol):
     def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
         """Numbers and pictures, on held-out pictures, always the same ones."""
         ...
+
+
+def stacked(model: SubjectModel) -> SubjectModel:
+    """The model whose parameters are laid out as parts are kept: layers in one array, however it is computed."""
+    return replace(model, compute=replace(model.compute, scan_layers=True))
 
 
 class Judge:

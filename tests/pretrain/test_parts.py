@@ -52,6 +52,7 @@ def read(part, rows):
 
 def parameters(part):
     params = jax.jit(part.init)(jax.random.key(0))
+    assert not any("/0/" in path for path, _ in flatten(params))  # stacked
     return params if part.model.compute.scan_layers else unstack(params)
 
 

@@ -7,8 +7,9 @@ import pytest
 from mllmsubj import checkpoint, shipped
 from mllmsubj.experiment import Experiment, load_config
 from mllmsubj.models.layers import unstack
+from mllmsubj.models.subject import SubjectModel
 from mllmsubj.pretrain.parts import make_part
-from mllmsubj.sharding import unflatten
+from mllmsubj.sharding import flatten, unflatten
 from tests.small import ROOT
 
 JUDGED = 32
@@ -25,6 +26,20 @@ def test_a_shipped_part_is_as_good_as_it_says(name):
     params = unflatten(shipped.read(checkpoint.TINY, (name,)))
     found = dict(part.judge(params if name == "probe" or part.model.compute.scan_layers else unstack(params), {}))
     assert found[number] == pytest.approx(shipped.provenance(checkpoint.TINY, name)["metrics"][number], abs=off)
+
+
+def test_shipped_parts_fit_the_model():
+    """Path by path, layers stacked, whatever the machine that made them computes with."""
+    experiment = Experiment.from_config(CONFIG)
+    stacked = SubjectModel(experiment.model, replace(experiment.compute.resolve(), scan_layers=True))
+    expected, found = dict(flatten(stacked.abstract_params())), shipped.read(checkpoint.TINY)
+    parts = {path.partition("/")[0] for path in found} & {path.partition("/")[0] for path in expected}
+    assert parts
+    for part in parts:
+        shapes = {
+            path: leaf.shape for path, leaf in expected.items() if path.startswith(f"{part}/") and "lora" not in path
+        }
+        assert {path: leaf.shape for path, leaf in found.items() if path.startswith(f"{part}/")} == shapes
 
 
 def test_all_that_is_shipped_is_small():

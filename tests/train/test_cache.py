@@ -200,7 +200,7 @@ def two_processes(number: int, port: int, folder: str) -> None:
     parts = {name: x[None] for name, x in on_mesh.items()}
     features = Features(None, None, None, None, None, parts["target_mean"], None, ())
     encoded = Encoded(features, **parts, row=None, skipped=None, grid=(1, 2))
-    step = SimpleNamespace(stage=StageConfig(1, 0, (), MODES))
+    step = SimpleNamespace(stage=StageConfig(1, 0, 0, (), MODES))
 
     def find():
         cache = Cache(Path(folder), "latents", "these", mesh, threads=2)
