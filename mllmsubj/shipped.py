@@ -49,5 +49,9 @@ def read(folder: Path, names: tuple[str, ...] = PARTS) -> dict[str, np.ndarray]:
 
 
 def provenance(folder: Path, name: str) -> dict[str, Any]:
-    """Where a part comes from."""
-    return json.loads((folder / f"{name}.json").read_text())
+    """Where a part comes from. Raises UserError where nobody wrote that down."""
+    file = folder / f"{name}.json"
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file}, which says where part {name} comes from: {error}") from None

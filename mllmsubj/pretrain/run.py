@@ -20,6 +20,7 @@ from mllmsubj.data.settings import DataConfig
 from mllmsubj.data.toyworld import Split
 from mllmsubj.data.toyworld.pictures import PictureSource
 from mllmsubj.errors import UserError
+from mllmsubj.evals.evaluator import sort
 from mllmsubj.experiment import Experiment
 from mllmsubj.models.layers import unstack
 from mllmsubj.pretrain.part import Judge, Part
@@ -156,6 +157,7 @@ class PartRun:
         shardings = parameter_shardings(shapes, self.mesh)
         if self._origin is None:
             return jax.jit(self.part.init, out_shardings=shardings)(jax.random.key(self.experiment.seed))
+        shipped.provenance(self._origin, self.part.name)  # before training, not after it
         found, expected = shipped.read(self._origin, (self.part.name,)), dict(flatten(shapes))
         if problems := differences(found, expected):
             key, file = f"pretrain.{self.part.name}.start_from", shipped.path(self._origin, self.part.name)
@@ -196,7 +198,8 @@ class PartRun:
     def finish(
         self, workdir: Path, config: ConfigDict, state: TrainState, numbers: Mapping[str, float], seconds: float
     ) -> None:
-        """`WORKDIR/../NAME.safetensors`."""
+        """`WORKDIR/../NAME.safetensors`; judges what a run that ended before has no numbers of any more."""
+        numbers = numbers or sort(self.part.judge(self.joined(state.result), self.frozen))[0]
         shipped.write(workdir.parent, self.part.name, state.result, self.provenance(config, numbers, seconds))
 
     def provenance(self, config: ConfigDict, numbers: Mapping[str, float], seconds: float) -> dict[str, Any]:

@@ -84,6 +84,9 @@ def test_a_part_is_made_and_written_down(tmp_path, network):
     assert about["started_from"] is None
     assert about["seconds"] > 0
 
+    pretrain(config("probe", **network), "probe", tmp_path)  # ended before: nothing is left to do, nothing is lost
+    assert shipped.provenance(tmp_path, "probe")["metrics"] == pytest.approx(about["metrics"], abs=0.1)
+
 
 def test_a_part_goes_on_from_one_that_is_there(tmp_path, network):
     def start(part):
@@ -97,6 +100,10 @@ def test_a_part_goes_on_from_one_that_is_there(tmp_path, network):
     assert all((leaf == np.float32(np.float16(random[path]))).all() for path, leaf in found.items())
     about = run.provenance(config("probe"), {}, 1.0)
     assert about["started_from"] == {"steps": 4}
+    (tmp_path / "probe.json").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*probe\.json, which says where part probe comes from"):
+        run.start()
+    shipped.write(tmp_path, "probe", unflatten(random), {})
     wrong = network | dict(network=network["network"] | dict(maps=2))
     with pytest.raises(UserError, match=r"pretrain\.probe\.start_from: .*probe\.safetensors does not fit the config"):
         start(make("probe", tmp_path, start_from=str(tmp_path), **wrong))
