@@ -54,4 +54,5 @@ def provenance(folder: Path, name: str) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {file}, which says where part {name} comes from: {error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {file}, which says where part {name} comes from: {why}") from None

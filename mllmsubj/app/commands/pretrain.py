@@ -7,11 +7,7 @@ workdir. A part that builds on another one takes it from DIR, else the one that 
 
 from absl import flags
 
-from mllmsubj.app.cli import keep_compiled, need_train_extra, parse, start_logging
-from mllmsubj.app.commands.train import stopped
-from mllmsubj.app.files import workdir_path
-from mllmsubj.app.overrides import divided, overridden
-from mllmsubj.errors import UserError
+from mllmsubj.app.commands.train import begin, stopped
 
 
 def define(values: flags.FlagValues) -> None:
@@ -23,22 +19,7 @@ def define(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Trains; exits 143 after SIGTERM, when all is saved."""
-    argv, overrides = divided(argv)
-    parse(values, argv)
-    for name in ("config", "part", "workdir"):
-        if not values[name].value:
-            command = "mllmsubj pretrain --config=configs/tiny.py --part=vae --workdir=DIR"
-            raise UserError(f"no {name}; start with {command}")
-    workdir = workdir_path(values.workdir)
-    need_train_extra("training needs")
-    keep_compiled(workdir)
-
-    from mllmsubj import distributed  # starts JAX: only after the flags are right
-    from mllmsubj.experiment import load_config
-
-    config = overridden(load_config(values.config), overrides)
-    distributed.start()
-    start_logging()
+    config, workdir = begin(values, argv, "mllmsubj pretrain --config=configs/tiny.py --part=vae --workdir=DIR")
 
     from mllmsubj.pretrain.run import pretrain
 

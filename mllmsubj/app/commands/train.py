@@ -9,6 +9,8 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -16,6 +18,9 @@ from mllmsubj.app.cli import keep_compiled, need_train_extra, parse, start_loggi
 from mllmsubj.app.files import workdir_path
 from mllmsubj.app.overrides import divided, overridden
 from mllmsubj.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 STOPPED = 143
 """Exit code after SIGTERM, as a shell gives it: not 0, so that a scheduler starts the run again."""
@@ -29,11 +34,25 @@ def define(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Trains; exits 143 after SIGTERM, when all is saved."""
+    config, workdir = begin(values, argv, "mllmsubj train --config=configs/tiny.py --workdir=DIR")
+
+    from mllmsubj.train.loop import train
+
+    with stopped():
+        train(config, workdir)
+    print(f"{workdir / 'model'}: draw with mllmsubj generate --checkpoint={workdir} …")
+
+
+def begin(values: flags.FlagValues, argv: list[str], usage: str) -> "tuple[ConfigDict, Path]":
+    """Reads the flags of a command that trains and starts JAX; the config with its overrides, and the workdir.
+
+    Raises UserError for a flag that is wrong, or that `usage` names and nobody gave.
+    """
     argv, overrides = divided(argv)
     parse(values, argv)
-    for name in ("config", "workdir"):
-        if not values[name].value:
-            raise UserError(f"no {name}; start with mllmsubj train --config=configs/tiny.py --workdir=DIR")
+    for name in ("config", "part", "workdir"):
+        if f"--{name}=" in usage and not values[name].value:
+            raise UserError(f"no {name}; start with {usage}")
     workdir = workdir_path(values.workdir)
     need_train_extra("training needs")
     keep_compiled(workdir)
@@ -44,12 +63,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     config = overridden(load_config(values.config), overrides)
     distributed.start()
     start_logging()
-
-    from mllmsubj.train.loop import train
-
-    with stopped():
-        train(config, workdir)
-    print(f"{workdir / 'model'}: draw with mllmsubj generate --checkpoint={workdir} …")
+    return config, workdir
 
 
 @contextmanager
