@@ -46,7 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
         context_dim=128,
     )
     model.vae.update(block_out_channels=(16, 32, 64, 64), layers_per_block=1, norm_num_groups=8)
-    model.vae.update(shift_factor=0.031, scaling_factor=0.86)  # of the latents of the VAE that is shipped
+    model.vae.update(shift_factor=0.019, scaling_factor=1.02)  # of the latents of the VAE that is shipped
     model.clip.update(
         vocab_size=751,
         hidden_size=64,
@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
         num_layers=3,
         num_single_layers=5,
         attention_head_dim=32,
-        num_attention_heads=6,
+        num_attention_heads=4,
         joint_attention_dim=128,
         pooled_projection_dim=64,
         axes_dims_rope=(8, 12, 12),
@@ -140,13 +140,14 @@ def get_config(variant: str = "") -> ConfigDict:
     config.pretrain.dit = ConfigDict(
         dict(
             every,
-            steps=12_000,
+            steps=9000,
             batch_size=32,
-            learning_rate=1e-3,
-            cooldown_steps=4000,
+            learning_rate=1.5e-3,
+            cooldown_steps=3500,
             ema_decay=0.998,
-            judge_every_steps=2000,
+            judge_every_steps=3000,
             judged=32,
+            pictures=20_000,
             drop_all=0.1,
             drop_subject=0.1,
             drop_scene=0.25,

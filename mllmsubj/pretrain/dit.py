@@ -33,6 +33,7 @@ from mllmsubj.evals.toyworld.probe import ProbeReader
 from mllmsubj.models.layers import init_params, unstack
 from mllmsubj.models.subject import SubjectModel, token_grid
 from mllmsubj.ops.patchify import image_ids
+from mllmsubj.pretrain.latents import EncodedPictures, Moments, encoded
 from mllmsubj.pretrain.part import stacked
 from mllmsubj.pretrain.settings import DiTPartConfig
 from mllmsubj.sharding import unflatten
@@ -52,8 +53,8 @@ SHOWN = 8
 class Captioned(Rows):
     """Pictures and what is said of them."""
 
-    pixels: Leaf
-    """[b, height, width, 3] uint8."""
+    moments: Leaf
+    """[b, 2, n, c] float16: mean and deviation of the patchified latents."""
     said: Leaf
     """[b, attributes] int32: rows of the table, `UNSAID` where nothing is."""
     clip_ids: Leaf
@@ -62,7 +63,7 @@ class Captioned(Rows):
 
 @dataclass(frozen=True)
 class CaptionReader:
-    """Renders pictures and says some of what they show: all of it, the whole subject or its shape alone, or nothing."""
+    """Says some of what pictures show: all of it, the whole subject or its shape alone, or nothing."""
 
     config: DataConfig
     part: "DiTPart"
@@ -77,17 +78,24 @@ class CaptionReader:
         return Captioned(
             example=np.empty(rows, np.int32),
             skipped=np.empty(rows, np.int32),
-            pixels=np.empty((rows, bucket.height, bucket.width, 3), np.uint8),
+            moments=np.empty((rows, *self.part.moments_shape), np.float16),
             said=np.empty((rows, len(ATTRIBUTES)), np.int32),
             clip_ids=np.empty((rows, self.part.encoder.config.clip_tokens), np.int32),
         )
 
-    def read(self, picture: Picture, bucket: Bucket, rng: np.random.Generator, batch: Captioned, row: int) -> None:
+    def read(
+        self,
+        example: tuple[Picture, Moments],
+        bucket: Bucket,
+        rng: np.random.Generator,
+        batch: Captioned,
+        row: int,
+    ) -> None:
+        picture, batch.moments[row] = example
         p = self.part.config
         kept = {name for name in SCENE_ATTRIBUTES if rng.random() >= p.drop_scene}
         kept |= {"shape"} if rng.random() < p.drop_subject else set(IDENTITY_ATTRIBUTES)
         kept = set() if rng.random() < p.drop_all else kept
-        batch.pixels[row] = picture.render(bucket.height)
         batch.said[row], batch.clip_ids[row] = self.part.says(picture, kept)
 
 
@@ -130,6 +138,12 @@ class DiTPart:
         params = unflatten({path: jnp.asarray(leaf) for path, leaf in read.items()})
         return params if self.model.compute.scan_layers else unstack(params)
 
+    def source(self, pictures: PictureSource, threads: int) -> EncodedPictures:
+        some = PictureSource(pictures.split, self.config.pictures, pictures.size, pictures.seed)
+        frozen, look = self.frozen(), jax.jit(self._moments)
+        folder = self.folder / self.name
+        return encoded(some, frozen, lambda pixels: jax.device_get(look(frozen, pixels)), folder, threads)
+
     def reader(self, data: DataConfig) -> CaptionReader:
         return CaptionReader(data, self)
 
@@ -145,7 +159,7 @@ class DiTPart:
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
         """Flow matching on the VAE's latents, as the method trains."""
         keys = jax.random.split(key, 3)
-        mean, std = self.model.encode_picture(frozen, batch.pixels.astype(jnp.float32) / 127.5 - 1.0)
+        mean, std = jnp.moveaxis(batch.moments.astype(jnp.float32), 1, 0)
         picture = mean + std * jax.random.normal(keys[0], mean.shape)
         t = jax.vmap(lambda key: logit_normal(key, self.time.mean, self.time.std))(
             jax.random.split(keys[1], len(picture))
@@ -164,14 +178,13 @@ class DiTPart:
             np.stack(each) for each in zip(*(self.says(p, set(ATTRIBUTES)) for p in pictures), strict=True)
         )
         pixels = np.stack([picture.render(self.size) for picture in pictures])
-        look, draw = jax.jit(self.losses), jax.jit(self._draw)
+        look, encode, draw = jax.jit(self.losses), jax.jit(self._moments), jax.jit(self._draw)
         losses, drawn = [], []
         for first in range(0, len(pictures), self.config.batch_size):
             rows = slice(first, first + self.config.batch_size)
             count, key = np.zeros(len(said[rows]), np.int32), jax.random.fold_in(jax.random.key(0), first)
-            losses.append(
-                look(params, frozen, Captioned(count, count, pixels[rows], said[rows], clip_ids[rows]), key)[0]
-            )
+            moments = encode(frozen, pixels[rows])
+            losses.append(look(params, frozen, Captioned(count, count, moments, said[rows], clip_ids[rows]), key)[0])
             drawn.append(np.asarray(draw(params, frozen, said[rows], clip_ids[rows], key)))
         yield "dit/loss", float(np.concatenate(losses).mean())
         folder = next((each for each in (self.folder, checkpoint.TINY) if shipped.path(each, "probe").is_file()), None)
@@ -181,6 +194,17 @@ class DiTPart:
             yield "dit/truth", float((probe(pixels) == truth).mean())
         yield "dit/drawings", np.concatenate([pixels[:SHOWN], np.concatenate(drawn)[:SHOWN]], axis=2)
         yield "dit/drawings", tuple(caption(p.identity, p.scene) for p in pictures[:SHOWN])
+
+    @property
+    def moments_shape(self) -> tuple[int, int, int]:
+        """Of one picture."""
+        height, width = token_grid(self.size, self.size)
+        return 2, height * width, self.model.config.transformer.in_channels
+
+    def _moments(self, frozen: Params, pixels: Array) -> Float[Array, "b two n c"]:
+        """Of 8-bit pictures, float16."""
+        images = pixels.astype(jnp.float32) / 127.5 - 1.0
+        return jnp.stack(self.model.encode_picture(frozen, images), axis=1).astype(jnp.float16)
 
     def _draw(self, params: Params, frozen: Params, said: Array, clip_ids: Array, key: Array) -> Array:
         """8-bit pictures of captions."""

@@ -127,6 +127,9 @@ class MLLMPart:
     def frozen(self) -> Params:
         return {}
 
+    def source(self, pictures: PictureSource, threads: int) -> PictureSource:
+        return pictures
+
     def reader(self, data: DataConfig) -> TalkReader:
         return TalkReader(data, self)
 

@@ -6,13 +6,21 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from mllmsubj.data.loader import Reader
+from mllmsubj.data.example import Index
+from mllmsubj.data.loader import Numbered, Reader
 from mllmsubj.data.settings import DataConfig
+from mllmsubj.data.toyworld.pictures import PictureSource
 from mllmsubj.evals.evaluator import Value
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.pretrain.settings import PartConfig
 from mllmsubj.train.metrics import Bins
 from mllmsubj.typing import Array, Float, Params
+
+
+class PartSource(Numbered, Protocol):
+    """Numbered examples, all of one size."""
+
+    def index(self) -> Index: ...
 
 
 @runtime_checkable
@@ -46,6 +54,10 @@ class Part(Protocol):
 
     def frozen(self) -> Params:
         """What it builds on."""
+        ...
+
+    def source(self, pictures: PictureSource, threads: int) -> "PartSource":
+        """What its reader reads: the pictures, or what it made of them ahead of training."""
         ...
 
     def reader(self, data: DataConfig) -> Reader: ...

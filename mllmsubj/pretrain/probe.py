@@ -81,6 +81,9 @@ class ProbePart:
     def frozen(self) -> Params:
         return {}
 
+    def source(self, pictures: PictureSource, threads: int) -> PictureSource:
+        return pictures
+
     def reader(self, data: DataConfig) -> LabelledReader:
         return LabelledReader(data)
 

@@ -173,7 +173,8 @@ class PartRun:
         """Batches of the part's pictures, this process's rows."""
         size, p = self.part.size, self.part.config
         data: DataConfig = replace(self.experiment.data, sizes=((size, size),), max_references=1, min_scores=())
-        source = PictureSource(Split.TRAIN, data.examples, size, self.experiment.seed)
+        pictures = PictureSource(Split.TRAIN, data.examples, size, self.experiment.seed)
+        source = self.part.source(pictures, data.threads)
         plan = Plan(source.index(), data, p.batch_size, self.experiment.seed)
         return Loader(source, plan, self.part.reader(data), distributed.own_rows(p.batch_size, self.mesh))
 

@@ -52,6 +52,8 @@ class MLLMPartConfig(PartConfig):
 class DiTPartConfig(PartConfig):
     """Text to image; the time's density is the experiment's."""
 
+    pictures: int
+    """That it learns from, again and again; their latents are kept on disk, 16 KB each at 128 pixels."""
     drop_all: float
     """Share of captions that say nothing."""
     drop_subject: float

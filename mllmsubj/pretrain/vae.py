@@ -81,6 +81,9 @@ class VAEPart:
     def frozen(self) -> Params:
         return {}
 
+    def source(self, pictures: PictureSource, threads: int) -> PictureSource:
+        return pictures
+
     def reader(self, data: DataConfig) -> WindowReader:
         return WindowReader(data, self.config.window)
 

@@ -34,6 +34,7 @@ def config(part, **changes):
         config.log.update(tensorboard=False, every_steps=2)
         config.pretrain[part].update(steps=4, batch_size=8, warmup_steps=1, cooldown_steps=2, judged=3)
         config.pretrain[part].update(judge_every_steps=4, **changes)
+        config.pretrain.dit.pictures = 8
     return config
 
 
@@ -43,7 +44,8 @@ def make(part, folder, **changes):
 
 def read(part, rows):
     """A batch of the first training pictures."""
-    reader, source = part.reader(Experiment.from_config(config(part.name)).data), PictureSource(Split.TRAIN, rows, SIZE)
+    reader = part.reader(Experiment.from_config(config(part.name)).data)
+    source = part.source(PictureSource(Split.TRAIN, rows, SIZE), threads=2)
     batch = reader.empty(BUCKET, rows)
     for row in range(rows):
         reader.read(source[row], BUCKET, np.random.default_rng(row), batch, row)
@@ -217,6 +219,25 @@ def test_the_transformer_draws_its_captions(dit):
     assert set(numbers) <= set(dit.meanings)
     (drawings,) = (value for _, value in values if isinstance(value, np.ndarray))
     assert (drawings.dtype, drawings.shape) == (np.uint8, (3, SIZE, 2 * SIZE, 3))
+
+
+def test_the_latents_that_it_learns_from_are_the_frozen_vaes_and_are_kept(dit):
+    pictures = PictureSource(Split.TRAIN, 50, SIZE)
+    source = dit.source(pictures, threads=2)
+    pixels = np.stack([pictures[i].render(SIZE) for i in range(8)])
+    mean, std = dit.model.encode_picture(dit.frozen(), pixels.astype(np.float32) / 127.5 - 1.0)
+    for number in range(8):
+        picture, moments = source[number]
+        assert picture == pictures[number]
+        np.testing.assert_allclose(moments[0], mean[number], atol=4e-3)
+        np.testing.assert_allclose(moments[1], std[number], rtol=2e-3)
+    (kept,) = (dit.folder / "dit").iterdir()
+    before = kept.stat()
+    assert dit.source(pictures, threads=2).moments.shape == source.moments.shape
+    assert kept.stat() == before
+    other = PictureSource(Split.TRAIN, 50, SIZE, seed=1)
+    assert not np.array_equal(dit.source(other, threads=2)[0][1], source[0][1])
+    assert len(list((dit.folder / "dit").iterdir())) == 2
 
 
 def test_without_the_vae_there_is_no_transformer(tmp_path, monkeypatch):
