@@ -2,7 +2,7 @@
 
     mllmsubj generate --checkpoint=tiny --reference=cat.jpg --prompt="a cat on the moon" --output=cat.png
 
-Pictures of 128 x 128; 12.4 M parameters in all.
+Pictures of 128 x 128; 7.6 M parameters in all.
 """
 
 from ml_collections import ConfigDict

@@ -14,7 +14,12 @@ from tests.small import ROOT
 
 JUDGED = 32
 """Held-out pictures; the files' numbers are of more."""
-NUMBERS = {"vae": ("vae/psnr", 0.7), "probe": ("probe/mean", 0.02), "mllm": ("mllm/mean", 0.05)}
+NUMBERS = {
+    "vae": ("vae/psnr", 0.7),
+    "probe": ("probe/mean", 0.02),
+    "mllm": ("mllm/mean", 0.05),
+    "dit": ("dit/accuracy", 0.04),
+}
 """Part -> what it is judged by, and how far so few pictures may be off."""
 CONFIG = load_config(str(ROOT / "configs" / "tiny.py"))
 
@@ -24,7 +29,9 @@ def test_a_shipped_part_is_as_good_as_it_says(name):
     part = make_part(name, Experiment.from_config(CONFIG), checkpoint.TINY)
     part, (number, off) = replace(part, config=replace(part.config, judged=JUDGED)), NUMBERS[name]
     params = unflatten(shipped.read(checkpoint.TINY, (name,)))
-    found = dict(part.judge(params if name == "probe" or part.model.compute.scan_layers else unstack(params), {}))
+    found = dict(
+        part.judge(params if name == "probe" or part.model.compute.scan_layers else unstack(params), part.frozen())
+    )
     assert found[number] == pytest.approx(shipped.provenance(checkpoint.TINY, name)["metrics"][number], abs=off)
 
 
