@@ -218,7 +218,7 @@ class GroupNorm(nn.Module):
         """Of each channel's group.
 
         One axis after the other, and groups last: a channel axis that is never split stays vectorised, 4 times as fast
-        on a CPU, and keeps its lanes on a TPU.
+        on a CPU for 16 channels of 128 x 128.
         """
         channels = jnp.mean(jnp.mean(x, axis=1), axis=1)
         groups = jnp.mean(rearrange(channels, "b (g c) -> b g c", g=self.groups), axis=2)
