@@ -53,8 +53,8 @@ def encoded(
     `encode`: moments, float16, of 8-bit pictures, by the parameters `vae`.
     """
     digest = hashlib.sha256(repr(pictures).encode())
-    for path, leaf in sorted(flatten(vae)):
-        digest.update(path.encode() + np.asarray(leaf).tobytes())
+    for name, leaf in sorted(flatten(vae)):
+        digest.update(name.encode() + np.asarray(leaf).tobytes())
     path = folder / f"latents-{digest.hexdigest()[:16]}.npy"
     if not path.is_file():
         log.info("encodes %d pictures, once", len(pictures))
