@@ -42,7 +42,7 @@ def load(
     Raises UserError for a folder whose parameters are not those of the config, and if a device has no room for them.
     """
     compute, offload = experiment.compute.resolve(), experiment.compute.offload
-    stored = SubjectModel(experiment.model, replace(compute, scan_layers=True))  # as checkpoints are laid out
+    stored = SubjectModel(experiment.model, compute).stacked
     check_room(turn_bytes(held_shapes(stored), mesh), offload, _room(mesh.devices.flat[0]))
     kept: dict[str, Any] = {}
     for group in trained_groups(folder, stored, experiment.seed, mesh, groups(stored)):

@@ -109,9 +109,8 @@ class Ours:
 
     def __init__(self, experiment: Experiment, size: Size):
         train, compute = experiment.train, replace(experiment.compute.resolve(), remat=False)
-        stacked = SubjectModel(size.model, replace(compute, scan_layers=True))
-        self.size, self.model = size, replace(stacked, compute=compute)
-        self.params = {name: abstract_params(getattr(stacked, name)) for name in ("dla", "transformer")}
+        self.size, self.model = size, SubjectModel(size.model, compute)
+        self.params = {name: abstract_params(getattr(self.model.stacked, name)) for name in ("dla", "transformer")}
         self.params = random_params(self.params)
         rates, optimizer = learning_rates(self.params, train.stage2), make_optimizer(train)
         self.step = TrainStep(
@@ -171,8 +170,7 @@ def _rows(ours: Ours) -> Any:
 def _whole_step(experiment: Experiment, size: Size, repeats: int) -> dict[str, Any]:
     """`encode`, `update` and both, as training runs them."""
     ours, batch = Ours(experiment, size), random_batch(experiment, size)
-    stacked = SubjectModel(size.model, replace(ours.model.compute, scan_layers=True))
-    towers = random_params({name: abstract_params(getattr(stacked, name)) for name in TOWERS})
+    towers = random_params({name: abstract_params(getattr(ours.model.stacked, name)) for name in TOWERS})
     towers = towers if ours.model.compute.scan_layers else unstack(towers)
     encode = jax.jit(ours.step.encode)
 

@@ -4,7 +4,7 @@ Parameters are one dict with a subtree a part: mllm, dla, vae, clip, transformer
 everything here; there is no second copy for inference.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -128,6 +128,11 @@ class SubjectModel:
 
     config: SubjectConfig
     compute: Compute
+
+    @property
+    def stacked(self) -> "SubjectModel":
+        """The same with its parameters as checkpoints and parts hold them: layers in one array, however it computes."""
+        return replace(self, compute=replace(self.compute, scan_layers=True))
 
     @property
     def mllm(self) -> InternVL:

@@ -217,8 +217,7 @@ class GroupNorm(nn.Module):
     def _mean(self, x: Float[Array, "b height width d"]) -> Float[Array, "b 1 1 d"]:
         """Of each channel's group.
 
-        One axis after the other, and groups last: a channel axis that is never split stays vectorised, 4 times as fast
-        on a CPU for 16 channels of 128 x 128.
+        One axis after the other, and groups last: a channel axis that is never split stays vectorised on CPUs.
         """
         channels = jnp.mean(jnp.mean(x, axis=1), axis=1)
         groups = jnp.mean(rearrange(channels, "b (g c) -> b g c", g=self.groups), axis=2)

@@ -4,6 +4,7 @@ Its context is a table of embeddings, one for each attribute that a caption says
 afterwards, as the method throws away T5; the CLIP tower reads the caption and is trained along.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 
 from mllmsubj import checkpoint, shipped
 from mllmsubj.data.batch import Rows
@@ -21,6 +23,7 @@ from mllmsubj.data.prompts import PromptEncoder
 from mllmsubj.data.settings import DataConfig
 from mllmsubj.data.toyworld import Picture, Split, caption
 from mllmsubj.data.toyworld.attributes import ATTRIBUTES, IDENTITY_ATTRIBUTES, numbers
+from mllmsubj.data.toyworld.latents import EncodedPictures, Moments, encoded
 from mllmsubj.data.toyworld.pictures import PictureSource
 from mllmsubj.data.toyworld.scene import SCENE_ATTRIBUTES
 from mllmsubj.diffusion.loss import interpolate, logit_normal, squared_error
@@ -33,8 +36,6 @@ from mllmsubj.evals.toyworld.probe import ProbeReader
 from mllmsubj.models.layers import init_params, unstack
 from mllmsubj.models.subject import SubjectModel, token_grid
 from mllmsubj.ops.patchify import image_ids
-from mllmsubj.pretrain.latents import EncodedPictures, Moments, encoded
-from mllmsubj.pretrain.part import stacked
 from mllmsubj.pretrain.settings import DiTPartConfig
 from mllmsubj.sharding import unflatten
 from mllmsubj.train.metrics import Bins
@@ -123,26 +124,33 @@ class DiTPart:
     def init(self, key: Array) -> Params:
         keys = [jax.random.fold_in(key, i) for i in range(3)]
         width = self.model.config.transformer.joint_attention_dim
-        bare = stacked(replace(self.model, config=replace(self.model.config, lora=None)))
         return {
-            "transformer": init_params(bare.transformer, keys[0]),
-            "clip": init_params(bare.clip, keys[1]),
+            "transformer": init_params(self._bare.stacked.transformer, keys[0]),
+            "clip": init_params(self._bare.stacked.clip, keys[1]),
             "captions": {"token_embedding": {"embedding": jax.random.normal(keys[2], (int(FIRSTS[-1]), width))}},
         }
 
     def frozen(self) -> Params:
         """The VAE. Raises UserError where it is not there yet."""
-        read = shipped.read(self.folder, ("vae",)) or shipped.read(checkpoint.TINY, ("vae",))
-        if not read:
+        folder = self._holding("vae")
+        if folder is None:
             raise UserError(f"part dit builds on part vae, which is not in {self.folder}; make that first: --part=vae")
+        read = shipped.read(folder, ("vae",))
         params = unflatten({path: jnp.asarray(leaf) for path, leaf in read.items()})
         return params if self.model.compute.scan_layers else unstack(params)
 
     def source(self, pictures: PictureSource, threads: int) -> EncodedPictures:
         some = PictureSource(pictures.split, self.config.pictures, pictures.size, pictures.seed)
         frozen, look = self.frozen(), jax.jit(self._moments)
-        folder = self.folder / self.name
-        return encoded(some, frozen, lambda pixels: jax.device_get(look(frozen, pixels)), folder, threads)
+        folder = self._holding("vae")
+        assert folder is not None
+        vae = hashlib.sha256(shipped.path(folder, "vae").read_bytes()).hexdigest()
+        encoder = f"{vae} {self.model.config.vae} {self.model.compute.dtype}"
+
+        def encode(pixels: UInt8[np.ndarray, "b height width 3"]) -> Float[np.ndarray, "b two n c"]:
+            return jax.device_get(look(frozen, pixels))
+
+        return encoded(some, encode, encoder, self.folder / self.name, threads)
 
     def reader(self, data: DataConfig) -> CaptionReader:
         return CaptionReader(data, self)
@@ -187,13 +195,21 @@ class DiTPart:
             losses.append(look(params, frozen, Captioned(count, count, moments, said[rows], clip_ids[rows]), key)[0])
             drawn.append(np.asarray(draw(params, frozen, said[rows], clip_ids[rows], key)))
         yield "dit/loss", float(np.concatenate(losses).mean())
-        folder = next((each for each in (self.folder, checkpoint.TINY) if shipped.path(each, "probe").is_file()), None)
-        if folder is not None:
+        if (folder := self._holding("probe")) is not None:
             probe, truth = ProbeReader.load(folder), said - FIRSTS[:-1]
             yield "dit/accuracy", float((probe(np.concatenate(drawn)) == truth).mean())
             yield "dit/truth", float((probe(pixels) == truth).mean())
         yield "dit/drawings", np.concatenate([pixels[:SHOWN], np.concatenate(drawn)[:SHOWN]], axis=2)
         yield "dit/drawings", tuple(caption(p.identity, p.scene) for p in pictures[:SHOWN])
+
+    def _holding(self, part: str) -> Path | None:
+        """Where that part lies: among those that it builds on, or those that are shipped."""
+        return next((each for each in (self.folder, checkpoint.TINY) if shipped.path(each, part).is_file()), None)
+
+    @property
+    def _bare(self) -> SubjectModel:
+        """Without adapters."""
+        return replace(self.model, config=replace(self.model.config, lora=None))
 
     @property
     def moments_shape(self) -> tuple[int, int, int]:
@@ -224,9 +240,8 @@ class DiTPart:
 
     def _velocity(self, params: Params, latents: Array, t: Array, condition: tuple[Array, Array, Array]) -> Array:
         context, there, pooled = condition
-        bare = replace(self.model, config=replace(self.model.config, lora=None))
         grid = token_grid(self.size, self.size)
-        velocity: Any = bare.transformer.apply(
+        velocity: Any = self._bare.transformer.apply(
             {"params": params["transformer"]},
             latents,
             context,

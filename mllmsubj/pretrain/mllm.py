@@ -28,7 +28,6 @@ from mllmsubj.data.toyworld.questions import DESCRIBE, QUESTIONS, answer
 from mllmsubj.evals.evaluator import Value
 from mllmsubj.models.layers import init_params
 from mllmsubj.models.subject import SubjectModel
-from mllmsubj.pretrain.part import stacked
 from mllmsubj.pretrain.settings import MLLMPartConfig
 from mllmsubj.train.metrics import Bins
 from mllmsubj.typing import Array, Float, Leaf, Params
@@ -122,7 +121,7 @@ class MLLMPart:
         return said | {"mllm/mean": "Their mean", "mllm/least": "The least of them"}
 
     def init(self, key: jax.Array) -> Params:
-        return {"mllm": init_params(stacked(self.model).mllm, key)}
+        return {"mllm": init_params(self.model.stacked.mllm, key)}
 
     def frozen(self) -> Params:
         return {}

@@ -1,7 +1,6 @@
 """What a part of the tiny model must say so that the training loop can train it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -11,7 +10,6 @@ from mllmsubj.data.loader import Numbered, Reader
 from mllmsubj.data.settings import DataConfig
 from mllmsubj.data.toyworld.pictures import PictureSource
 from mllmsubj.evals.evaluator import Value
-from mllmsubj.models.subject import SubjectModel
 from mllmsubj.pretrain.settings import PartConfig
 from mllmsubj.train.metrics import Bins
 from mllmsubj.typing import Array, Float, Params
@@ -56,7 +54,7 @@ class Part(Protocol):
         """What it builds on."""
         ...
 
-    def source(self, pictures: PictureSource, threads: int) -> "PartSource":
+    def source(self, pictures: PictureSource, threads: int) -> PartSource:
         """What its reader reads: the pictures, or what it made of them ahead of training."""
         ...
 
@@ -71,11 +69,6 @@ class Part(Protocol):
     def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
         """Numbers and pictures, on held-out pictures, always the same ones."""
         ...
-
-
-def stacked(model: SubjectModel) -> SubjectModel:
-    """The model whose parameters are laid out as parts are kept: layers in one array, however it is computed."""
-    return replace(model, compute=replace(model.compute, scan_layers=True))
 
 
 class Judge:

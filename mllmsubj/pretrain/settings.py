@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mllmsubj.errors import UserError
 from mllmsubj.models.probe import ProbeConfig
 
 
@@ -85,3 +86,9 @@ class PretrainConfig:
     probe: ProbePartConfig
     mllm: MLLMPartConfig
     dit: DiTPartConfig
+
+    def __post_init__(self) -> None:
+        for name, part in vars(self).items():
+            for key in ("steps", "batch_size", "judged", "pictures"):
+                if (value := getattr(part, key, 1)) < 1:
+                    raise UserError(f"config key pretrain.{name}.{key} is {value}; it must be at least 1")

@@ -37,7 +37,7 @@ from mllmsubj.train.step import Encoded, TrainStep
 
 log = logging.getLogger("mllmsubj")
 
-VERSION = 1
+VERSION = 2
 """Of the files; and to be raised when the towers' code computes something else from the same numbers."""
 _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "U32": np.dtype(np.uint32)}
 _BATCHES_BEHIND = 2

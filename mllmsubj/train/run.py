@@ -107,12 +107,12 @@ def prepare(config: ConfigDict, experiment: Experiment, workdir: Path, mesh: Mes
 
     `config` is what `experiment` was made from.
     """
-    train, compute = experiment.train, experiment.compute.resolve()
+    train = experiment.train
     if experiment.model.lora is None:
         raise UserError("config key model.lora is None; training needs adapters")
     check_batch(train.batch_size, train.accumulate, mesh)
     start = _start_folder(train.start_from)
-    stacked = SubjectModel(experiment.model, replace(compute, scan_layers=True))
+    stacked = SubjectModel(experiment.model, experiment.compute.resolve()).stacked
     base, is_new = base_folder(train.weights, workdir)
     is_new = on_first_process(lambda: is_new)
     encoder = make_encoder(experiment, TINY if is_new else base)
@@ -131,7 +131,7 @@ def restored(experiment: Experiment, folder: Path, mesh: Mesh) -> tuple[Run, Par
 
     `experiment`: of the checkpoint's config. Raises UserError as `checkpoint.restore` does.
     """
-    stacked = SubjectModel(experiment.model, replace(experiment.compute.resolve(), scan_layers=True))
+    stacked = SubjectModel(experiment.model, experiment.compute.resolve()).stacked
     params = trained_params(folder, stacked, experiment.seed, mesh)
     run, trained = _make_run(experiment, mesh, folder, params, make_encoder(experiment, folder))
     return run, run.joined(trained)

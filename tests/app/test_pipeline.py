@@ -2,7 +2,6 @@
 
 import errno
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -40,13 +39,13 @@ def one_device():
 def params():
     """Random parameters of the shipped config, as a checkpoint holds them; adapters are not zero."""
     experiment = Experiment.from_config(checkpoint.read_config(TINY))
-    compute = replace(experiment.compute.resolve(), scan_layers=True)
+    model = SubjectModel(experiment.model, experiment.compute.resolve()).stacked
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
         return np.asarray(0.05 * rng.standard_normal(leaf.shape) + ("scale" in path), leaf.dtype)
 
-    return unflatten({p: draw(p, x) for p, x in flatten(SubjectModel(experiment.model, compute).abstract_params())})
+    return unflatten({p: draw(p, x) for p, x in flatten(model.abstract_params())})
 
 
 @pytest.fixture(scope="module")

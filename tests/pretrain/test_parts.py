@@ -1,6 +1,7 @@
 """Parts of the tiny model, small: what they read, lose and say; one of them made by the real loop."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -235,9 +236,27 @@ def test_the_latents_that_it_learns_from_are_the_frozen_vaes_and_are_kept(dit):
     before = kept.stat()
     assert dit.source(pictures, threads=2).moments.shape == source.moments.shape
     assert kept.stat() == before
-    other = PictureSource(Split.TRAIN, 50, SIZE, seed=1)
-    assert not np.array_equal(dit.source(other, threads=2)[0][1], source[0][1])
-    assert len(list((dit.folder / "dit").iterdir())) == 2
+    assert len(repr(source)) < 200  # goes into every save
+    vae = replace(dit.model.config.vae, scaling_factor=2 * dit.model.config.vae.scaling_factor)
+    scaled = replace(dit, model=replace(dit.model, config=replace(dit.model.config, vae=vae)))
+    again = scaled.source(pictures, threads=2)
+    np.testing.assert_allclose(again[0][1][0], 2 * source[0][1][0], rtol=4e-3, atol=4e-3)
+    other = dit.source(PictureSource(Split.TRAIN, 50, SIZE, seed=1), threads=2)
+    assert not np.array_equal(other[0][1], source[0][1])
+    assert len({repr(each) for each in (source, again, other)}) == 3
+    assert len(list((dit.folder / "dit").iterdir())) == 3
+    kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(UserError, match=rf"cannot keep latents in {kept}: .* delete the file"):
+        dit.source(pictures, threads=2)
+    kept.unlink()
+
+
+@pytest.mark.parametrize("key", ["steps", "batch_size", "judged", "pictures"])
+def test_nothing_is_not_enough(key):
+    wrong = config("dit")
+    wrong.pretrain.dit[key] = 0
+    with pytest.raises(UserError, match=rf"config key pretrain\.dit\.{key} is 0; it must be at least 1"):
+        Experiment.from_config(wrong)
 
 
 def test_without_the_vae_there_is_no_transformer(tmp_path, monkeypatch):

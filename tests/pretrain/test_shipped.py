@@ -38,8 +38,8 @@ def test_a_shipped_part_is_as_good_as_it_says(name):
 def test_shipped_parts_fit_the_model():
     """Path by path, layers stacked, whatever the machine that made them computes with."""
     experiment = Experiment.from_config(CONFIG)
-    stacked = SubjectModel(experiment.model, replace(experiment.compute.resolve(), scan_layers=True))
-    expected, found = dict(flatten(stacked.abstract_params())), shipped.read(checkpoint.TINY)
+    model = SubjectModel(experiment.model, experiment.compute.resolve()).stacked
+    expected, found = dict(flatten(model.abstract_params())), shipped.read(checkpoint.TINY)
     parts = {path.partition("/")[0] for path in found} & {path.partition("/")[0] for path in expected}
     assert parts
     for part in parts:

@@ -19,7 +19,7 @@ def define(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Trains; exits 143 after SIGTERM, when all is saved."""
-    config, workdir = begin(values, argv, "mllmsubj pretrain --config=configs/tiny.py --part=vae --workdir=DIR")
+    config, workdir = begin(values, argv, "pretrain", config="configs/tiny.py", part="vae", workdir="DIR")
 
     from mllmsubj.pretrain.run import pretrain
 

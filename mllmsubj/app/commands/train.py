@@ -34,7 +34,7 @@ def define(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Trains; exits 143 after SIGTERM, when all is saved."""
-    config, workdir = begin(values, argv, "mllmsubj train --config=configs/tiny.py --workdir=DIR")
+    config, workdir = begin(values, argv, "train", config="configs/tiny.py", workdir="DIR")
 
     from mllmsubj.train.loop import train
 
@@ -43,16 +43,18 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     print(f"{workdir / 'model'}: draw with mllmsubj generate --checkpoint={workdir} …")
 
 
-def begin(values: flags.FlagValues, argv: list[str], usage: str) -> "tuple[ConfigDict, Path]":
+def begin(values: flags.FlagValues, argv: list[str], command: str, **needed: str) -> "tuple[ConfigDict, Path]":
     """Reads the flags of a command that trains and starts JAX; the config with its overrides, and the workdir.
 
-    Raises UserError for a flag that is wrong, or that `usage` names and nobody gave.
+    `needed`: flags that must be given, each with an example of its value. Raises UserError for one that is missing or
+    wrong.
     """
     argv, overrides = divided(argv)
     parse(values, argv)
-    for name in ("config", "part", "workdir"):
-        if f"--{name}=" in usage and not values[name].value:
-            raise UserError(f"no {name}; start with {usage}")
+    for name in needed:
+        if not values[name].value:
+            usage = " ".join(f"--{flag}={example}" for flag, example in needed.items())
+            raise UserError(f"no {name}; start with mllmsubj {command} {usage}")
     workdir = workdir_path(values.workdir)
     need_train_extra("training needs")
     keep_compiled(workdir)

@@ -1,0 +1,81 @@
+"""Pictures whose latents are known: the frozen VAE runs once over each of them, not once a step."""
+
+import hashlib
+import logging
+import operator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import SupportsIndex
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mllmsubj.data.example import Index
+from mllmsubj.data.toyworld.examples import Picture
+from mllmsubj.data.toyworld.pictures import PictureSource
+from mllmsubj.errors import UserError
+from mllmsubj.files import replacing
+from mllmsubj.typing import Float
+
+log = logging.getLogger("mllmsubj")
+
+AT_ONCE = 64
+"""Pictures that are encoded together."""
+
+Moments = Float[np.ndarray, "two n c"]
+"""Mean and deviation of a picture's patchified latents, float16."""
+
+
+Encode = Callable[[UInt8[np.ndarray, "b height width 3"]], Float[np.ndarray, "b two n c"]]
+"""Moments of 8-bit pictures."""
+
+
+@dataclass(frozen=True)
+class EncodedPictures:
+    """Pictures beside their moments."""
+
+    pictures: PictureSource
+    name: str
+    """Says what the moments are of; two sources that print alike are alike."""
+    moments: Float[np.ndarray, "pictures two n c"] = field(repr=False)
+
+    def __getitem__(self, number: SupportsIndex, /) -> tuple[Picture, Moments]:
+        return self.pictures[number], self.moments[operator.index(number)]
+
+    def index(self) -> Index:
+        return self.pictures.index()
+
+
+def encoded(pictures: PictureSource, encode: Encode, encoder: str, folder: Path, threads: int) -> EncodedPictures:
+    """All of them; the moments are kept in `folder` under a name that says what they depend on, and found there again.
+
+    `encoder`: text that names all that `encode` depends on. Raises UserError if they cannot be written or read.
+    """
+    digest = hashlib.sha256(f"{pictures} {encoder}".encode())
+    digest.update(pictures[0].render(pictures.size).tobytes())  # how they are drawn may change
+    name = digest.hexdigest()[:16]
+    path = folder / f"latents-{name}.npy"
+    moments = None if path.is_file() else _moments(pictures, encode, threads)
+    try:
+        if moments is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial, partial.open("wb") as file:
+                np.save(file, moments)
+        return EncodedPictures(pictures, name, np.load(path, mmap_mode="r"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot keep latents in {path}: {getattr(error, 'strerror', None) or error}; make room or delete the file"
+        ) from None
+
+
+def _moments(pictures: PictureSource, encode: Encode, threads: int) -> Float[np.ndarray, "pictures two n c"]:
+    log.info("encodes %d pictures, once", len(pictures))
+    parts = []
+    with ThreadPoolExecutor(threads) as pool:
+        for first in range(0, len(pictures), AT_ONCE):
+            numbers = np.minimum(np.arange(first, first + AT_ONCE), len(pictures) - 1)  # one shape, one program
+            pixels = np.stack(list(pool.map(lambda i: pictures[i].render(pictures.size), numbers)))
+            parts.append(encode(pixels)[: len(pictures) - first])
+    return np.concatenate(parts)
