@@ -55,6 +55,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.tau1 = 0.95  # MLLM alone while t >= tau1 (t = 1 is noise, after the shift)
     config.sampling.tau2 = 0.85  # MLLM and VAE while tau2 <= t < tau1, then VAE alone
     config.sampling.last_stage = "drop_all"  # or "keep_text": the last stage keeps the MLLM's text tokens
+    config.sampling.conditions = "staged"  # or "both", "mllm", "vae": the same at every step, whatever tau1 and tau2
     config.sampling.guidance = 2.5  # distilled guidance embedding
     config.sampling.text_guidance = 1.0  # true guidance on the MLLM's tokens; 1 is off
     config.sampling.reference_guidance = 1.0  # true guidance on the VAE's tokens; 1 is off

@@ -11,7 +11,7 @@ from mllmsubj.diffusion.guidance import guided
 from mllmsubj.diffusion.sampler import sample
 from mllmsubj.diffusion.schedule import ShiftConfig, time_grid
 from mllmsubj.diffusion.settings import SamplingConfig
-from mllmsubj.diffusion.stages import Stage, plan_stages
+from mllmsubj.diffusion.stages import Stage
 from mllmsubj.models.subject import Condition, SubjectInputs, SubjectModel, token_grid
 from mllmsubj.ops.target import compiler_options
 from mllmsubj.turns import Turn, resident
@@ -48,7 +48,7 @@ class Generator:
         """
         grid = token_grid(settings.height, settings.width)
         exact_times = time_grid(settings.steps, grid[0] * grid[1], self.shift)
-        stages = plan_stages(exact_times, settings.tau1, settings.tau2, settings.last_stage)
+        stages = settings.stages(exact_times)
         times = exact_times.astype(np.float32)
         size = min(settings.batch_size, num_images)
         batches = range(-(-num_images // size))

@@ -16,7 +16,9 @@ from mllmsubj.sharding import flatten
 from mllmsubj.typing import Params
 
 PARTS = ("vae", "probe", "mllm", "dit")
-"""In the order in which they can be made."""
+"""Those that come before the method, in the order in which they can be made."""
+SUBJECT = "subject"
+"""What the method trains on top of them: the DLA and the adapters."""
 
 
 def path(folder: Path, name: str) -> Path:

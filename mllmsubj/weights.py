@@ -14,6 +14,8 @@ from mllmsubj.sharding import flatten, parameter_shardings, unflatten
 from mllmsubj.typing import Params
 
 MODEL_PARTS = ("mllm", "vae", "clip", "transformer", "dla")
+WHOLE = (*shipped.PARTS, shipped.SUBJECT)
+"""All that is shipped of "tiny"."""
 
 
 def random_params(model: SubjectModel, seed: int, mesh: Mesh, only: set[str] | None = None) -> Params:
@@ -28,15 +30,22 @@ def random_params(model: SubjectModel, seed: int, mesh: Mesh, only: set[str] | N
     return jax.jit(init, out_shardings=parameter_shardings(wanted, mesh))(jax.random.key(seed))
 
 
-def tiny_params(model: SubjectModel, seed: int, mesh: Mesh) -> Params:
+def tiny_params(model: SubjectModel, seed: int, mesh: Mesh, names: tuple[str, ...] = shipped.PARTS) -> Params:
     """What is shipped of "tiny", on the mesh, in the dtypes that it is stored in; random numbers for the rest.
+
+    `names`: parts that are taken; training begins with the usual ones.
 
     Raises UserError where the config says other sizes than what is shipped has.
     """
-    leaves, read = dict(flatten(random_params(model, seed, mesh))), shipped.read(checkpoint.TINY)
+    leaves, read = dict(flatten(random_params(model, seed, mesh))), shipped.read(checkpoint.TINY, names)
     read = {path: array for path, array in read.items() if path.partition("/")[0] in MODEL_PARTS}
     parts = {path.partition("/")[0] for path in read}
-    expected = {path: leaf for path, leaf in leaves.items() if path.partition("/")[0] in parts and not is_trained(path)}
+    with_trained = any(map(is_trained, read))
+    expected = {
+        path: leaf
+        for path, leaf in leaves.items()
+        if path.partition("/")[0] in parts and (with_trained or not is_trained(path))
+    }
     if problems := checkpoint.differences(read, expected):
         raise UserError(
             f"the shipped weights of {', '.join(sorted(parts))} do not fit the config: {problems}; take "
@@ -52,7 +61,7 @@ def untrained(folder: Path) -> tuple[str, ...]:
     """Parts of a checkpoint's model that are random: those of "tiny" that are not shipped yet."""
     if folder != checkpoint.TINY:
         return ()
-    there = {path.partition("/")[0] for path in shipped.read(folder)}
+    there = {path.partition("/")[0] for path in shipped.read(folder, WHOLE)}
     return tuple(part for part in MODEL_PARTS if part not in there)
 
 
@@ -91,7 +100,7 @@ def trained_groups(
                 f"config's seed, and so are the pictures",
                 stacklevel=3,
             )
-        leaves = dict(flatten(tiny_params(model, seed, mesh)))
+        leaves = dict(flatten(tiny_params(model, seed, mesh, WHOLE)))
         yield from ({path: leaves[path] for path in group} for group in groups)
     else:
         check_trained(folder, model)

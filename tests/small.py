@@ -30,6 +30,7 @@ SETTINGS = SamplingConfig(
     tau1=0.95,
     tau2=0.85,
     last_stage="drop_all",
+    conditions="staged",
     guidance=2.5,
     text_guidance=1.0,
     reference_guidance=1.0,

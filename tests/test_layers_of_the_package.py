@@ -33,7 +33,7 @@ MAY_IMPORT = {
     },
     "evals": {
         *("typing", "errors", "sharding", "distributed", "models", "diffusion", "data", "generate", "experiment"),
-        *("train", "files", "checkpoint", "shipped"),
+        *("train", "files", "checkpoint", "shipped", "weights"),
     },
     "loading": {"typing", "models", "sharding", "convert", "turns", "weights", "experiment"},
     "aot": {
@@ -52,6 +52,7 @@ MAY_IMPORT = {
         ),
         *("experiment", "train"),
     },
+    "reproduce": {"typing", "evals", "sweeps"},
     "sweeps": {"errors", "files", "checkpoint", "experiment", "train"},
     "experiment": {"models", "diffusion", "data", "train", "pretrain", "ops", "errors"},
 }

@@ -6,6 +6,7 @@ import pytest
 
 from mllmsubj import checkpoint, shipped, weights
 from mllmsubj.errors import UserError
+from mllmsubj.models.subject import is_trained
 from mllmsubj.sharding import flatten, make_mesh, unflatten
 from mllmsubj.weights import load_params, random_params, tiny_params, trained_params, untrained
 from tests.small import small_model
@@ -41,6 +42,22 @@ def test_what_is_random_is_named(tiny):
     with pytest.warns(UserWarning, match="'tiny' has no trained weights yet for mllm, clip, transformer, dla: these"):
         drawn = trained_params(tiny, small_model(lora=True), 0, make_mesh())
     np.testing.assert_array_equal(drawn["vae"]["decoder"]["conv_in"]["bias"], np.float32(np.float16(0.1)))
+
+
+def test_what_the_method_trained_is_for_drawing_alone(tiny):
+    model, mesh = small_model(lora=True), make_mesh()
+    leaves = {path: np.full(leaf.shape, 0.25) for path, leaf in flatten(model.abstract_params())}
+    trained = {path: leaf for path, leaf in leaves.items() if is_trained(path)}
+    frozen = {p: leaf for p, leaf in leaves.items() if p.startswith("transformer/") and p not in trained}
+    shipped.write(tiny, "dit", unflatten(frozen), {})
+    shipped.write(tiny, shipped.SUBJECT, unflatten(trained), {})
+    assert untrained(tiny) == ("mllm", "clip")
+    with pytest.warns(UserWarning, match="for mllm, clip: these"):
+        drawn = dict(flatten(trained_params(tiny, model, 0, mesh)))
+    begun, random = (dict(flatten(make(model, 0, mesh))) for make in (tiny_params, random_params))
+    for path in trained:
+        np.testing.assert_array_equal(drawn[path], np.float32(0.25))
+        np.testing.assert_array_equal(begun[path], random[path])
 
 
 def test_other_sizes_than_what_is_shipped(tiny):

@@ -14,7 +14,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mllmsubj.aot import inputs
 from mllmsubj.aot.topology import compile_there
 from mllmsubj.diffusion.schedule import time_grid
-from mllmsubj.diffusion.stages import plan_stages
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
 from mllmsubj.generate import Generator
@@ -109,9 +108,7 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
     generator, size = Generator(subject, experiment.shift), settings.batch_size
     grid = token_grid(settings.height, settings.width)
     tokens = grid[0] * grid[1]
-    stages = plan_stages(
-        time_grid(settings.steps, tokens, experiment.shift), settings.tau1, settings.tau2, settings.last_stage
-    )
+    stages = settings.stages(time_grid(settings.steps, tokens, experiment.shift))
 
     def whole(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))

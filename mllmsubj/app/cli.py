@@ -18,11 +18,12 @@ from mllmsubj.errors import UserError, nearest
 
 COMMANDS = {
     "generate": "draw the subject of a picture as a prompt says",
-    "demo": "the whole thing on this machine: a photograph and a prompt in, a picture out",
+    "demo": "the whole thing on this machine: both stages of training in short, pictures, scores, a report",
     "import": "weights of InternVL, FLUX and CLIP in Hugging Face folders: a checkpoint to train on",
     "train": "train both stages; run again, it resumes exactly",
     "pretrain": "make a part of the tiny model on toyworld, from nothing",
     "sweep": "the runs of a sweep, here or through a launcher: train, judge, sum up",
+    "reproduce": "the paper's tables in miniature: every variant trained, judged, and the paper's order checked",
     "evaluate": "judge a checkpoint on data that training did not see: numbers, pictures and a report",
     "export": "what was trained, for others: the LoRA as diffusers loads it, the DLA, a model card",
     "data": "preview: a contact sheet of toyworld; pack: a data set as a few large files; check: is all of it readable",

@@ -1,8 +1,17 @@
-"""`make assets`: writes the shipped checkpoint's config and tokenizers again, from configs/tiny.py of this checkout."""
+"""`make assets`: writes the shipped checkpoint's config and tokenizers again, from configs/tiny.py of this checkout.
 
+    python -m mllmsubj.assets --subject=RUN
+
+ships what a run of both stages trained, with its scores, as the part "subject": RUN is the workdir of `mllmsubj train
+--config=configs/tiny.py`.
+"""
+
+import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from mllmsubj import checkpoint, shipped
 from mllmsubj.checkpoint import config_text
 from mllmsubj.data.byte_tokenizer import save_tokenizers
 from mllmsubj.data.toyworld import Split, caption, example
@@ -12,6 +21,8 @@ from mllmsubj.experiment import load_config
 ASSETS = Path(__file__).parent
 TEXTS = 5000
 """Examples of toyworld whose words the tokenizers know."""
+GUARDED = 64
+"""Pictures that the tests draw again; see tests/evals/toyworld/test_shipped_subject.py."""
 
 
 def texts(system: str) -> Iterator[str]:
@@ -24,7 +35,53 @@ def texts(system: str) -> Iterator[str]:
         yield from (answer(drawn.reference, name) for name in QUESTIONS)
 
 
-if __name__ == "__main__":
+def write_config() -> None:
+    """Config and tokenizers."""
     config = load_config(str(ASSETS.parents[1] / "configs" / "tiny.py"))
     (ASSETS / "tiny" / "config.json").write_text(config_text(config))
     save_tokenizers(ASSETS / "tiny", texts(config.prompt.system))
+
+
+def ship_subject(run: Path) -> None:
+    """Copies what was trained, then judges the shipped model as users get it."""
+    import jax
+
+    from mllmsubj.app.commands.export import trained_params
+    from mllmsubj.evals.judge import Request, judged
+    from mllmsubj.experiment import Experiment
+
+    folder = checkpoint.folder_of(run)
+    config = checkpoint.read_config(folder)
+    trained = trained_params(folder, Experiment.from_config(config))
+    about = {
+        "part": shipped.SUBJECT,
+        "seed": config.seed,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "seconds": seconds(run),
+        "data": {"examples": config.data.examples, "source": config.data.source},
+        "train": json.loads(config_text(config.train)),
+    }
+    shipped.write(checkpoint.TINY, shipped.SUBJECT, trained, about)
+    shipped_config = checkpoint.read_config(checkpoint.TINY)
+    for name, limit in (("metrics", None), ("guarded", GUARDED)):
+        about[name] = dict(judged("tiny", shipped_config, Request("toyworld", limit=limit)).metrics())
+    shipped.write(checkpoint.TINY, shipped.SUBJECT, trained, about)
+
+
+def seconds(run: Path) -> int:
+    """That the steps of a run took."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    reports = [line for line in lines if "steps_per_sec" in line]
+    steps = [0, *(line["step"] for line in reports)]
+    return round(
+        sum((now - then) / line["steps_per_sec"] for then, now, line in zip(steps, steps[1:], reports, strict=False))
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--subject", type=Path, help="workdir of a run to ship")
+    if run := parser.parse_args().subject:
+        ship_subject(run)
+    else:
+        write_config()

@@ -16,6 +16,8 @@ from mllmsubj.typing import Params
 
 HEAD, NULL = 46, 13
 """Tokens of the prompt's template before the text, and of the empty prompt's text."""
+ROWS = 8
+"""Of the tiny model's update."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,9 @@ class Size:
 
 
 def known_sizes(experiment: Experiment) -> dict[str, Size]:
-    """`tiny` is what `configs/tiny.py` trains; `medium` has 76 M parameters and 256 tokens a picture."""
+    """`tiny` is the model of `configs/tiny.py`; `medium` has 76 M parameters and 256 tokens a picture."""
     model, side = experiment.model, experiment.data.sizes[0][0] // TOKEN_PIXELS
-    tiny = Size(model, experiment.train.batch_size, (side, side), experiment.data.prompt_tokens, 16)
+    tiny = Size(model, ROWS, (side, side), experiment.data.prompt_tokens, 16)
     wide = replace(
         model,
         dla=replace(model.dla, input_dim=256, width=256, num_heads=8, num_kv_heads=8, intermediate_size=704),

@@ -3,7 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from mllmsubj.diffusion.stages import LastStage
+import numpy as np
+
+from mllmsubj.diffusion.stages import Conditions, LastStage, Stage, plan_stages
 from mllmsubj.errors import UserError
 from mllmsubj.ops.patchify import TOKEN_PIXELS
 
@@ -20,6 +22,7 @@ class SamplingConfig:
     tau1: float
     tau2: float
     last_stage: LastStage
+    conditions: Conditions
     guidance: float
     text_guidance: float
     reference_guidance: float
@@ -42,6 +45,10 @@ class SamplingConfig:
         if not 0.0 <= self.tau2 <= self.tau1 <= 1.0:
             taus = f"tau1={self.tau1:g}, tau2={self.tau2:g}"
             raise UserError(f"{taus}: they must satisfy 0 <= tau2 <= tau1 <= 1 (the paper: 0.95, 0.85)")
+
+    def stages(self, times: np.ndarray) -> tuple[Stage, ...]:
+        """See `plan_stages`."""
+        return plan_stages(times, self.tau1, self.tau2, self.last_stage, self.conditions)
 
     @property
     def true_guidance(self) -> bool:

@@ -1,5 +1,6 @@
 """The paper's three sampling stages (Eq. 5): which condition tokens each step's attention sees."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +9,8 @@ import numpy as np
 from mllmsubj.typing import Attends
 
 LastStage = Literal["drop_all", "keep_text"]
+Conditions = Literal["staged", "both", "mllm", "vae"]
+"""What steps see: the three stages, or the same at every step, to compare with."""
 
 TOLERANCE = 1e-6
 """A step this near a border counts as on it, so that float rounding never moves a step to another stage."""
@@ -18,6 +21,7 @@ MLLM = Attends(text=True, image=True)
 BOTH = Attends(text=True, image=True, reference=True)
 VAE = Attends(null=True, reference=True)
 VAE_AND_TEXT = Attends(text=True, reference=True)
+UNSTAGED: Mapping[Conditions, Attends] = {"both": BOTH, "mllm": MLLM, "vae": VAE}
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,23 @@ class Stage:
     stop: int
 
 
-def plan_stages(times: np.ndarray, tau1: float, tau2: float, last_stage: LastStage = "drop_all") -> tuple[Stage, ...]:
+def plan_stages(
+    times: np.ndarray,
+    tau1: float,
+    tau2: float,
+    last_stage: LastStage = "drop_all",
+    conditions: Conditions = "staged",
+) -> tuple[Stage, ...]:
     """Splits a falling time grid at τ1 ≥ τ2: MLLM where t ≥ τ1, both where τ2 ≤ t < τ1, VAE where t < τ2.
 
     `times` has one entry more than there are steps. Stages without a step are left out; τ1 = τ2 = 0 is MLLM
-    at every step.
+    at every step. Unless `conditions` is "staged", all steps are one stage that sees that.
     Source: arXiv 2605.26111, Eq. 5; whether the last stage keeps the text is open there, the default drops it.
     """
     assert 0.0 <= tau2 <= tau1 <= 1.0
     starts = times[:-1]
+    if conditions != "staged":
+        return (Stage(UNSTAGED[conditions], 0, len(starts)),)
     first = int(np.sum(starts >= tau1 - TOLERANCE))
     second = int(np.sum(starts >= tau2 - TOLERANCE))
     last = VAE if last_stage == "drop_all" else VAE_AND_TEXT

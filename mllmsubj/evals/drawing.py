@@ -11,7 +11,6 @@ from jaxtyping import UInt8
 from mllmsubj.data.batch import Batch
 from mllmsubj.diffusion.schedule import time_grid
 from mllmsubj.diffusion.settings import SamplingConfig
-from mllmsubj.diffusion.stages import plan_stages
 from mllmsubj.generate import Generator
 from mllmsubj.models.subject import token_grid
 from mllmsubj.train.run import Run
@@ -42,7 +41,7 @@ class Drawing:
             times.astype(np.float32),
             (settings.text_guidance, settings.reference_guidance),
             grid=grid,
-            stages=plan_stages(times, settings.tau1, settings.tau2, settings.last_stage),
+            stages=settings.stages(times),
             true=settings.true_guidance,
         )
         pixels = gathered(generator.decode(params, latents, grid)).astype(np.float32)

@@ -61,10 +61,15 @@ def page(results: Results) -> str:
         *_settings(results),
         f"<details><summary>Config</summary><pre>{escape(results.config)}</pre></details>",
     ]
+    return document(title, parts)
+
+
+def document(title: str, parts: Iterable[str], style: str = "") -> str:
+    """A page of these parts, HTML; empty ones are left out. `style`: CSS beside the usual."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n"
         + "\n".join(filter(None, parts))
         + "\n</body>\n</html>\n"
     )
@@ -92,7 +97,7 @@ def _pictures(results: Results, name: str) -> Iterable[str]:
     yield f'<div class="example heads soft"><span></span><div class="columns">{heads}</div></div>'
     for picture, text in zip(results.pictures[name], results.texts[name], strict=True):
         alt = escape(f"{', '.join(COLUMNS)}: {text}", quote=True)
-        yield f'<div class="example"><div>{escape(text)}</div><img src="{_data_uri(picture)}" alt="{alt}"></div>'
+        yield f'<div class="example"><div>{escape(text)}</div><img src="{data_uri(picture)}" alt="{alt}"></div>'
 
 
 def _settings(results: Results) -> Iterable[str]:
@@ -103,7 +108,8 @@ def _settings(results: Results) -> Iterable[str]:
     yield "</table>"
 
 
-def _data_uri(picture: np.ndarray) -> str:
+def data_uri(picture: np.ndarray) -> str:
+    """A picture [height, width, 3] of 8 bits as an `img`'s source."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,5 +1,6 @@
 """The staged sampler: its whole trajectory with a stub, and against masking with the real transformer."""
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ from mllmsubj.diffusion.schedule import ShiftConfig, time_grid
 from mllmsubj.diffusion.stages import BOTH, MLLM, VAE, VAE_AND_TEXT, Attends, Stage, plan_stages
 from mllmsubj.ops.patchify import image_ids, reference_ids
 from tests.parity import assert_close
-from tests.small import GRID, random_like, small_condition, small_model
+from tests.small import GRID, SETTINGS, random_like, small_condition, small_model
 
 SHIFT = ShiftConfig(256, 4096, 0.5, 1.15)
 STEPS = 6
@@ -47,6 +48,11 @@ def test_plan_of_the_paper():
 def test_plan_at_borders(tau1, tau2, last, want):
     """A step on a border belongs to the stage above it, also where the border was rounded to float32."""
     assert plan_stages(TIMES, float(tau1), float(tau2), last) == want
+
+
+@pytest.mark.parametrize(("conditions", "sees"), [("both", BOTH), ("mllm", MLLM), ("vae", VAE)])
+def test_plan_without_stages(conditions, sees):
+    assert replace(SETTINGS, conditions=conditions).stages(TIMES) == (Stage(sees, 0, STEPS),)
 
 
 def test_trajectory_with_a_stub():

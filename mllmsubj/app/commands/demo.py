@@ -1,18 +1,39 @@
 """mllmsubj demo [--workdir=demo] [--reference=IMG] [--prompt=TEXT]
 
-The main job on this machine: a photograph (scikit-image's cat, unless you give one) and a prompt go in, a new
-picture comes out, with the checkpoint that is shipped. Writes reference.png and picture.png into WORKDIR.
+The whole method on this machine, in minutes: both stages of training in short, from the shipped foundation; what that
+and the shipped model draw of subjects and prompts that training never saw, judged; and a photograph of yours
+(scikit-image's cat, unless you give one) drawn anew by the shipped model. Writes report.html, reference.png and
+picture.png into WORKDIR, and the training run into WORKDIR/run. Run again, it goes on.
 """
 
 import sys
-import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
+from PIL import Image
 
-from mllmsubj.app.cli import parse
-from mllmsubj.app.files import write_png
+from mllmsubj.app.cli import need_train_extra, parse, start_logging
+from mllmsubj.app.files import replacing, workdir_path, write_png
 from mllmsubj.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from mllmsubj.reproduce.report import Found
+
+STEPS = (200, 200)
+"""Of the two stages, in short."""
+BATCH_SIZE = 8
+WARMUP = 20
+"""Steps."""
+EXAMPLES = 48
+"""That each model is judged by."""
+LEAD = (
+    "The method on the drawn world: what minutes of training give, and what the shipped model does. Both are judged on "
+    "subjects and prompts that training never saw."
+)
+ASKS = "Reference and prompt go in; a probe network reads off the picture what is right."
 
 
 def define(values: flags.FlagValues) -> None:
@@ -23,29 +44,77 @@ def define(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
-    """Draws one picture and says what was done."""
+    """Trains, judges, draws, and says what was done."""
     parse(values, argv)
-    workdir = Path(values.workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"workdir {values.workdir!r} is a file; name a folder")
+    workdir = workdir_path(values.workdir)
+    need_train_extra("the demo trains and needs")
+    start_logging()
 
-    from mllmsubj.app.pipeline import Pipeline  # starts JAX: only after the flags are right
+    from mllmsubj.app.commands.train import stopped  # starts JAX: only after the flags are right
+    from mllmsubj.app.pipeline import Pipeline
     from mllmsubj.data.images import open_image
+    from mllmsubj.train.loop import train
 
-    start = time.perf_counter()
     photograph = open_image(values.reference) if values.reference else _cat()
-    pipeline = Pipeline.load("tiny")
-    result = pipeline.generate(photograph, values.prompt, progress=sys.stderr.isatty())
+    config = short_config()
+    print(f"1/3  both stages of training, {STEPS[0]} + {STEPS[1]} steps of {BATCH_SIZE}", file=sys.stderr)
+    with stopped():
+        train(config, workdir / "run")
+    print(f"2/3  {EXAMPLES} pictures of what was trained and of the shipped model, judged", file=sys.stderr)
+    report(workdir, config)
+    print("3/3  your picture, by the shipped model", file=sys.stderr)
+    result = Pipeline.load("tiny").generate(photograph, values.prompt, progress=sys.stderr.isatty())
     result.save(workdir / "picture.png")
     write_png(photograph, workdir / "reference.png")
     print(f"reference  {workdir / 'reference.png'}")
     print(f"prompt     {values.prompt}")
-    print(f"picture    {workdir / 'picture.png'}, in {time.perf_counter() - start:.0f} s")
+    print(f"picture    {workdir / 'picture.png'}")
+    print(f"report     {workdir / 'report.html'}")
 
 
-def _cat():
-    from PIL import Image
+def short_config() -> "ConfigDict":
+    """The shipped model's own, with fewer steps and nothing judged on the way."""
+    from mllmsubj.checkpoint import TINY, read_config
 
+    config = read_config(TINY)
+    train = config.train
+    train.batch_size = BATCH_SIZE
+    for stage, steps in zip((train.stage1, train.stage2), STEPS, strict=True):
+        stage.update(steps=steps, warmup_steps=WARMUP, cooldown_steps=steps // 4)
+    train.ema_decay = 0.98
+    config.evals.loss.every_steps = config.evals.samples.every_steps = 0
+    return config
+
+
+def report(workdir: Path, config: "ConfigDict") -> None:
+    """Judges the run in `WORKDIR/run` and the shipped model, and writes and prints their table."""
+    from mllmsubj.checkpoint import config_text
+    from mllmsubj.reproduce.report import Filled, as_text, page
+    from mllmsubj.reproduce.tables import Row, Table
+
+    rows = (
+        Row(f"trained here, {sum(STEPS)} steps of {BATCH_SIZE}", {"train.stage2.steps": STEPS[1]}),
+        Row("shipped", {}),
+    )
+    found, facts = zip(*(_found(checkpoint) for checkpoint in (workdir / "run", "tiny")), strict=True)
+    filled = [Filled(Table("Scores on held-out subjects", ASKS, rows), found)]
+    with replacing(workdir / "report.html") as partial:
+        partial.write_text(page("mllmsubj demo", LEAD, filled, facts[-1], config_text(config)), encoding="utf-8")
+    print(as_text(filled), end="")
+
+
+def _found(checkpoint: str | Path) -> "tuple[Found, dict[str, str]]":
+    """What a checkpoint draws and how it is judged; and how that was made."""
+    from mllmsubj.checkpoint import folder_of, read_config
+    from mllmsubj.evals.judge import Request, judged
+    from mllmsubj.reproduce.report import Found
+
+    results = judged(checkpoint, read_config(folder_of(checkpoint)), Request("toyworld", limit=EXAMPLES))
+    prompts = [text.split(" — ")[0] for text in results.texts["samples"]]
+    return Found(results.numbers, results.pictures["samples"], prompts), dict(results.settings)
+
+
+def _cat() -> Image.Image:
     try:
         from skimage import data
     except ImportError:

@@ -8,28 +8,14 @@ checkpoint's config can be replaced, such as --config.sampling.steps=N, or --con
 "heldout" judges on. On several hosts the same command runs on each.
 """
 
-import logging
-from collections import ChainMap
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from mllmsubj.app.cli import need_train_extra, parse, start_logging
 from mllmsubj.app.overrides import divided, overridden
 from mllmsubj.evals.benchmarks import BENCHMARKS, check_benchmark
-from mllmsubj.evals.results import Results, lines, output_folder, write
-
-if TYPE_CHECKING:
-    from mllmsubj.evals.evaluator import Evaluator
-    from mllmsubj.experiment import Experiment
-    from mllmsubj.train.run import Run
-
-RANDOM = "Not trained yet: {}. These weights are random, and what is below says nothing about the method."
+from mllmsubj.evals.results import lines, output_folder, write
 
 
 def define(values: flags.FlagValues) -> None:
@@ -56,11 +42,14 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     start_logging()
 
     from mllmsubj import distributed  # starts JAX: only after the flags are right
-    from mllmsubj.checkpoint import on_first_process
+    from mllmsubj.checkpoint import TINY, folder_of, on_first_process, read_config
+    from mllmsubj.evals.judge import Request, judged
     from mllmsubj.evals.report import page
 
     distributed.start()
-    results = _judged(values, overrides)
+    config = overridden(read_config(folder_of(values.checkpoint)), overrides)
+    probe = Path(values.probe) if values.probe else TINY
+    results = judged(values.checkpoint, config, Request(values.benchmark, values.seed, values.limit, probe))
 
     def finish() -> None:
         write(results, page(results), folder)
@@ -71,94 +60,3 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
         print(Path(values.output) / "report.html")
 
     on_first_process(finish)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A benchmark on one checkpoint, before its weights are read."""
-
-    evaluators: Callable[["Run"], Sequence["Evaluator"]]
-    counted: str
-    """Name of the one whose examples are the benchmark's; so `drawing`, that draws pictures."""
-    drawing: str
-    data: str
-    steps: int
-    """Of its sampler."""
-
-
-def _heldout(values: flags.FlagValues, experiment: "Experiment") -> Plan:
-    from mllmsubj.data.sources import open_source
-    from mllmsubj.evals import suite
-    from mllmsubj.evals.held_out import SEED, held_out
-
-    data = held_out(experiment)
-    open_source(data, SEED)  # what is wrong with it
-    steps = experiment.evals.samples.steps or experiment.sampling.steps
-    return Plan(lambda run: suite.all_evaluators(run, values.seed), "loss", "samples", data.source, steps)
-
-
-def _toyworld(values: flags.FlagValues, experiment: "Experiment") -> Plan:
-    from mllmsubj.checkpoint import TINY
-    from mllmsubj.evals.toyworld.benchmark import EXAMPLES, Toyworld, check_size
-    from mllmsubj.evals.toyworld.probe import ProbeReader
-
-    check_size(experiment)
-    probe = ProbeReader.load(Path(values.probe) if values.probe else TINY)
-    examples = values.limit or EXAMPLES
-    name = Toyworld.name
-    return Plan(lambda run: [Toyworld(run, probe, values.seed, examples)], name, name, name, experiment.sampling.steps)
-
-
-PLANS = {"heldout": _heldout, "toyworld": _toyworld}
-"""By benchmark."""
-
-
-def _judged(values: flags.FlagValues, overrides: list[str]) -> Results:
-    """What all evaluators say of a checkpoint whose config has these overrides."""
-    import jax
-
-    from mllmsubj import checkpoint as checkpoints
-    from mllmsubj.evals.evaluator import sort
-    from mllmsubj.experiment import Experiment
-    from mllmsubj.sharding import make_mesh
-    from mllmsubj.train.run import restored
-    from mllmsubj.weights import untrained
-
-    folder = checkpoints.folder_of(values.checkpoint)
-    config = overridden(checkpoints.read_config(folder), overrides)
-    experiment = Experiment.from_config(config)
-    plan = PLANS[values.benchmark](values, experiment)
-    mesh = make_mesh(**asdict(experiment.mesh))
-    with jax.set_mesh(mesh):
-        run, params = restored(experiment, folder, mesh)
-        evaluators = plan.evaluators(run)
-        for each in evaluators:
-            logging.getLogger("mllmsubj").info("%s: %d held-out examples", each.name, each.examples)
-        numbers, pictures, texts = sort(chain.from_iterable(each.run(params) for each in evaluators))
-    counts = {each.name: each.examples for each in evaluators}
-    return Results(
-        benchmark=values.benchmark,
-        checkpoint=values.checkpoint,
-        fingerprint=checkpoints.fingerprint(folder),
-        seed=values.seed,
-        examples=counts[plan.counted],
-        settings={
-            "data": f"{plan.data}, held-out",
-            "pictures": f"{counts[plan.drawing]}, {_sampler(experiment, plan.steps)}",
-            "machine": f"{jax.device_count()} × {jax.devices()[0].device_kind}, {run.model.compute.dtype}",
-            "made by": f"mllmsubj {version('mllmsubj')}",
-        },
-        config=checkpoints.config_text(config),
-        numbers=numbers,
-        pictures=pictures,
-        texts=texts,
-        meanings=ChainMap(*(dict(each.meanings) for each in evaluators)),
-        caution=RANDOM.format(", ".join(missing)) if (missing := untrained(folder)) else "",
-    )
-
-
-def _sampler(experiment: "Experiment", steps: int) -> str:
-    """On one line."""
-    sampling = experiment.sampling
-    size, taus = f"{sampling.width} × {sampling.height}", f"τ1 {sampling.tau1:g}, τ2 {sampling.tau2:g}"
-    return f"{size}, {steps} steps, {taus}, guidance {sampling.guidance:g}"

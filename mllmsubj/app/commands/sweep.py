@@ -25,12 +25,12 @@ from ml_collections import ConfigDict
 from mllmsubj.app.cli import keep_compiled, need_train_extra, parse
 from mllmsubj.app.files import replacing, workdir_path, write_png
 from mllmsubj.app.overrides import divided, overridden
+from mllmsubj.app.sweeping import carry_out, checked_runs
 from mllmsubj.errors import UserError
 from mllmsubj.evals.benchmarks import BENCHMARKS, check_benchmark
 
 if TYPE_CHECKING:
     from mllmsubj.sweeps.jobs import Outcome
-    from mllmsubj.sweeps.plan import Run
 
 FAILED = 1
 """Exit code if a run failed."""
@@ -66,12 +66,11 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 def _carry_out(values: flags.FlagValues, workdir: Path, common: list[str]) -> None:
     """What is due, or only its commands."""
     from mllmsubj.sweeps.commands import HERE, Commands, handed_over, make_jobs
-    from mllmsubj.sweeps.jobs import run_jobs
-    from mllmsubj.sweeps.plan import Record, check_record, load_sweep, write_record
-    from mllmsubj.train.workdir import locked
+    from mllmsubj.sweeps.plan import Record, check_record, load_sweep
 
     config = overridden(_config(values), common)
-    runs = _checked(config, load_sweep(values.sweep, config), common, values.checkpoint)
+    given = {each.removeprefix("--config.").partition("=")[0] for each in common}
+    runs = checked_runs(config, load_sweep(values.sweep, config), given, values.checkpoint)
     record = Record(Path(values.sweep).stem, values.checkpoint, config, runs)
     check_record(workdir, record)
     commands = Commands(workdir, values.config, values.checkpoint, tuple(common), values.benchmark, values.limit)
@@ -83,28 +82,23 @@ def _carry_out(values: flags.FlagValues, workdir: Path, common: list[str]) -> No
             if not job.is_done():
                 print(shlex.join(job.words))
         return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write workdir {workdir}: {error.strerror or error}") from None
     if not values.launch:
         keep_compiled(workdir)  # its runs share most programs
-    with locked(workdir):
-        write_record(workdir, record)
-        before, unit = ((), "commands handed over") if values.launch else (HERE, "runs done")
-        _report(run_jobs(jobs, values.parallel, before, unit), workdir)
+    before, unit = ((), "commands handed over") if values.launch else (HERE, "runs done")
+    outcome = carry_out(workdir, record, jobs, values.parallel, before, unit)
+    say(outcome)
+    if outcome.failures:
+        _sum_up(workdir)
+        sys.exit(FAILED)
 
 
-def _report(outcome: "Outcome", workdir: Path) -> None:
-    """Exits if not all went well."""
+def say(outcome: "Outcome") -> None:
+    """What failed; exits if a signal ended it."""
     for name, why in outcome.failures.items():
         print(f"mllmsubj: cannot {name}: {why}", file=sys.stderr)
     if outcome.signal is not None:
         print("mllmsubj: stopped; run the same command to go on", file=sys.stderr)
         sys.exit(128 + outcome.signal)
-    if outcome.failures:
-        _sum_up(workdir)
-        sys.exit(FAILED)
 
 
 def _workdir(name: str | None) -> Path:
@@ -134,39 +128,6 @@ def _config(values: flags.FlagValues) -> ConfigDict:
     from mllmsubj.experiment import load_config
 
     return read_config(folder_of(values.checkpoint)) if values.checkpoint else load_config(values.config)
-
-
-def _checked(config: ConfigDict, sweep: list[dict], common: list[str], checkpoint: str | None) -> tuple["Run", ...]:
-    """The runs, each of which is a config that can be run and no other's; raises UserError naming run and key."""
-    from mllmsubj.checkpoint import config_text
-    from mllmsubj.experiment import Experiment
-    from mllmsubj.sweeps.names import word
-    from mllmsubj.sweeps.plan import UNTRAINED, flat_keys, plan, value_of
-
-    runs = plan(sweep, flat_keys(config))
-    names: dict[str, str] = {}
-    given = {each.removeprefix("--config.").partition("=")[0] for each in common}
-    for number, one in enumerate(runs, 1):
-        here = f"run {number} of the sweep ({one.name})"
-        if twice := given & one.overrides.keys():
-            raise UserError(f"{here} sets {min(twice)}; leave out --config.{min(twice)}")
-        if checkpoint and one.trained:
-            sections = " and ".join(section.rstrip(".") for section in UNTRAINED)
-            raise UserError(f"{here} sets {min(one.trained)}; with --checkpoint only keys of {sections} can be set")
-        try:
-            made = overridden(
-                config.copy_and_resolve_references(), [word(key, value) for key, value in one.overrides.items()]
-            )
-            Experiment.from_config(made)
-        except (UserError, flags.Error) as error:
-            raise UserError(f"{here}: {error}") from None
-        for key, value in one.overrides.items():
-            if (read := value_of(made, key)) != value:
-                raise UserError(f"{here}: {key} is {value!r}, which the command line would read as {read!r}")
-        other = names.setdefault(config_text(made), one.name)
-        if other != one.name:
-            raise UserError(f"{here} is the same as {other}; every run must differ from the others")
-    return runs
 
 
 def _sum_up(workdir: Path) -> None:

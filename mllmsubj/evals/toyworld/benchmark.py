@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from mllmsubj.data.plan import Plan
+from mllmsubj.data.settings import DataConfig
+from mllmsubj.data.sources import open_source
 from mllmsubj.data.toyworld import Example, ToyworldSource
 from mllmsubj.data.toyworld.attributes import ATTRIBUTES, number
 from mllmsubj.errors import UserError
 from mllmsubj.evals.drawing import Drawing, gathered
 from mllmsubj.evals.evaluator import Value
-from mllmsubj.evals.held_out import HeldOut, held_out
+from mllmsubj.evals.held_out import SEED, HeldOut, held_out
 from mllmsubj.evals.toyworld.probe import ProbeReader
 from mllmsubj.evals.toyworld.scores import MEANINGS, copying, of_probe, scores
 from mllmsubj.experiment import Experiment
@@ -37,6 +40,22 @@ def check_size(experiment: Experiment) -> None:
         )
 
 
+def data_of(experiment: Experiment) -> DataConfig:
+    """The examples to draw, whatever the experiment trains on."""
+    plain = replace(experiment.data, source="toyworld")
+    ours = replace(experiment, data=plain, evals=replace(experiment.evals, source=""))
+    size = (experiment.sampling.height, experiment.sampling.width)
+    return replace(held_out(ours), sizes=(size,), max_references=1)
+
+
+def first_prompts(experiment: Experiment, count: int) -> list[str]:
+    """Of the first examples that are drawn."""
+    data = data_of(experiment)
+    source = open_source(data, SEED)
+    numbers = Plan(source.index(), data, count, SEED).batch(0).examples
+    return [source[int(number)].prompt for number in numbers]
+
+
 class Toyworld:
     """Numbers as `scores` names them, and "samples": rows of reference, drawing and target.
 
@@ -54,10 +73,7 @@ class Toyworld:
     def __init__(self, run: Run, probe: ProbeReader, seed: int, examples: int = EXAMPLES):
         """`seed`: of the noise; the examples are always the same."""
         sampling = run.experiment.sampling
-        plain = replace(run.experiment.data, source="toyworld")
-        ours = replace(run.experiment, data=plain, evals=replace(run.experiment.evals, source=""))
-        data = replace(held_out(ours), sizes=((sampling.height, sampling.width),), max_references=1)
-        self._held_out = HeldOut.open(run, data, examples, "limit")
+        self._held_out = HeldOut.open(run, data_of(run.experiment), examples, "limit")
         self.examples = self._held_out.count
         self._probe, self._draw = probe, Drawing(run, sampling, seed)
         self._batch_size = self._held_out.batch_size(sampling.batch_size)
