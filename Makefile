@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-# A photograph and a prompt in, a picture out: see demo/.
+# Both stages of training in short, pictures and scores, in minutes: see demo/report.html.
 demo: install
 	$(BIN)/mllmsubj demo --workdir=demo
 
@@ -39,13 +39,16 @@ bench: install
 assets: install
 	$(BIN)/python -m mllmsubj.assets
 
-# The parts of the tiny model from nothing, on toyworld, and into the package: hours on two CPU cores. It goes on where
-# it was stopped.
+# The tiny model from nothing, on toyworld, and into the package: its parts, then both stages of the method on top of
+# them. Hours on two CPU cores; it goes on where it was stopped.
 pretrain-tiny: install
 	for part in vae probe mllm dit; do \
 	  $(BIN)/mllmsubj pretrain --config=configs/tiny.py --part=$$part --workdir=pretrained || exit; \
 	done
 	cp pretrained/*.safetensors pretrained/*.json mllmsubj/assets/tiny/
+	$(BIN)/mllmsubj train --config=configs/tiny.py --workdir=pretrained/subject \
+	  --config.data.examples=12000 --config.data.cache=pretrained/cache --config.data.cache_parts=all
+	$(BIN)/python -m mllmsubj.assets --subject=pretrained/subject
 
 # Pins everything that the targets above install. torch's own dependencies stay out of the file, since
 # they differ between its CPU and CUDA builds; pip takes those that the chosen build names.

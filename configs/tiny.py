@@ -76,16 +76,16 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.sizes = ((128, 128),)
     config.data.prompt_tokens = 40
     config.train.weights = "tiny"
-    config.train.batch_size = 8
-    config.train.stage1.update(steps=300, warmup_steps=20)
-    config.train.stage2.update(steps=200, warmup_steps=20)
+    config.train.batch_size = 32
+    config.train.stage1.update(steps=1400, warmup_steps=50, cooldown_steps=300)
+    config.train.stage2.update(steps=1300, warmup_steps=50, cooldown_steps=600)
     for stage in (config.train.stage1, config.train.stage2):
-        stage.learning_rates = (("dla/.*", 1e-3), (".*/lora_[ab]", 1e-3))
-    config.train.ema_decay = 0.98
+        stage.learning_rates = (("dla/.*", 1e-3), (".*/lora_[ab]", 2e-3))
+    config.train.ema_decay = 0.99
     config.checkpoint.update(every_steps=100, every_minutes=5.0, keep_every_steps=0)
     config.log.every_steps = 10
-    config.evals.loss.update(every_steps=100, examples=32)
-    config.evals.samples.update(every_steps=250, steps=12)
+    config.evals.loss.update(every_steps=500, examples=64)
+    config.evals.samples.update(every_steps=500)
 
     every = dict(warmup_steps=100, ema_decay=0.995, judge_every_steps=500, start_from="")
     config.pretrain = ConfigDict()

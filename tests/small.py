@@ -55,6 +55,9 @@ def small_config() -> ConfigDict:
         model.transformer.update(attention_head_dim=8, axes_dims_rope=(2, 2, 4), joint_attention_dim=12)
         model.transformer.update(pooled_projection_dim=8)
         model.lora.update(rank=4, alpha=8.0)
+        config.train.update(batch_size=8, ema_decay=0.98)
+        for stage in (config.train.stage1, config.train.stage2):
+            stage.update(warmup_steps=20, cooldown_steps=0, learning_rates=(("dla/.*", 1e-3), (".*/lora_[ab]", 1e-3)))
     return config
 
 

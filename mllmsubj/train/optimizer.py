@@ -75,6 +75,6 @@ def descend(
     """
     share = jnp.minimum(1.0, (done + 1.0) / max(1, stage.warmup_steps))
     if stage.cooldown_steps:
-        share *= jnp.clip((stage.steps - done) / stage.cooldown_steps, 0.0, 1.0)
+        share *= jnp.clip((stage.steps - done) / min(stage.cooldown_steps, max(1, stage.steps)), 0.0, 1.0)
     scales = unflatten({path: rates[path] for path, _ in flatten(params)})
     return jax.tree.map(lambda p, u, rate: p - rate * share * u, params, updates, scales)

@@ -29,7 +29,7 @@ class StageConfig:
     warmup_steps: int
     """First ones, over which the learning rates grow from 0."""
     cooldown_steps: int
-    """Last ones, over which they fall to 0."""
+    """Last ones, over which they fall to 0; all, where there are fewer steps."""
     learning_rates: tuple[tuple[str, float | None], ...]
     """(regex of the whole parameter path, peak learning rate): the first that matches. None, or no match: frozen."""
     modes: ModesConfig

@@ -31,9 +31,9 @@ def trained(flux, tmp_path_factory):
     config.data.update(sizes=((32, 32),), threads=2, prompt_tokens=128)  # its tokens are bytes
     config.reference.long_side = 32
     config.sampling.update(height=32, width=32, steps=2)
-    config.train.weights = str(root / "weights")
+    config.train.update(weights=str(root / "weights"), batch_size=8)
     for stage, steps in (("stage1", 0), ("stage2", 2)):
-        config.train[stage].update(steps=steps, warmup_steps=0)
+        config.train[stage].update(steps=steps, warmup_steps=0, cooldown_steps=0)
         config.train[stage].learning_rates = (("dla/.*", 0.05), (".*/lora_[ab]", 0.05))
     config.log.tensorboard = False
     config.evals.loss.every_steps = config.evals.samples.every_steps = 0
