@@ -137,9 +137,10 @@ def as_text(tables: Sequence[Filled]) -> str:
 
 
 def _table(filled: Filled) -> Iterator[str]:
+    compared = any(row.paper or row.claims for row in filled.table.rows)
     heads = "".join(f"<th style='text-align: right'>{escape(column.head)}</th>" for column in COLUMNS)
-    yield f"<table><thead><tr><th></th>{heads}<th>paper: DINO-I, CLIP-I, CLIP-T</th>"
-    yield "<th>the paper's order</th></tr></thead>"
+    heads += "<th>paper: DINO-I, CLIP-I, CLIP-T</th><th>the paper's order</th>" if compared else ""
+    yield f"<table><thead><tr><th></th>{heads}</tr></thead>"
     for row, found in zip(filled.table.rows, filled.found, strict=True):
         if found is None:
             across = len(COLUMNS) + 2
@@ -149,7 +150,8 @@ def _table(filled: Filled) -> Iterator[str]:
         paper = f"{row.paper.dino_i:.3f} {row.paper.clip_i:.3f} {row.paper.clip_t:.3f}" if row.paper else ""
         orders = "<br>".join(_marked(verdict) for verdict in filled.verdicts(row, found))
         orders = orders or ("ours" if row is filled.table.ours else "the paper has none")
-        yield f"<tr><th>{escape(row.label)}</th>{cells}<td>{paper}</td><td>{orders}</td></tr>"
+        cells += f"<td>{paper}</td><td>{orders}</td>" if compared else ""
+        yield f"<tr><th>{escape(row.label)}</th>{cells}</tr>"
     yield "</table>"
 
 

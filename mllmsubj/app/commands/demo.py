@@ -52,10 +52,14 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
     from mllmsubj.app.commands.train import stopped  # starts JAX: only after the flags are right
     from mllmsubj.app.pipeline import Pipeline
+    from mllmsubj.app.request import RequestReader
+    from mllmsubj.checkpoint import TINY, read_config
     from mllmsubj.data.images import open_image
+    from mllmsubj.experiment import Experiment
     from mllmsubj.train.loop import train
 
     photograph = open_image(values.reference) if values.reference else _cat()
+    RequestReader(Experiment.from_config(read_config(TINY)), TINY)([photograph], values.prompt, 1, 0)  # what is wrong
     config = short_config()
     print(f"1/3  both stages of training, {STEPS[0]} + {STEPS[1]} steps of {BATCH_SIZE}", file=sys.stderr)
     with stopped():
