@@ -47,7 +47,7 @@ pretrain-tiny: install
 	done
 	cp pretrained/*.safetensors pretrained/*.json mllmsubj/assets/tiny/
 	$(BIN)/mllmsubj train --config=configs/tiny.py --workdir=pretrained/subject \
-	  --config.data.examples=12000 --config.data.cache=pretrained/cache --config.data.cache_parts=all
+	  --config.data.examples=10000 --config.data.cache=pretrained/cache --config.data.cache_parts=all
 	$(BIN)/python -m mllmsubj.assets --subject=pretrained/subject
 
 # Pins everything that the targets above install. torch's own dependencies stay out of the file, since

@@ -22,7 +22,7 @@ ASSETS = Path(__file__).parent
 TEXTS = 5000
 """Examples of toyworld whose words the tokenizers know."""
 GUARDED = 64
-"""Pictures that the tests draw again; see tests/evals/toyworld/test_shipped_subject.py."""
+"""Pictures that the tests draw again; see tests/pretrain/test_shipped.py."""
 
 
 def texts(system: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mllmsubj import checkpoint, shipped
+from mllmsubj.evals.judge import Request, judged
 from mllmsubj.experiment import Experiment, load_config
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.subject import SubjectModel
@@ -51,3 +52,11 @@ def test_shipped_parts_fit_the_model():
 
 def test_all_that_is_shipped_is_small():
     assert sum(checkpoint.sizes(checkpoint.TINY).values()) < 24 * 2**20
+
+
+def test_the_shipped_model_draws_as_well_as_it_did():
+    """The method's guard: the same pictures as when the subject was shipped, judged by the same probe."""
+    recorded = shipped.provenance(checkpoint.TINY, shipped.SUBJECT)["guarded"]
+    found = judged("tiny", checkpoint.read_config(checkpoint.TINY), Request("toyworld", limit=recorded["examples"]))
+    for name in ("identity_accuracy", "prompt_accuracy"):
+        assert found.numbers[name] > recorded[name] - 0.05
