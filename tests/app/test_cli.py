@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from mllmsubj.app import cli
 from mllmsubj.app.commands.generate import output_paths
 from mllmsubj.app.pipeline import Pipeline
 from mllmsubj.errors import UserError
+
+SECONDS = 5.0
+"""After which a command is at work: it starts JAX, reads parameters or draws."""
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +179,7 @@ def test_two_pictures_of_a_photograph_then_interrupted(folder):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out.split() == ["new/moon-0.png", "new/moon-1.png"]
-    assert err.startswith("mllmsubj: warning: ")
-    assert err.count("\n") == 1
+    assert err == ""
     pictures = []
     for i, name in enumerate(out.split()):
         with Image.open(folder / name) as image:
@@ -190,9 +193,8 @@ def test_two_pictures_of_a_photograph_then_interrupted(folder):
     assert any((folder / "cache" / "mllmsubj" / "jax").iterdir())
 
     process = command(folder, *generate(steps=1000))
-    warning = process.stderr.readline()  # now parameters are made, then steps run
+    time.sleep(SECONDS)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
-    assert warning.startswith("mllmsubj: warning: ")
     assert (out, err, process.returncode) == ("", "mllmsubj: interrupted\n", 130)
     assert not (folder / "out.png").exists()
