@@ -28,7 +28,8 @@ def known_of(encoded: "Encoded", states: bool) -> Known:
     """The latents, and perhaps the states, of a whole batch, out of the parts that it was encoded in."""
 
     def rows(parts: Array) -> Array:
-        return jnp.swapaxes(parts, 0, 1).reshape(-1, *parts.shape[2:])  # undoes `TrainStep._parts`
+        count, size = parts.shape[:2]  # no -1 below, since the first stage's references are empty
+        return jnp.swapaxes(parts, 0, 1).reshape(count * size, *parts.shape[2:])  # undoes `TrainStep._parts`
 
     features = encoded.features
     latents = (encoded.target_mean, encoded.target_std, features.references)

@@ -196,7 +196,7 @@ class TrainStep:
 
     def _parts(self, x: Array) -> Array:
         """[b, …] -> [parts, b / parts, …]: part i has rows i, i + parts, …, so that each device keeps its own rows."""
-        parts = jnp.swapaxes(x.reshape(-1, self.train.accumulate, *x.shape[1:]), 0, 1)
+        parts = jnp.swapaxes(x.reshape(len(x) // self.train.accumulate, self.train.accumulate, *x.shape[1:]), 0, 1)
         return constrain(parts, "parts", "batch", *["seq"] * (x.ndim - 1))
 
 

@@ -71,10 +71,17 @@ class Trainer:
         return jax.device_get(state), hits
 
 
-@pytest.fixture(scope="module", params=[((1, 1, 1), 2), ((8, 1, 1), 1)], ids=["one device, two parts", "eight devices"])
+RUNS = {
+    "one device, two parts": ((1, 1, 1), dict(accumulate=2)),
+    "eight devices": ((8, 1, 1), {}),
+    "without references, as stage 1": ((1, 1, 1), dict(modes=(0.0, 0.9, 0.0, 0.1))),
+}
+
+
+@pytest.fixture(scope="module", params=RUNS.values(), ids=RUNS)
 def trainer(request):
-    axes, accumulate = request.param
-    return Trainer(make_mesh(*axes, devices=jax.devices()[: np.prod(axes)]), accumulate=accumulate)
+    axes, options = request.param
+    return Trainer(make_mesh(*axes, devices=jax.devices()[: np.prod(axes)]), **options)
 
 
 @pytest.mark.parametrize("parts", ["latents", "all"])
