@@ -78,7 +78,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.weights = "tiny"
     config.train.batch_size = 32
     config.train.stage1.update(steps=1200, warmup_steps=50, cooldown_steps=300)
-    config.train.stage2.update(steps=1200, warmup_steps=50, cooldown_steps=600)
+    config.train.stage2.update(steps=1000, warmup_steps=50, cooldown_steps=600)
     for stage in (config.train.stage1, config.train.stage2):
         stage.learning_rates = (("dla/.*", 1e-3), (".*/lora_[ab]", 2e-3))
     config.train.ema_decay = 0.99
