@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mllmsubj.app.commands.sweep import _checked
+from mllmsubj.app.sweeping import checked_runs
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import load_config
 from mllmsubj.sweeps.plan import Record, check_record, flat_keys, load_sweep, plan, read_record, write_record
@@ -22,12 +22,12 @@ def config(request):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_sweeps_can_be_run(config, path):
-    runs = _checked(config, load_sweep(str(path), config), [], None)
+    runs = checked_runs(config, load_sweep(str(path), config), [], None)
     assert len(runs) == RUNS[path.stem]
     trainings = {run.training for run in runs}
     assert trainings == ({"base"} if path.stem in UNTRAINED else {run.name for run in runs})
     if path.stem in UNTRAINED:
-        assert _checked(config, load_sweep(str(path), config), [], "tiny") == runs
+        assert checked_runs(config, load_sweep(str(path), config), [], "tiny") == runs
 
 
 def test_nothing_is_shipped_that_is_not_tested():
