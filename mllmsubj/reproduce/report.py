@@ -46,12 +46,13 @@ STYLE = """
 body { max-width: 72rem; }
 th { white-space: normal; }
 th, td { padding-right: .8rem; }
+th:last-child { padding-right: 0; }
 td.number { white-space: nowrap; font-size: .875rem; }
 table.grid { width: auto; margin-top: 1rem; }
 table.grid th, table.grid td { border: 0; padding: .15rem .3rem .15rem 0; text-align: center; font-size: .8rem;
   vertical-align: bottom; max-width: 6.5rem; }
 table.grid td:first-child { max-width: 15rem; text-align: left; vertical-align: middle; }
-table.grid img { display: block; width: 6.5rem; border-radius: .25rem; }
+table.grid img { display: block; width: 6.2rem; border-radius: .25rem; }
 svg { display: block; width: 100%; height: auto; margin-top: 1rem; }
 svg text { fill: var(--ink); font: 12px system-ui, "DejaVu Sans", sans-serif; }
 svg .soft { fill: var(--soft); }
