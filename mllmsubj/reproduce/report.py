@@ -91,7 +91,7 @@ class Filled:
 
     def verdicts(self, row: Row, found: Found) -> list[Verdict]:
         """Against the paper's choice, if that is finished."""
-        ours = dict(zip([each.label for each in self.table.rows], self.found, strict=True))[self.table.ours.label]
+        ours = self.found[self.table.rows.index(self.table.ours)]
         return verdicts(self.table, row, found.metrics, ours.metrics) if ours is not None else []
 
 

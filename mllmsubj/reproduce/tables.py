@@ -84,10 +84,10 @@ def runs(tables: Sequence[Table]) -> list[Overrides]:
     return found
 
 
-def _modes(**shares: float) -> Overrides:
-    """Both stages with one mix of conditions, the empty one a tenth."""
+def _modes(*stages: str, **shares: float) -> Overrides:
+    """Stages of training with one mix of conditions, the empty one a tenth."""
     mix = {"both": 0.0, "mllm": 0.0, "vae": 0.0, "none": 0.1} | shares
-    return {f"train.{stage}.modes.{mode}": share for stage in ("stage1", "stage2") for mode, share in mix.items()}
+    return {f"train.{stage}.modes.{mode}": share for stage in stages for mode, share in mix.items()}
 
 
 def branches(config: ConfigDict) -> Table:
@@ -95,8 +95,12 @@ def branches(config: ConfigDict) -> Table:
     del config
     copies = (Claim("pose_copy_rate", "higher"), Claim("copy_psnr", "higher"))
     rows = (
-        Row("MLLM only", _modes(mllm=0.9) | {"sampling.conditions": "mllm"}, Paper(0.6788, 0.8228, 0.2988)),
-        Row("VAE only", _modes(vae=0.9) | {"sampling.conditions": "vae"}, claims=copies),
+        Row(
+            "MLLM only",
+            _modes("stage1", "stage2", mllm=0.9) | {"sampling.conditions": "mllm"},
+            Paper(0.6788, 0.8228, 0.2988),
+        ),
+        Row("VAE only", _modes("stage1", "stage2", vae=0.9) | {"sampling.conditions": "vae"}, claims=copies),
         Row("MLLM and VAE", {}, PAPER),
     )
     asks = (
@@ -122,7 +126,7 @@ def stages(config: ConfigDict) -> Table:
     """One or two of training, with and without those of sampling."""
     train = config.train
     one: Overrides = {"train.stage1.steps": 0, "train.stage2.steps": train.stage1.steps + train.stage2.steps}
-    one |= {f"train.stage2.modes.{mode}": share for mode, share in dict(both=0.9, mllm=0.0, vae=0.0, none=0.1).items()}
+    one |= _modes("stage2", both=0.9)
     every = {"sampling.conditions": "both"}
     rows = (
         Row("one stage", one | every, Paper(0.7184, 0.8245, 0.2971)),

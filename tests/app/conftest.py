@@ -4,7 +4,15 @@ import shutil
 
 import pytest
 
+from mllmsubj.app import cli
 from mllmsubj.data.byte_tokenizer import save_tokenizers
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A command in a folder of its own, in this process."""
+    monkeypatch.setattr(cli, "_set_up", lambda: None)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")

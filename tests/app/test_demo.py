@@ -6,11 +6,7 @@ from PIL import Image
 from mllmsubj.app import cli
 from mllmsubj.app.commands import demo
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_set_up", lambda: None)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.mark.parametrize(

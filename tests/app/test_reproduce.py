@@ -6,14 +6,12 @@ import re
 import pytest
 
 from mllmsubj.app import cli
+from mllmsubj.app.commands import reproduce
+from mllmsubj.evals import held_out
 from tests.app.test_sweep import TINY
 from tests.train.runs import CONFIG
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_set_up", lambda: None)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.mark.parametrize(
@@ -38,6 +36,10 @@ def test_mistakes(tmp_path, capsys, words, says):
     for text in says:
         assert text in err
     assert not (tmp_path / "out").exists()
+
+
+def test_all_is_all():
+    assert reproduce.ALL == held_out.EXAMPLES
 
 
 def test_commands(capsys):

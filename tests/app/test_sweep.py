@@ -26,10 +26,7 @@ def get_sweep(config):
 """
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_set_up", lambda: None)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def sweep_file(runs, name="some"):

@@ -111,10 +111,13 @@ def _found(checkpoint: str | Path) -> "tuple[Found, dict[str, str]]":
     """What a checkpoint draws and how it is judged; and how that was made."""
     from mllmsubj.checkpoint import folder_of, read_config
     from mllmsubj.evals.judge import Request, judged
+    from mllmsubj.evals.toyworld.benchmark import first_prompts
+    from mllmsubj.experiment import Experiment
     from mllmsubj.reproduce.report import Found
 
-    results = judged(checkpoint, read_config(folder_of(checkpoint)), Request("toyworld", limit=EXAMPLES))
-    prompts = [text.split(" — ")[0] for text in results.texts["samples"]]
+    config = read_config(folder_of(checkpoint))
+    results = judged(checkpoint, config, Request("toyworld", limit=EXAMPLES))
+    prompts = first_prompts(Experiment.from_config(config), len(results.pictures["samples"]))
     return Found(results.numbers, results.pictures["samples"], prompts), dict(results.settings)
 
 
