@@ -42,7 +42,7 @@ assets: install
 # The tiny model from nothing, on toyworld, and into the package: its parts, then both stages of the method on top of
 # them. Hours on two CPU cores; it goes on where it was stopped.
 pretrain-tiny: install
-	for part in vae probe mllm dit; do \
+	for part in vae probe mllm dit dla; do \
 	  $(BIN)/mllmsubj pretrain --config=configs/tiny.py --part=$$part --workdir=pretrained || exit; \
 	done
 	cp pretrained/*.safetensors pretrained/*.json mllmsubj/assets/tiny/

@@ -86,6 +86,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.weights = ""  # checkpoint folder of the frozen weights, "tiny", or "random"
+    config.train.warm_start = False  # begin with the DLA of "tiny" (mllmsubj pretrain --part=dla), not a random one
     config.train.start_from = ""  # workdir or checkpoint whose trained parameters are the start, instead of those
     config.train.batch_size = 64  # examples an update, over all devices
     config.train.accumulate = 1  # parts of a batch whose gradients are summed before the update

@@ -76,6 +76,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.sizes = ((128, 128),)
     config.data.prompt_tokens = 40
     config.train.weights = "tiny"
+    config.train.warm_start = True
     config.train.batch_size = 32
     config.train.stage1.update(steps=1200, warmup_steps=50, cooldown_steps=300)
     config.train.stage2.update(steps=1000, warmup_steps=50, cooldown_steps=600)
@@ -148,10 +149,24 @@ def get_config(variant: str = "") -> ConfigDict:
             judge_every_steps=3000,
             judged=32,
             pictures=20_000,
+            subject_weight=4.0,
+            drop_beside=0.7,
             drop_all=0.1,
             drop_subject=0.1,
             drop_scene=0.25,
             judge_steps=20,
+        )
+    )
+    config.pretrain.dla = ConfigDict(
+        dict(
+            every,
+            steps=1500,
+            batch_size=32,
+            learning_rate=1e-3,
+            cooldown_steps=750,
+            judge_every_steps=500,
+            judged=32,
+            tokens=72,
         )
     )
     return config

@@ -15,7 +15,7 @@ from mllmsubj.files import replacing
 from mllmsubj.sharding import flatten
 from mllmsubj.typing import Params
 
-PARTS = ("vae", "probe", "mllm", "dit")
+PARTS = ("vae", "probe", "mllm", "dit", "dla")
 """Those that come before the method, in the order in which they can be made."""
 SUBJECT = "subject"
 """What the method trains on top of them: the DLA and the adapters."""

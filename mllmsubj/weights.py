@@ -9,11 +9,16 @@ from jax.sharding import Mesh
 
 from mllmsubj import checkpoint, shipped
 from mllmsubj.errors import UserError
+from mllmsubj.models.lora import is_lora
 from mllmsubj.models.subject import SubjectModel, is_trained
 from mllmsubj.sharding import flatten, parameter_shardings, unflatten
 from mllmsubj.typing import Params
 
 MODEL_PARTS = ("mllm", "vae", "clip", "transformer", "dla")
+FOUNDATION = tuple(part for part in shipped.PARTS if part != "dla")
+"""What stays frozen of "tiny"."""
+STARTED = shipped.PARTS
+"""With what was trained of the DLA before the method's stages."""
 WHOLE = (*shipped.PARTS, shipped.SUBJECT)
 """All that is shipped of "tiny"."""
 
@@ -30,26 +35,26 @@ def random_params(model: SubjectModel, seed: int, mesh: Mesh, only: set[str] | N
     return jax.jit(init, out_shardings=parameter_shardings(wanted, mesh))(jax.random.key(seed))
 
 
-def tiny_params(model: SubjectModel, seed: int, mesh: Mesh, names: tuple[str, ...] = shipped.PARTS) -> Params:
+def tiny_params(model: SubjectModel, seed: int, mesh: Mesh, names: tuple[str, ...] = STARTED) -> Params:
     """What is shipped of "tiny", on the mesh, in the dtypes that it is stored in; random numbers for the rest.
 
-    `names`: parts that are taken; training begins with the usual ones.
+    `names`: parts that are taken.
 
     Raises UserError where the config says other sizes than what is shipped has.
     """
     leaves, read = dict(flatten(random_params(model, seed, mesh))), shipped.read(checkpoint.TINY, names)
     read = {path: array for path, array in read.items() if path.partition("/")[0] in MODEL_PARTS}
     parts = {path.partition("/")[0] for path in read}
-    with_trained = any(map(is_trained, read))
+    with_adapters = any(map(is_lora, read))
     expected = {
         path: leaf
         for path, leaf in leaves.items()
-        if path.partition("/")[0] in parts and (with_trained or not is_trained(path))
+        if path.partition("/")[0] in parts and (with_adapters or not is_lora(path))
     }
     if problems := checkpoint.differences(read, expected):
         raise UserError(
-            f"the shipped weights of {', '.join(sorted(parts))} do not fit the config: {problems}; take "
-            f"--config.train.weights=random, or the sizes of configs/tiny.py"
+            f"the shipped weights of {', '.join(sorted(parts))} do not fit the config: {problems}; take the sizes of "
+            f"configs/tiny.py, or --config.train.weights=random, or for another DLA --config.train.warm_start=False"
         )
     found = {
         path: jax.device_put(array.astype(leaves[path].dtype), leaves[path].sharding) for path, array in read.items()

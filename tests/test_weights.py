@@ -8,7 +8,7 @@ from mllmsubj import checkpoint, shipped, weights
 from mllmsubj.errors import UserError
 from mllmsubj.models.subject import is_trained
 from mllmsubj.sharding import flatten, make_mesh, unflatten
-from mllmsubj.weights import load_params, random_params, tiny_params, trained_params, untrained
+from mllmsubj.weights import FOUNDATION, STARTED, load_params, random_params, tiny_params, trained_params, untrained
 from tests.small import small_model
 
 
@@ -58,6 +58,15 @@ def test_what_the_method_trained_is_for_drawing_alone(tiny):
     for path in trained:
         np.testing.assert_array_equal(drawn[path], np.float32(0.25))
         np.testing.assert_array_equal(begun[path], random[path])
+
+
+def test_a_dla_alone_is_a_start(tiny):
+    model, mesh = small_model(lora=True), make_mesh()
+    dla = {p: np.full(leaf.shape, 0.25) for p, leaf in flatten(model.abstract_params()) if p.startswith("dla/")}
+    shipped.write(tiny, "dla", unflatten(dla), {})
+    warm, cold = (dict(flatten(tiny_params(model, 0, mesh, names))) for names in (STARTED, FOUNDATION))
+    for path, leaf in warm.items():
+        np.testing.assert_array_equal(leaf, np.float32(0.25) if path in dla else cold[path])
 
 
 def test_other_sizes_than_what_is_shipped(tiny):

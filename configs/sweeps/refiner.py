@@ -7,10 +7,10 @@ The paper does not say which it uses, and gives no table.
 
 from ml_collections import ConfigDict
 
-from mllmsubj.sweeps import Overrides, listed
+from mllmsubj.sweeps import Overrides, grid
 
 
 def get_sweep(config: ConfigDict) -> list[Overrides]:
     """0 and 2 blocks."""
     del config
-    return listed("model.dla.num_refiner_blocks", (0, 2))
+    return grid({"train.warm_start": [False], "model.dla.num_refiner_blocks": [0, 2]})

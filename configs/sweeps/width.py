@@ -7,7 +7,7 @@ The paper gives no table; most of the DLA's parameters are its blocks', so a qua
 
 from ml_collections import ConfigDict
 
-from mllmsubj.sweeps import Overrides, zipped
+from mllmsubj.sweeps import Overrides, listed, product, zipped
 
 SIZES = ("width", "num_heads", "num_kv_heads", "intermediate_size")
 
@@ -15,4 +15,5 @@ SIZES = ("width", "num_heads", "num_kv_heads", "intermediate_size")
 def get_sweep(config: ConfigDict) -> list[Overrides]:
     """The config's own width, then parts of it."""
     dla = config.model.dla
-    return zipped({f"model.dla.{size}": [dla[size] // part for part in (1, 2, 4)] for size in SIZES})
+    widths = zipped({f"model.dla.{size}": [dla[size] // part for part in (1, 2, 4)] for size in SIZES})
+    return product(listed("train.warm_start", [False]), widths)

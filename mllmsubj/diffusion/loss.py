@@ -30,6 +30,9 @@ def interpolate(
     return (1.0 - t) * picture + t * noise, noise - picture
 
 
-def squared_error(velocity: Float[Array, "b n c"], target: Float[Array, "b n c"]) -> Float[Array, " b"]:
-    """Mean over tokens and channels, in float32: one number a row."""
-    return jnp.mean(jnp.square(velocity.astype(jnp.float32) - target.astype(jnp.float32)), axis=(1, 2))
+def squared_error(
+    velocity: Float[Array, "b n c"], target: Float[Array, "b n c"], weights: Float[Array, "b n"] | None = None
+) -> Float[Array, " b"]:
+    """Mean over channels and tokens, in float32: one number a row. Of `weights` of tokens only the ratio counts."""
+    errors = jnp.mean(jnp.square(velocity.astype(jnp.float32) - target.astype(jnp.float32)), axis=2)
+    return jnp.mean(errors, axis=1) if weights is None else jnp.sum(errors * weights, axis=1) / jnp.sum(weights, axis=1)

@@ -1,29 +1,30 @@
 """The tiny transformer before it knows of subjects: text to image, as FLUX comes before the method adapts it.
 
-Its context is a table of embeddings, one for each attribute that a caption says, which stands for T5 and is thrown away
-afterwards, as the method throws away T5; the CLIP tower reads the caption and is trained along.
+Its context is captions as a table has them (`captions.py`); the CLIP tower reads the caption and is trained along.
+
+Every second row has another view of the subject, clean, where the method puts references. FLUX.1-dev carries a subject
+from one part of its canvas to another before any adapter (In-Context LoRA, arXiv 2410.23775; UNO's data, arXiv
+2504.02160, are made by that), and adapters build on it; a small transformer that never saw two views cannot.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
 from mllmsubj import checkpoint, shipped
-from mllmsubj.data.batch import Rows
-from mllmsubj.data.plan import Bucket
 from mllmsubj.data.prompts import PromptEncoder
 from mllmsubj.data.settings import DataConfig
 from mllmsubj.data.toyworld import Picture, Split, caption
 from mllmsubj.data.toyworld.attributes import ATTRIBUTES, IDENTITY_ATTRIBUTES, numbers
-from mllmsubj.data.toyworld.latents import EncodedPictures, Moments, encoded
+from mllmsubj.data.toyworld.latents import EncodedPictures, encoded
 from mllmsubj.data.toyworld.pictures import PictureSource
 from mllmsubj.data.toyworld.scene import SCENE_ATTRIBUTES
 from mllmsubj.diffusion.loss import interpolate, logit_normal, squared_error
@@ -34,70 +35,30 @@ from mllmsubj.errors import UserError
 from mllmsubj.evals.evaluator import Value
 from mllmsubj.evals.toyworld.probe import ProbeReader
 from mllmsubj.models.layers import init_params, unstack
-from mllmsubj.models.subject import SubjectModel, token_grid
-from mllmsubj.ops.patchify import image_ids
+from mllmsubj.models.subject import Condition, SubjectModel, token_grid
+from mllmsubj.pretrain.captions import APART, FIRSTS, PAIRED, UNSAID, Captioned, CaptionReader, says
 from mllmsubj.pretrain.settings import DiTPartConfig
 from mllmsubj.sharding import unflatten
 from mllmsubj.train.metrics import Bins
 from mllmsubj.train.settings import TimeConfig
 from mllmsubj.train.step import BINS, TIME_BINS
-from mllmsubj.typing import Array, Attends, Float, Int, Leaf, Params
+from mllmsubj.typing import Array, Attends, Float, Int, Params
 
-UNSAID = -1
-"""Stands for an attribute that a caption does not say."""
-FIRSTS = np.cumsum([0, *map(len, ATTRIBUTES.values())])
-"""Row of the table of each attribute's first value; the last entry is how many rows there are."""
 SHOWN = 8
 
 
-@flax.struct.dataclass
-class Captioned(Rows):
-    """Pictures and what is said of them."""
-
-    moments: Leaf
-    """[b, 2, n, c] float16: mean and deviation of the patchified latents."""
-    said: Leaf
-    """[b, attributes] int32: rows of the table, `UNSAID` where nothing is."""
-    clip_ids: Leaf
-    """[b, u] int32."""
-
-
 @dataclass(frozen=True)
-class CaptionReader:
-    """Says some of what pictures show: all of it, the whole subject or its shape alone, or nothing."""
+class HeldOutPictures:
+    """What the transformer is judged by."""
 
-    config: DataConfig
-    part: "DiTPart"
-
-    def augmentation(self) -> str:
-        p = self.part.config
-        return (
-            f"leaves out {p.drop_all} of captions, {p.drop_subject} of subjects, {p.drop_scene} of scenes' attributes"
-        )
-
-    def empty(self, bucket: Bucket, rows: int) -> Captioned:
-        return Captioned(
-            example=np.empty(rows, np.int32),
-            skipped=np.empty(rows, np.int32),
-            moments=np.empty((rows, *self.part.moments_shape), np.float16),
-            said=np.empty((rows, len(ATTRIBUTES)), np.int32),
-            clip_ids=np.empty((rows, self.part.encoder.config.clip_tokens), np.int32),
-        )
-
-    def read(
-        self,
-        example: tuple[Picture, Moments],
-        bucket: Bucket,
-        rng: np.random.Generator,
-        batch: Captioned,
-        row: int,
-    ) -> None:
-        picture, batch.moments[row] = example
-        p = self.part.config
-        kept = {name for name in SCENE_ATTRIBUTES if rng.random() >= p.drop_scene}
-        kept |= {"shape"} if rng.random() < p.drop_subject else set(IDENTITY_ATTRIBUTES)
-        kept = set() if rng.random() < p.drop_all else kept
-        batch.said[row], batch.clip_ids[row] = self.part.says(picture, kept)
+    pictures: list[Picture]
+    pixels: UInt8[np.ndarray, "n height width 3"]
+    beside: UInt8[np.ndarray, "n height width 3"]
+    """Other views of the same subjects."""
+    truth: Int[np.ndarray, "n attributes"]
+    texts: tuple[str, ...]
+    batches: list[tuple[Captioned, Array]]
+    """And the key of each."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +80,9 @@ class DiTPart:
         "dit/loss": "Squared error of the velocity on held-out pictures, smaller is better",
         "dit/accuracy": "Share of what captions say that the probe reads in pictures drawn after them",
         "dit/truth": "The same in the renderer's own pictures: the most that the probe can see",
+        "dit/loss_alone": "As the loss, of captions that say nothing of the subject",
+        "dit/loss_beside": "The same beside another view of the subject",
+        "dit/identity": "Share of the subject's attributes that the probe reads in drawings beside another view",
     }
 
     def init(self, key: Array) -> Params:
@@ -132,17 +96,17 @@ class DiTPart:
 
     def frozen(self) -> Params:
         """The VAE. Raises UserError where it is not there yet."""
-        folder = self._holding("vae")
+        folder = self.holding("vae")
         if folder is None:
-            raise UserError(f"part dit builds on part vae, which is not in {self.folder}; make that first: --part=vae")
+            raise UserError(f"part vae is not in {self.folder}, and others build on it; make that first: --part=vae")
         read = shipped.read(folder, ("vae",))
         params = unflatten({path: jnp.asarray(leaf) for path, leaf in read.items()})
         return params if self.model.compute.scan_layers else unstack(params)
 
     def source(self, pictures: PictureSource, threads: int) -> EncodedPictures:
-        some = PictureSource(pictures.split, self.config.pictures, pictures.size, pictures.seed)
+        some = PictureSource(pictures.split, self.config.pictures, pictures.size, pictures.seed, views=2)
         frozen, look = self.frozen(), jax.jit(self._moments)
-        folder = self._holding("vae")
+        folder = self.holding("vae")
         assert folder is not None
         vae = hashlib.sha256(shipped.path(folder, "vae").read_bytes()).hexdigest()
         encoder = f"{vae} {self.model.config.vae} {self.model.compute.dtype}"
@@ -153,19 +117,22 @@ class DiTPart:
         return encoded(some, encode, encoder, self.folder / self.name, threads)
 
     def reader(self, data: DataConfig) -> CaptionReader:
-        return CaptionReader(data, self)
-
-    def says(self, picture: Picture, kept: set[str]) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " u"]]:
-        """Rows of the table, and CLIP's ids, of a caption that says the attributes in `kept`."""
-        said = np.where([name in kept for name in ATTRIBUTES], FIRSTS[:-1] + numbers(*vars(picture).values()), UNSAID)
-        subject = None if "main" in kept else f"a {picture.identity.shape}"
-        text = caption(picture.identity, picture.scene, kept, subject) if kept else ""
-        return said.astype(np.int32), np.asarray(self.encoder(text, 0).clip_ids[0])
+        channels = self.model.config.transformer.in_channels
+        return CaptionReader(data, self.config, self.encoder, token_grid(self.size, self.size), channels)
 
     def losses(
         self, params: Params, frozen: Params, batch: Captioned, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
         """Flow matching on the VAE's latents, as the method trains."""
+        drawn = self.noisy(batch, key)
+        paired, apart = (jax.tree.map(lambda x, rows=rows: x[rows], (batch, drawn)) for rows in (PAIRED, APART))
+        losses = jnp.zeros(len(batch.example)).at[PAIRED].set(self._losses(params, *paired, beside=True))
+        losses = losses.at[APART].set(self._losses(params, *apart, beside=False))
+        rows = jax.nn.one_hot(jnp.minimum((drawn[1] * TIME_BINS).astype(jnp.int32), TIME_BINS - 1), TIME_BINS)
+        return losses, {"by_time": jnp.stack([losses @ rows, rows.sum(axis=0)])}
+
+    def noisy(self, batch: Captioned, key: Array) -> tuple[Array, Array, Array]:
+        """Noisy latents, their times, and the velocities there."""
         keys = jax.random.split(key, 3)
         mean, std = jnp.moveaxis(batch.moments.astype(jnp.float32), 1, 0)
         picture = mean + std * jax.random.normal(keys[0], mean.shape)
@@ -173,36 +140,65 @@ class DiTPart:
             jax.random.split(keys[1], len(picture))
         )
         latents, target = interpolate(picture, jax.random.normal(keys[2], picture.shape), t)
-        condition = self._condition(params, batch.said, batch.clip_ids)
-        losses = squared_error(self._velocity(params, latents, t, condition), target)
-        rows = jax.nn.one_hot(jnp.minimum((t * TIME_BINS).astype(jnp.int32), TIME_BINS - 1), TIME_BINS)
-        return losses, {"by_time": jnp.stack([losses @ rows, rows.sum(axis=0)])}
+        return latents, t, target
+
+    def _losses(
+        self, params: Params, batch: Captioned, drawn: tuple[Array, Array, Array], beside: bool
+    ) -> Float[Array, " b"]:
+        latents, t, target = drawn
+        attends = Attends(text=True, reference=beside)
+        velocity = self.velocity(params, latents, t, self.condition(params, batch), attends)
+        return squared_error(velocity, target, batch.weights)
 
     def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
-        """The loss with noise that never changes; and drawings of full captions, read by the probe if it is there."""
-        source = PictureSource(Split.TEST, self.config.judged, self.size)
-        pictures = [source[i] for i in range(len(source))]
-        said, clip_ids = (
-            np.stack(each) for each in zip(*(self.says(p, set(ATTRIBUTES)) for p in pictures), strict=True)
+        """Losses, with noise that never changes, and drawings: of full captions, and beside another view."""
+        full, pairs = (self.held_out(frozen, views) for views in (1, 2))
+        look = jax.jit(self._losses, static_argnames="beside")
+        for name, held, beside in (("", full, False), ("_alone", pairs, False), ("_beside", pairs, True)):
+            losses = [look(params, batch, self.noisy(batch, key), beside=beside) for batch, key in held.batches]
+            yield f"dit/loss{name}", float(np.concatenate(losses).mean())
+        draw = jax.jit(
+            lambda batch, key, beside: self.draw(
+                params, frozen, self.condition(params, batch), key, Attends(text=True, reference=beside)
+            ),
+            static_argnums=2,
         )
-        pixels = np.stack([picture.render(self.size) for picture in pictures])
-        look, encode, draw = jax.jit(self.losses), jax.jit(self._moments), jax.jit(self._draw)
-        losses, drawn = [], []
-        for first in range(0, len(pictures), self.config.batch_size):
-            rows = slice(first, first + self.config.batch_size)
-            count, key = np.zeros(len(said[rows]), np.int32), jax.random.fold_in(jax.random.key(0), first)
-            moments = encode(frozen, pixels[rows])
-            losses.append(look(params, frozen, Captioned(count, count, moments, said[rows], clip_ids[rows]), key)[0])
-            drawn.append(np.asarray(draw(params, frozen, said[rows], clip_ids[rows], key)))
-        yield "dit/loss", float(np.concatenate(losses).mean())
-        if (folder := self._holding("probe")) is not None:
-            probe, truth = ProbeReader.load(folder), said - FIRSTS[:-1]
-            yield "dit/accuracy", float((probe(np.concatenate(drawn)) == truth).mean())
-            yield "dit/truth", float((probe(pixels) == truth).mean())
-        yield "dit/drawings", np.concatenate([pixels[:SHOWN], np.concatenate(drawn)[:SHOWN]], axis=2)
-        yield "dit/drawings", tuple(caption(p.identity, p.scene) for p in pictures[:SHOWN])
+        drawn, again = (
+            np.concatenate([draw(batch, key, held is pairs) for batch, key in held.batches]) for held in (full, pairs)
+        )
+        if (folder := self.holding("probe")) is not None:
+            probe, count = ProbeReader.load(folder), len(IDENTITY_ATTRIBUTES)
+            yield "dit/accuracy", float((probe(drawn) == full.truth).mean())
+            yield "dit/truth", float((probe(full.pixels) == full.truth).mean())
+            yield "dit/identity", float((probe(again) == pairs.truth)[:, :count].mean())
+        for name, held, pictures in (("drawings", full, [drawn]), ("views", pairs, [again, pairs.beside])):
+            yield f"dit/{name}", np.concatenate([each[:SHOWN] for each in (held.pixels, *pictures)], axis=2)
+            yield f"dit/{name}", held.texts[:SHOWN]
 
-    def _holding(self, part: str) -> Path | None:
+    def held_out(self, frozen: Params, views: int) -> HeldOutPictures:
+        """Of one view a subject with full captions; of two with captions of the scene alone."""
+        source = PictureSource(Split.TEST, views * self.config.judged, self.size, views=views)
+        pictures = [source[i] for i in range(len(source))]
+        pixels = np.stack([picture.render(self.size) for picture in pictures])
+        size, encode = self.config.batch_size, jax.jit(self._moments)
+        moments = np.concatenate([encode(frozen, pixels[i : i + size]) for i in range(0, len(pixels), size)])
+        pictures, kept = pictures[::views], set(ATTRIBUTES) if views == 1 else set(SCENE_ATTRIBUTES)
+        said, clip_ids = (np.stack(each) for each in zip(*(says(self.encoder, p, kept) for p in pictures), strict=True))
+        number, even = np.zeros(len(said), np.int32), np.ones((len(said), moments.shape[2]), np.float32)
+        whole = Captioned(number, number, moments[::views], moments[views - 1 :: views], even, said, clip_ids)
+        return HeldOutPictures(
+            pictures=pictures,
+            pixels=pixels[::views],
+            beside=pixels[views - 1 :: views],
+            truth=np.stack([numbers(*vars(picture).values()) for picture in pictures]),
+            texts=tuple(caption(p.identity, p.scene) for p in pictures),
+            batches=[
+                (jax.tree.map(lambda x, i=i: x[i : i + size], whole), jax.random.fold_in(jax.random.key(0), i))
+                for i in range(0, len(said), size)
+            ],
+        )
+
+    def holding(self, part: str) -> Path | None:
         """Where that part lies: among those that it builds on, or those that are shipped."""
         return next((each for each in (self.folder, checkpoint.TINY) if shipped.path(each, part).is_file()), None)
 
@@ -222,34 +218,31 @@ class DiTPart:
         images = pixels.astype(jnp.float32) / 127.5 - 1.0
         return jnp.stack(self.model.encode_picture(frozen, images), axis=1).astype(jnp.float16)
 
-    def _draw(self, params: Params, frozen: Params, said: Array, clip_ids: Array, key: Array) -> Array:
-        """8-bit pictures of captions."""
+    def draw(self, params: Params, frozen: Params, condition: Condition, key: Array, attends: Attends) -> Array:
+        """8-bit pictures."""
         grid, steps = token_grid(self.size, self.size), self.config.judge_steps
-        noise = jax.random.normal(key, (len(said), grid[0] * grid[1], self.model.config.transformer.in_channels))
-        times = jnp.asarray(time_grid(steps, noise.shape[1], self.shift), jnp.float32)
-        whole = Stage(Attends(text=True), 0, steps)
-        condition = self._condition(params, said, clip_ids)
-        latents = sample(lambda x, t, c, _: self._velocity(params, x, t, c), condition, noise, times, [whole])
+        shape = (len(condition.pooled), grid[0] * grid[1], self.model.config.transformer.in_channels)
+        noise = jax.random.normal(key, shape)
+        times = jnp.asarray(time_grid(steps, shape[1], self.shift), jnp.float32)
+        velocity = partial(self.velocity, params)
+        latents = sample(velocity, condition, noise, times, [Stage(attends, 0, steps)])
         return jnp.round(jnp.clip((self.model.decode(frozen, latents, grid) + 1.0) * 127.5, 0, 255)).astype(jnp.uint8)
 
-    def _condition(self, params: Params, said: Array, clip_ids: Array) -> tuple[Array, Array, Array]:
-        """Context, which of it is there, and the pooled vector."""
+    def condition(self, params: Params, batch: Captioned) -> Condition:
+        """What captions say, and the other views."""
         table = params["captions"]["token_embedding"]["embedding"]
-        pooled: Any = self.model.clip.apply({"params": params["clip"]}, clip_ids)
-        return table[jnp.maximum(said, 0)], said != UNSAID, pooled
-
-    def _velocity(self, params: Params, latents: Array, t: Array, condition: tuple[Array, Array, Array]) -> Array:
-        context, there, pooled = condition
-        grid = token_grid(self.size, self.size)
-        velocity: Any = self._bare.transformer.apply(
-            {"params": params["transformer"]},
-            latents,
-            context,
-            pooled,
-            t,
-            jnp.asarray(image_ids(*grid)),
-            jnp.zeros((context.shape[1], 3)),
-            jnp.ones(len(latents)),
-            mask=jnp.concatenate([there, jnp.ones(latents.shape[:2], bool)], axis=1),
+        pooled: Any = self.model.clip.apply({"params": params["clip"]}, batch.clip_ids)
+        return Condition(
+            text=table[jnp.maximum(batch.said, 0)],
+            text_mask=batch.said != UNSAID,
+            image=None,
+            null=None,
+            reference=batch.beside[:, 0],
+            reference_sizes=(token_grid(self.size, self.size),),
+            pooled=pooled,
+            guidance=jnp.ones(len(batch.said)),
         )
-        return velocity
+
+    def velocity(self, params: Params, latents: Array, t: Array, condition: Condition, attends: Attends) -> Array:
+        """[b, n, c], without adapters."""
+        return self._bare.velocity(params, token_grid(self.size, self.size), latents, t, condition, attends)

@@ -7,6 +7,7 @@ from mllmsubj.errors import UserError, nearest
 from mllmsubj.experiment import Experiment
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.pretrain.dit import DiTPart
+from mllmsubj.pretrain.dla import DLAPart
 from mllmsubj.pretrain.mllm import MLLMPart
 from mllmsubj.pretrain.part import Part
 from mllmsubj.pretrain.probe import ProbePart
@@ -29,6 +30,7 @@ def make_part(name: str, experiment: Experiment, workdir: Path) -> Part:
         case "mllm":
             tile = experiment.model.mllm.vision.image_size
             return MLLMPart(model, settings.mllm, tile, encoder, experiment.reference)
-        case "dit":
-            return DiTPart(model, settings.dit, size, encoder, experiment.train.time, experiment.shift, workdir)
+        case "dit" | "dla":
+            dit = DiTPart(model, settings.dit, size, encoder, experiment.train.time, experiment.shift, workdir)
+            return dit if name == "dit" else DLAPart(settings.dla, dit)
     raise UserError(f"unknown part {name!r}{nearest(name, PARTS)}; there are {', '.join(PARTS)}")

@@ -54,7 +54,11 @@ class DiTPartConfig(PartConfig):
     """Text to image; the time's density is the experiment's."""
 
     pictures: int
-    """That it learns from, again and again; their latents are kept on disk, 16 KB each at 128 pixels."""
+    """That it learns from, again and again, two of every subject; latents are kept, 16 KB each at 128 pixels."""
+    subject_weight: float
+    """Of the loss of a token about the subject, where that of the others is 1."""
+    drop_beside: float
+    """Share of captions of rows with a second view that leave the subject to that view, with or without its shape."""
     drop_all: float
     """Share of captions that say nothing."""
     drop_subject: float
@@ -63,6 +67,14 @@ class DiTPartConfig(PartConfig):
     """Share of each of the scene's attributes that a caption leaves out."""
     judge_steps: int
     """Of the sampler, for drawings that are judged."""
+
+
+@dataclass(frozen=True)
+class DLAPartConfig(PartConfig):
+    """Texts that are to say what captions say; the pictures, and what captions leave out, are the transformer's."""
+
+    tokens: int
+    """Length of a text, filled up; a longer one is an error."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,7 @@ class PretrainConfig:
     probe: ProbePartConfig
     mllm: MLLMPartConfig
     dit: DiTPartConfig
+    dla: DLAPartConfig
 
     def __post_init__(self) -> None:
         for name, part in vars(self).items():

@@ -31,7 +31,15 @@ from mllmsubj.train.settings import TrainConfig
 from mllmsubj.train.state import TrainState, new_state
 from mllmsubj.train.step import BINS, TrainStep
 from mllmsubj.typing import Params
-from mllmsubj.weights import base_folder, load_params, random_params, tiny_params, trained_params
+from mllmsubj.weights import (
+    FOUNDATION,
+    STARTED,
+    base_folder,
+    load_params,
+    random_params,
+    tiny_params,
+    trained_params,
+)
 
 
 @dataclass(frozen=True)
@@ -117,8 +125,11 @@ def prepare(config: ConfigDict, experiment: Experiment, workdir: Path, mesh: Mes
     is_new = on_first_process(lambda: is_new)
     encoder = make_encoder(experiment, TINY if is_new else base)
     if is_new:
-        make = tiny_params if train.weights == "tiny" else random_params
-        params = make(stacked, experiment.seed, mesh)
+        if train.weights == "tiny":
+            parts = STARTED if train.warm_start else FOUNDATION
+            params = tiny_params(stacked, experiment.seed, mesh, parts)
+        else:
+            params = random_params(stacked, experiment.seed, mesh)
         checkpoint.save(base, config, params, TINY)
     else:
         params = load_params(base, stacked, experiment.seed, mesh)

@@ -57,6 +57,8 @@ class TrainConfig:
 
     weights: str
     """Checkpoint folder with the frozen weights and the trained ones to start from, "tiny", or "random"."""
+    warm_start: bool
+    """Whether `weights` "tiny" begins with the DLA of that name's part (`pretrain/dla.py`), not with a random one."""
     start_from: str
     """Workdir or checkpoint folder whose trained parameters replace those of `weights`, or empty."""
     batch_size: int

@@ -1,62 +1,21 @@
 """Parts of the tiny model, small: what they read, lose and say; one of them made by the real loop."""
 
 import json
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllmsubj import checkpoint, shipped
-from mllmsubj.data.plan import Bucket
+from mllmsubj import shipped
 from mllmsubj.data.toyworld import Split, caption
-from mllmsubj.data.toyworld.attributes import ATTRIBUTES
 from mllmsubj.data.toyworld.pictures import PictureSource
 from mllmsubj.data.toyworld.questions import QUESTIONS
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
-from mllmsubj.models.layers import unstack
-from mllmsubj.pretrain.dit import FIRSTS, UNSAID
-from mllmsubj.pretrain.parts import make_part
 from mllmsubj.pretrain.run import PartRun, part_experiment, pretrain
 from mllmsubj.sharding import flatten, make_mesh, unflatten
-from tests.small import small_config
-
-SIZE = 32
-BUCKET = Bucket(SIZE, SIZE, 1)
-
-
-def config(part, **changes):
-    config = small_config()
-    with config.unlocked():
-        config.sampling.update(height=SIZE, width=SIZE)
-        config.data.update(examples=50, threads=2)
-        config.log.update(tensorboard=False, every_steps=2)
-        config.pretrain[part].update(steps=4, batch_size=8, warmup_steps=1, cooldown_steps=2, judged=3)
-        config.pretrain[part].update(judge_every_steps=4, **changes)
-        config.pretrain.dit.pictures = 8
-    return config
-
-
-def make(part, folder, **changes):
-    return make_part(part, Experiment.from_config(config(part, **changes)), folder)
-
-
-def read(part, rows):
-    """A batch of the first training pictures."""
-    reader = part.reader(Experiment.from_config(config(part.name)).data)
-    source = part.source(PictureSource(Split.TRAIN, rows, SIZE), threads=2)
-    batch = reader.empty(BUCKET, rows)
-    for row in range(rows):
-        reader.read(source[row], BUCKET, np.random.default_rng(row), batch, row)
-    return batch
-
-
-def parameters(part):
-    params = jax.jit(part.init)(jax.random.key(0))
-    assert not any("/0/" in path for path, _ in flatten(params))  # stacked
-    return params if part.model.compute.scan_layers else unstack(params)
+from tests.pretrain.parts import SIZE, config, make, parameters, read
 
 
 def binned(part, metrics):
@@ -181,86 +140,9 @@ def test_the_mllm_is_judged_by_every_question(mllm):
     assert numbers["mllm/least"] < 0.9  # random weights
 
 
-@pytest.fixture(scope="module")
-def dit(tmp_path_factory):
-    """The transformer's part, on a VAE that lies in its folder."""
-    folder = tmp_path_factory.mktemp("dit")
-    vae = make("vae", folder)
-    shipped.write(folder, "vae", jax.jit(vae.init)(jax.random.key(0)), {})
-    return make("dit", folder, judge_steps=2)
-
-
-def test_a_caption_says_what_is_kept(dit):
-    picture = PictureSource(Split.TRAIN, 5, SIZE)[1]
-    everything, _ = dit.says(picture, set(ATTRIBUTES))
-    assert ((everything >= FIRSTS[:-1]) & (everything < FIRSTS[1:])).all()
-    some, ids = dit.says(picture, {"shape", "background"})
-    assert [name for name, row in zip(ATTRIBUTES, some, strict=True) if row != UNSAID] == ["shape", "background"]
-    nothing, empty = dit.says(picture, set())
-    assert (nothing == UNSAID).all()
-    assert (ids != empty).any()
-
-
-def test_the_transformer_reads_its_captions_and_what_is_not_said_is_not_read(dit):
-    params, frozen, batch = parameters(dit), dit.frozen(), read(dit, 8)
-    lose = jax.jit(lambda params, batch: dit.losses(params, frozen, batch, jax.random.key(1))[0])
-    before = lose(params, batch)
-    other = batch.replace(said=np.where(batch.said == UNSAID, batch.said, FIRSTS[:-1]).astype(np.int32))
-    assert float(jnp.abs(lose(params, other) - before).max()) > 1e-6
-    table = params["captions"]["token_embedding"]["embedding"]
-    unread = np.setdiff1d(np.arange(len(table)), batch.said)
-    changed = params | {"captions": {"token_embedding": {"embedding": table.at[unread].add(1.0)}}}
-    np.testing.assert_allclose(lose(changed, batch), before, atol=1e-6)
-    assert {path.partition("/")[0] for path, _ in flatten(params)} == {"transformer", "clip", "captions"}
-
-
-def test_the_transformer_draws_its_captions(dit):
-    values = list(dit.judge(parameters(dit), dit.frozen()))
-    numbers = {name: value for name, value in values if isinstance(value, float)}
-    assert set(numbers) <= set(dit.meanings)
-    (drawings,) = (value for _, value in values if isinstance(value, np.ndarray))
-    assert (drawings.dtype, drawings.shape) == (np.uint8, (3, SIZE, 2 * SIZE, 3))
-
-
-def test_the_latents_that_it_learns_from_are_the_frozen_vaes_and_are_kept(dit):
-    pictures = PictureSource(Split.TRAIN, 50, SIZE)
-    source = dit.source(pictures, threads=2)
-    pixels = np.stack([pictures[i].render(SIZE) for i in range(8)])
-    mean, std = dit.model.encode_picture(dit.frozen(), pixels.astype(np.float32) / 127.5 - 1.0)
-    for number in range(8):
-        picture, moments = source[number]
-        assert picture == pictures[number]
-        np.testing.assert_allclose(moments[0], mean[number], atol=4e-3)
-        np.testing.assert_allclose(moments[1], std[number], rtol=2e-3)
-    (kept,) = (dit.folder / "dit").iterdir()
-    before = kept.stat()
-    assert dit.source(pictures, threads=2).moments.shape == source.moments.shape
-    assert kept.stat() == before
-    assert len(repr(source)) < 200  # goes into every save
-    vae = replace(dit.model.config.vae, scaling_factor=2 * dit.model.config.vae.scaling_factor)
-    scaled = replace(dit, model=replace(dit.model, config=replace(dit.model.config, vae=vae)))
-    again = scaled.source(pictures, threads=2)
-    np.testing.assert_allclose(again[0][1][0], 2 * source[0][1][0], rtol=4e-3, atol=4e-3)
-    other = dit.source(PictureSource(Split.TRAIN, 50, SIZE, seed=1), threads=2)
-    assert not np.array_equal(other[0][1], source[0][1])
-    assert len({repr(each) for each in (source, again, other)}) == 3
-    assert len(list((dit.folder / "dit").iterdir())) == 3
-    kept.write_bytes(kept.read_bytes()[:100])
-    with pytest.raises(UserError, match=rf"cannot keep latents in {kept}: .* delete the file"):
-        dit.source(pictures, threads=2)
-    kept.unlink()
-
-
 @pytest.mark.parametrize("key", ["steps", "batch_size", "judged", "pictures"])
 def test_nothing_is_not_enough(key):
     wrong = config("dit")
     wrong.pretrain.dit[key] = 0
     with pytest.raises(UserError, match=rf"config key pretrain\.dit\.{key} is 0; it must be at least 1"):
         Experiment.from_config(wrong)
-
-
-def test_without_the_vae_there_is_no_transformer(tmp_path, monkeypatch):
-    part = make("dit", tmp_path)
-    monkeypatch.setattr(checkpoint, "TINY", tmp_path)
-    with pytest.raises(UserError, match="part dit builds on part vae, which is not in"):
-        part.frozen()

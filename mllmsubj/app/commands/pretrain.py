@@ -1,4 +1,4 @@
-"""mllmsubj pretrain --config=configs/tiny.py --part=vae|probe|mllm|dit --workdir=DIR [--config.KEY=VALUE …]
+"""mllmsubj pretrain --config=configs/tiny.py --part=vae|probe|mllm|dit|dla --workdir=DIR [--config.KEY=VALUE …]
 
 Makes a part of the tiny model on toyworld, from nothing; run again, it goes on where it stopped. Writes
 DIR/PART.safetensors and DIR/PART.json (where they come from), and into DIR/PART what `mllmsubj train` writes into a
@@ -13,7 +13,7 @@ from mllmsubj.app.commands.train import begin, stopped
 def define(values: flags.FlagValues) -> None:
     """The command's flags; the config's own come when its file is known."""
     flags.DEFINE_string("config", None, "config file, such as configs/tiny.py", flag_values=values)
-    flags.DEFINE_string("part", None, "what to make: vae, probe, mllm or dit", flag_values=values)
+    flags.DEFINE_string("part", None, "what to make: vae, probe, mllm, dit or dla", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of all parts, made if it is not there", flag_values=values)
 
 

@@ -6,7 +6,7 @@ of each row whether the paper's order holds. Each run is a process of its own in
 run again, it goes on. Writes WORKDIR/report.html, which opens offline, and results.csv of what is finished; exit code 1
 if a run failed.
 
-Times add up: six trainings, and --limit pictures (all 10,000 held-out ones) of each of the thirteen variants. Shorter:
+Times add up: seven trainings, and --limit pictures (all 10,000 held-out ones) of each of the 14 variants. Shorter:
 --limit=500 --config.train.stage1.steps=N --config.train.stage2.steps=N, or --tables=sampler,last_stage, which need one
 training.
 """

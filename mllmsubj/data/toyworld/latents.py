@@ -34,15 +34,18 @@ Encode = Callable[[UInt8[np.ndarray, "b height width 3"]], Float[np.ndarray, "b 
 
 @dataclass(frozen=True)
 class EncodedPictures:
-    """Pictures beside their moments."""
+    """Pictures beside their moments, and beside those of the next view of the same subject."""
 
     pictures: PictureSource
     name: str
     """Says what the moments are of; two sources that print alike are alike."""
     moments: Float[np.ndarray, "pictures two n c"] = field(repr=False)
 
-    def __getitem__(self, number: SupportsIndex, /) -> tuple[Picture, Moments]:
-        return self.pictures[number], self.moments[operator.index(number)]
+    def __getitem__(self, number: SupportsIndex, /) -> tuple[Picture, Moments, Moments]:
+        """Raises IndexError outside [0, length)."""
+        index, views = operator.index(number), self.pictures.views
+        following = index - index % views + (index + 1) % views
+        return self.pictures[index], self.moments[index], self.moments[min(following, len(self.moments) - 1)]
 
     def index(self) -> Index:
         return self.pictures.index()

@@ -14,9 +14,9 @@ from mllmsubj.data.toyworld.scene import random_scene
 class PictureSource:
     """`length` pictures of a split, any subject in any scene; the test split's subjects are those held out."""
 
-    def __init__(self, split: Split, length: int, size: int, seed: int = 0):
-        """`size`: pixels of a picture's side, for whoever renders them."""
-        self.split, self.length, self.size, self.seed = split, length, size, seed
+    def __init__(self, split: Split, length: int, size: int, seed: int = 0, views: int = 1):
+        """`size`: pixels of a picture's side, for whoever renders them. `views`: pictures of each subject in a row."""
+        self.split, self.length, self.size, self.seed, self.views = split, length, size, seed, views
 
     def __len__(self) -> int:
         return self.length
@@ -26,6 +26,10 @@ class PictureSource:
         index = operator.index(number)
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} is outside of the {self.length} pictures")
+        first, own = self._drawn(index - index % self.views), self._drawn(index)
+        return Picture(first.identity, own.scene)
+
+    def _drawn(self, index: int) -> Picture:
         rng = np.random.default_rng([self.seed, _PICTURES, list(Split).index(self.split), index])
         while True:
             identity = random_identity(rng)
@@ -37,7 +41,8 @@ class PictureSource:
         return Index(side, side, np.ones(self.length, np.int32))
 
     def __repr__(self) -> str:
-        return f"PictureSource({self.split!s}, {self.length}, size={self.size}, seed={self.seed})"
+        views = f", views={self.views}" * (self.views > 1)
+        return f"PictureSource({self.split!s}, {self.length}, size={self.size}, seed={self.seed}{views})"
 
 
 _PICTURES = 2

@@ -93,6 +93,22 @@ def caption(
     return ", ".join([subject or identity.describe(), *said])
 
 
+def write_caption(
+    rng: np.random.Generator, identity: Identity, scene: Scene, only: Container[str], held_out: bool
+) -> str:
+    """The attributes in `only` in the words of prompts, nothing for none. `held_out`: see `write`."""
+    subject = pick(rng, NAMED_SUBJECTS).format(shape=identity.shape)
+    if "shape" not in only:
+        subject = pick(rng, ANIMAL_SUBJECTS if identity.is_animal else CHARACTER_SUBJECTS)
+    elif "main" in only:
+        subject = identity.describe()
+    clauses = [pick(rng, PHRASES[name][value]) for name, value in scene.attributes().items() if name in only]
+    patterns = PATTERNS["scene"].test if held_out else PATTERNS["scene"].train
+    if clauses:
+        return pick(rng, patterns).format(subject=subject, clauses=", ".join(clauses))
+    return subject if "shape" in only else ""
+
+
 def _meaning(
     rng: np.random.Generator, kind: str, identity: Identity, reference: Scene
 ) -> tuple[dict[str, StrEnum], list[str]]:

@@ -14,7 +14,7 @@ from mllmsubj.data.toyworld.backgrounds import place
 from mllmsubj.data.toyworld.figures import FIGURES
 from mllmsubj.data.toyworld.geometry import Part, Points, moved
 from mllmsubj.data.toyworld.identity import PALETTE, Accessory, Identity, Rgb, Shape, Texture
-from mllmsubj.data.toyworld.scene import Column, Facing, Row, Scene, Size, Thing, Tilt, Time
+from mllmsubj.data.toyworld.scene import Column, Facing, Pose, Row, Scene, Size, Thing, Tilt, Time
 from mllmsubj.data.toyworld.things import THINGS
 
 TILT_DEGREES: Mapping[Tilt, float] = {Tilt.LEFT: 20.0, Tilt.UPRIGHT: 0.0, Tilt.RIGHT: -20.0}
@@ -95,6 +95,12 @@ def render(identity: Identity, scene: Scene, size: int = 64) -> UInt8[np.ndarray
     if not thing_first:
         _draw_thing(image, scene)
     return np.asarray(image.reduce(factor))
+
+
+def around(pose: Pose) -> tuple[float, float, float]:
+    """Middle of the subject, across and down, and half the side of a square that holds it, as parts of the side."""
+    unit = SIZE[pose.size]
+    return COLUMN[pose.column], ROW[pose.row] - 0.42 * unit, 0.62 * unit
 
 
 def _draw_subject(image: Image.Image, identity: Identity, scene: Scene) -> None:

@@ -1,0 +1,88 @@
+"""The DLA's part: texts that are to say what captions say."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mllmsubj import checkpoint, shipped
+from mllmsubj.data.toyworld.attributes import ATTRIBUTES
+from mllmsubj.data.toyworld.prompts import write_caption
+from mllmsubj.errors import UserError
+from mllmsubj.pretrain.captions import UNSAID
+from tests.pretrain.parts import make, parameters, read
+
+
+@pytest.fixture(scope="module")
+def dla(tmp_path_factory):
+    """The part, on random parts that lie in its folder."""
+    folder = tmp_path_factory.mktemp("dla")
+    for i, name in enumerate(("vae", "mllm", "dit")):
+        shipped.write(folder, name, jax.jit(make(name, folder).init)(jax.random.key(i)), {})
+    return make("dla", folder)
+
+
+def test_it_learns_what_the_captions_say(dla):
+    """Its loss falls on pictures that it sees again and again, and only its own parameters have gradients."""
+    params, frozen, batch = parameters(dla), dla.frozen(), read(dla, 8)
+    optimizer = optax.adam(3e-3)
+
+    @jax.jit
+    def step(params, state, key):
+        loss, gradients = jax.value_and_grad(lambda p: dla.losses(p, frozen, batch, key)[0].mean())(params)
+        updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(params, updates), state, loss
+
+    state, losses = optimizer.init(params), []
+    for _ in range(60):
+        params, state, loss = step(params, state, jax.random.key(1))
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_text_says_what_its_caption_says(dla):
+    batch = read(dla, 8)
+    start = dla.dit.encoder.layout(0, dla.config.tokens)[0][0]
+    length = batch.attention_mask[:, start:].sum(axis=1)
+    empty = dla.dit.encoder("", 0).attention_mask.sum() - start
+    said = (batch.said != UNSAID).sum(axis=1)
+    assert ((length == empty) == (said == 0)).all()
+    assert (length - empty >= said).all()  # at least a word for everything that is said
+
+
+def test_what_is_left_out_of_a_caption_is_not_in_its_text():
+    from mllmsubj.data.toyworld import example
+    from mllmsubj.data.toyworld.examples import Split
+
+    rng, picture = np.random.default_rng(0), example(Split.TRAIN, 3).target
+    write = lambda only: write_caption(rng, picture.identity, picture.scene, only, held_out=False)  # noqa: E731
+    assert write(set()) == ""
+    assert picture.identity.describe() in write(set(ATTRIBUTES))
+    assert str(picture.identity.shape) in write({"shape", "background"})
+    assert str(picture.identity.shape) not in write({"background"})
+
+
+def test_padding_is_not_read(dla):
+    params, frozen, batch = parameters(dla), dla.frozen(), read(dla, 8)
+    lose = jax.jit(lambda batch: dla.losses(params, frozen, batch, jax.random.key(1))[0])
+    filled = np.where(batch.attention_mask, batch.input_ids, 5)
+    np.testing.assert_allclose(lose(replace(batch, input_ids=filled)), lose(batch), atol=1e-6)
+
+
+def test_it_is_judged_by_pictures_and_by_velocities(dla):
+    values = list(dla.judge(parameters(dla), dla.frozen()))
+    numbers = {name: value for name, value in values if isinstance(value, float)}
+    assert set(numbers) <= set(dla.meanings)
+    assert numbers["dla/loss"] > 0
+    assert numbers["dla/silence"] > 0
+    assert jnp.asarray([value.ndim for _, value in values if isinstance(value, np.ndarray)]).tolist() == [4]
+
+
+def test_without_the_transformer_there_is_nobody_to_talk_to(tmp_path, monkeypatch):
+    part = make("dla", tmp_path)
+    monkeypatch.setattr(checkpoint, "TINY", tmp_path)
+    with pytest.raises(UserError, match="part dla builds on part mllm; make that first: --part=mllm"):
+        part.frozen()
