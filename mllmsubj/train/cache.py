@@ -30,7 +30,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mllmsubj import checkpoint, distributed
 from mllmsubj.data.batch import Batch
 from mllmsubj.errors import UserError
-from mllmsubj.train import modes
 from mllmsubj.train.known import LATENTS, NULL, STATES, Known, known_of
 from mllmsubj.train.run import Run
 from mllmsubj.train.step import Encoded, TrainStep
@@ -113,7 +112,7 @@ class Cache:
     def _row_key(self, step: TrainStep, batch: Batch, place: int) -> str:
         """Of one row: all that the towers read of it."""
         names = ["target"]
-        if modes.union(step.stage.modes).reference:
+        if step.reads_references:
             names.append("references")
         if self._states:
             names += ["input_ids", "attention_mask", "clip_ids", "tiles"]

@@ -208,10 +208,10 @@ def make_stages(
         null_text=null_text,
         seed=experiment.seed,
     )
-    return (
-        step(stage=train.stage1, first=0, rates=learning_rates(params, train.stage1)),
-        step(stage=train.stage2, first=stage1_steps, rates=learning_rates(params, train.stage2)),
-    )
+    second = step(stage=train.stage2, first=stage1_steps, rates=learning_rates(params, train.stage2))
+    for_later = bool(experiment.data.cache) and train.stage2.steps > 0 and second.reads_references
+    first = step(stage=train.stage1, first=0, rates=learning_rates(params, train.stage1), for_later=for_later)
+    return first, second
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh, key: str = "train") -> None:

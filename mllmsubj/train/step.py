@@ -87,9 +87,16 @@ class TrainStep:
     null_text: tuple[int, int]
     """Start and stop of the text in there."""
     seed: int
+    for_later: bool = False
+    """Whether `encode` has the VAE read references for a later stage, which will find them in the cache."""
+
+    @property
+    def reads_references(self) -> bool:
+        """Whether the VAE reads them."""
+        return self.for_later or modes.union(self.stage.modes).reference
 
     def encode(self, towers: Params, batch: Batch, known: Known | None = None) -> Encoded:
-        """The frozen towers over a batch, part by part; the VAE reads references only if the stage attends to them.
+        """The frozen towers over a batch, part by part; the VAE reads references only where `reads_references`.
 
         What is `known` is not computed again.
         """
@@ -161,8 +168,8 @@ class TrainStep:
         """What inference makes of the same pictures, from 8 bits."""
         mean, std = (jnp.asarray(x, jnp.float32) for x in (self.reference.mean, self.reference.std))
         tiles = (batch.tiles.astype(jnp.float32) / 255.0 - mean) / std
-        attends = modes.union(self.stage.modes).reference
-        pictures = [_signed(batch.references[:, i]) for i in range(batch.references.shape[1])] if attends else []
+        count = batch.references.shape[1] if self.reads_references else 0
+        pictures = [_signed(batch.references[:, i]) for i in range(count)]
         return SubjectInputs(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -172,7 +179,7 @@ class TrainStep:
             references=tuple(pictures),
             layout=Layout(batch.text, batch.images),
             null_text=self.null_text,
-            reference_mask=batch.reference_mask if attends else None,
+            reference_mask=batch.reference_mask if self.reads_references else None,
         )
 
     def draw(self, encoded: Encoded, step: Int[Array, ""]) -> Draws:

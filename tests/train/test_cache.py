@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,16 +17,17 @@ from jax.experimental import multihost_utils
 
 from mllmsubj import distributed
 from mllmsubj.errors import UserError
+from mllmsubj.experiment import Experiment
 from mllmsubj.models.subject import Features
 from mllmsubj.sharding import make_mesh, parameter_shardings
 from mllmsubj.train.cache import Cache
+from mllmsubj.train.modes import union
 from mllmsubj.train.programs import compile_step, with_recall
-from mllmsubj.train.settings import ModesConfig, StageConfig
+from mllmsubj.train.run import make_stages
 from mllmsubj.train.state import state_shardings
 from mllmsubj.train.step import Encoded
-from tests.small import ROOT, small_batch, small_step
+from tests.small import ROOT, random_like, small_batch, small_config, small_model, small_step
 
-MODES = ModesConfig(1.0, 0.0, 0.0, 0.0)
 ROWS = np.arange(8)
 BATCHES = [small_batch(8, seed=seed) for seed in (0, 1, 2, 0, 1)]
 """What a data set of three batches gives in five steps."""
@@ -143,6 +145,30 @@ def test_a_row_is_known_by_what_the_towers_read_of_it(make, small, parts, read, 
     assert find(make("all" if parts == "latents" else "latents"), step, batch)[1] == [0, 1, 2, 3]
 
 
+def test_the_first_stage_reads_references_for_the_second(make):
+    """Nothing is read again, and the stage itself computes what it would without them."""
+    config = small_config()
+    with config.unlocked():
+        config.data.cache = "somewhere"
+    params = random_like(small_model(lora=True).abstract_params())
+    stages = make_stages(Experiment.from_config(config), params, (1, 2, 7, 8, 9), (2, 5))
+    first, second = (replace(step, model=small_model(lora=True)) for step in stages)
+    assert first.reads_references
+    assert not union(first.stage.modes).reference
+    batch = small_batch(4)
+    encoded = jax.jit(first.encode)(params, batch)
+    fill(make(), first, encoded, batch)
+    assert find(make(), second, batch)[0] is not None
+
+    alone = jax.jit(replace(first, for_later=False).encode)(params, batch)
+    assert alone.features.references.size == 0 < encoded.features.references.size
+    losses = [
+        jax.jit(first.losses)(params, part, first.draw(part, jnp.int32(0)))
+        for part in (jax.tree.map(lambda x: x[0], each) for each in (encoded, alone))
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
 def test_rows_come_in_any_order(make, small):
     step, encoded, batch = small
     fill(make(), step, encoded, batch)
@@ -209,7 +235,7 @@ def two_processes(number: int, port: int, folder: str) -> None:
     parts = {name: x[None] for name, x in on_mesh.items()}
     features = Features(None, None, None, None, None, parts["target_mean"], None, ())
     encoded = Encoded(features, **parts, row=None, skipped=None, grid=(1, 2))
-    step = SimpleNamespace(stage=StageConfig(1, 0, 0, (), MODES))
+    step = SimpleNamespace(reads_references=True)
 
     def find():
         cache = Cache(Path(folder), "latents", "these", mesh, threads=2)
