@@ -158,13 +158,14 @@ class DiTPart:
             losses = [look(params, batch, self.noisy(batch, key), beside=beside) for batch, key in held.batches]
             yield f"dit/loss{name}", float(np.concatenate(losses).mean())
         draw = jax.jit(
-            lambda batch, key, beside: self.draw(
+            lambda params, frozen, batch, key, beside: self.draw(
                 params, frozen, self.condition(params, batch), key, Attends(text=True, reference=beside)
             ),
-            static_argnums=2,
+            static_argnums=4,
         )
         drawn, again = (
-            np.concatenate([draw(batch, key, held is pairs) for batch, key in held.batches]) for held in (full, pairs)
+            np.concatenate([draw(params, frozen, *each, held is pairs) for each in held.batches])
+            for held in (full, pairs)
         )
         if (folder := self.holding("probe")) is not None:
             probe, count = ProbeReader.load(folder), len(IDENTITY_ATTRIBUTES)

@@ -51,16 +51,11 @@ def pretrain(config: ConfigDict, name: str, workdir: Path) -> Path:
     experiment = part_experiment(whole, part)
     mesh, folder = make_mesh(**asdict(experiment.mesh)), workdir / name
     check_batch(part.config.batch_size, 1, mesh, f"pretrain.{name}")
-    with (
-        FirstStep() as first,
-        claim(folder, config),
-        jax.set_mesh(mesh),
-        Checkpoints(folder, experiment.checkpoint) as saves,
-    ):
-        run = PartRun(experiment, mesh, part)
-        params = run.start()
-        judge = Judge(part, run.frozen)
-        Loop(run, params, run.loader(), config, folder, saves, [judge], first)()
+    run = PartRun(experiment, mesh, part)
+    with FirstStep() as first, jax.set_mesh(mesh):
+        params, judge = run.start(), Judge(part, run.frozen)  # both may refuse: nothing is made before
+        with claim(folder, config), Checkpoints(folder, experiment.checkpoint) as saves:
+            Loop(run, params, run.loader(), config, folder, saves, [judge], first)()
     return shipped.path(workdir, name)
 
 

@@ -47,8 +47,8 @@ def test_commands(capsys):
     words = [f"--config={TINY}", "--workdir=out", "--dry_run", "--limit=5", "--config.train.stage1.steps=7"]
     cli.main(["mllmsubj", "reproduce", *words, "--config.train.stage2.steps=3"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines].count("train") == 6
-    assert [line.split()[1] for line in lines].count("evaluate") == 13
+    assert [line.split()[1] for line in lines].count("train") == 7
+    assert [line.split()[1] for line in lines].count("evaluate") == 14
     (one,) = (line for line in lines if " train " in line and "--config.train.stage1.steps=0" in line)
     assert re.findall(r"stage[12]\.steps=(\d+)(?= |$)", one.partition("--workdir=")[2].partition(" ")[2])[:4] == [
         *("7", "3", "0", "10")

@@ -68,7 +68,8 @@ def test_a_part_goes_on_from_one_that_is_there(tmp_path, network):
     shipped.write(tmp_path, "probe", unflatten(random), {})
     wrong = network | dict(network=network["network"] | dict(maps=2))
     with pytest.raises(UserError, match=r"pretrain\.probe\.start_from: .*probe\.safetensors does not fit the config"):
-        start(make("probe", tmp_path, start_from=str(tmp_path), **wrong))
+        pretrain(config("probe", start_from=str(tmp_path), **wrong), "probe", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_vae_loses_what_its_terms_say(tmp_path):
