@@ -96,12 +96,7 @@ class DiTPart:
 
     def frozen(self) -> Params:
         """The VAE. Raises UserError where it is not there yet."""
-        folder = self.holding("vae")
-        if folder is None:
-            raise UserError(f"part vae is not in {self.folder}, and others build on it; make that first: --part=vae")
-        read = shipped.read(folder, ("vae",))
-        params = unflatten({path: jnp.asarray(leaf) for path, leaf in read.items()})
-        return params if self.model.compute.scan_layers else unstack(params)
+        return self.built_on(self.name, "vae")
 
     def source(self, pictures: PictureSource, threads: int) -> EncodedPictures:
         some = PictureSource(pictures.split, self.config.pictures, pictures.size, pictures.seed, views=2)
@@ -152,7 +147,7 @@ class DiTPart:
 
     def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
         """Losses, with noise that never changes, and drawings: of full captions, and beside another view."""
-        full, pairs = (self.held_out(frozen, views) for views in (1, 2))
+        full, pairs = (self.held_out(frozen, self.config.judged, views) for views in (1, 2))
         look = jax.jit(self._losses, static_argnames="beside")
         for name, held, beside in (("", full, False), ("_alone", pairs, False), ("_beside", pairs, True)):
             losses = [look(params, batch, self.noisy(batch, key), beside=beside) for batch, key in held.batches]
@@ -176,9 +171,9 @@ class DiTPart:
             yield f"dit/{name}", np.concatenate([each[:SHOWN] for each in (held.pixels, *pictures)], axis=2)
             yield f"dit/{name}", held.texts[:SHOWN]
 
-    def held_out(self, frozen: Params, views: int) -> HeldOutPictures:
-        """Of one view a subject with full captions; of two with captions of the scene alone."""
-        source = PictureSource(Split.TEST, views * self.config.judged, self.size, views=views)
+    def held_out(self, frozen: Params, count: int, views: int) -> HeldOutPictures:
+        """`count` of one view a subject with full captions; or of two, with captions of the scene alone."""
+        source = PictureSource(Split.TEST, views * count, self.size, views=views)
         pictures = [source[i] for i in range(len(source))]
         pixels = np.stack([picture.render(self.size) for picture in pictures])
         size, encode = self.config.batch_size, jax.jit(self._moments)
@@ -199,6 +194,19 @@ class DiTPart:
             ],
         )
 
+    def built_on(self, part: str, *others: str) -> Params:
+        """Parameters of the others, which `part` needs, laid out. Raises UserError where one is not there."""
+        leaves: dict[str, np.ndarray] = {}
+        for other in others:
+            if (folder := self.holding(other)) is None:
+                raise UserError(
+                    f"part {part} builds on part {other}, which is not in {self.folder}; "
+                    f"make that first: --part={other}"
+                )
+            leaves |= shipped.read(folder, (other,))
+        params = jax.tree.map(jnp.asarray, unflatten(leaves))
+        return params if self.model.compute.scan_layers else unstack(params)
+
     def holding(self, part: str) -> Path | None:
         """Where that part lies: among those that it builds on, or those that are shipped."""
         return next((each for each in (self.folder, checkpoint.TINY) if shipped.path(each, part).is_file()), None)
@@ -207,12 +215,6 @@ class DiTPart:
     def _bare(self) -> SubjectModel:
         """Without adapters."""
         return replace(self.model, config=replace(self.model.config, lora=None))
-
-    @property
-    def moments_shape(self) -> tuple[int, int, int]:
-        """Of one picture."""
-        height, width = token_grid(self.size, self.size)
-        return 2, height * width, self.model.config.transformer.in_channels
 
     def _moments(self, frozen: Params, pixels: Array) -> Float[Array, "b two n c"]:
         """Of 8-bit pictures, float16."""

@@ -8,6 +8,7 @@ references is left to the two stages.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, ClassVar
 
 import flax.struct
@@ -15,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mllmsubj import shipped
 from mllmsubj.data.plan import Bucket
 from mllmsubj.data.prompts import PromptEncoder
 from mllmsubj.data.settings import DataConfig
@@ -28,12 +28,11 @@ from mllmsubj.diffusion.loss import squared_error
 from mllmsubj.errors import UserError
 from mllmsubj.evals.evaluator import Value
 from mllmsubj.evals.toyworld.probe import ProbeReader
-from mllmsubj.models.layers import init_params, unstack
+from mllmsubj.models.layers import init_params
 from mllmsubj.models.subject import Condition
 from mllmsubj.pretrain.captions import UNSAID, Captioned, CaptionReader
 from mllmsubj.pretrain.dit import SHOWN, DiTPart
 from mllmsubj.pretrain.settings import DLAPartConfig
-from mllmsubj.sharding import unflatten
 from mllmsubj.train.metrics import Bins
 from mllmsubj.typing import Array, Attends, Bool, Float, Int, Leaf, Params
 
@@ -96,8 +95,13 @@ class TextReader:
 def _ids(
     encoder: PromptEncoder, text: str, tokens: int
 ) -> tuple[Int[np.ndarray, " s"], Bool[np.ndarray, " s"], Int[np.ndarray, " u"]]:
-    """The MLLM's, which of them are there, and CLIP's."""
-    ids = encoder(text, 0, tokens)
+    """The MLLM's, which of them are there, and CLIP's. Raises UserError for a text of more tokens."""
+    try:
+        ids = encoder(text, 0, tokens)
+    except UserError as error:
+        raise UserError(
+            f"config key pretrain.dla.tokens is {tokens}, too few for {text!r} ({error}); raise it"
+        ) from None
     return np.asarray(ids.input_ids[0]), np.asarray(ids.attention_mask[0]), np.asarray(ids.clip_ids[0])
 
 
@@ -126,13 +130,7 @@ class DLAPart:
 
     def frozen(self) -> Params:
         """The MLLM and the transformer with all that it is pretrained with. Raises UserError where one is not there."""
-        leaves: dict[str, np.ndarray] = {}
-        for part in ("mllm", "dit"):
-            if (folder := self.dit.holding(part)) is None:
-                raise UserError(f"part dla builds on part {part}; make that first: --part={part}")
-            leaves |= shipped.read(folder, (part,))
-        params = jax.tree.map(jnp.asarray, unflatten(leaves))
-        return self.dit.frozen() | (params if self.dit.model.compute.scan_layers else unstack(params))
+        return self.dit.built_on(self.name, "mllm", "dit", "vae")
 
     def source(self, pictures: PictureSource, threads: int) -> EncodedPictures:
         return self.dit.source(pictures, threads)
@@ -160,14 +158,12 @@ class DLAPart:
 
     def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
         """On held-out pictures, of full captions in held-out sentence patterns."""
-        held, rng = self.dit.held_out(frozen, 1), np.random.default_rng(0)
-        told, first = [], 0
+        held, rng = self.dit.held_out(frozen, self.config.judged, views=1), np.random.default_rng(0)
+        texts = (write_caption(rng, p.identity, p.scene, set(ATTRIBUTES), held_out=True) for p in held.pictures)
+        read, told = map(self._read, texts), []
         for batch, key in held.batches:
-            some = held.pictures[first : first + len(batch.said)]
-            texts = [write_caption(rng, p.identity, p.scene, set(ATTRIBUTES), held_out=True) for p in some]
-            ids, mask, clip_ids = (np.stack(each) for each in zip(*map(self._read, texts), strict=True))
+            ids, mask, clip_ids = (np.stack(each) for each in zip(*islice(read, len(batch.said)), strict=True))
             told.append((Told(**vars(batch), input_ids=ids, attention_mask=mask, text_clip_ids=clip_ids), key))
-            first += len(batch.said)
         look, silence = jax.jit(lambda *args: self.losses(*args)[0]), jax.jit(self._silence)
         yield "dla/loss", float(np.concatenate([look(params, frozen, *each) for each in told]).mean())
         yield "dla/silence", float(np.concatenate([silence(frozen, *each) for each in told]).mean())

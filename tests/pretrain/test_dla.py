@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from mllmsubj import checkpoint, shipped
+from mllmsubj.data.toyworld import Split, example
 from mllmsubj.data.toyworld.attributes import ATTRIBUTES
 from mllmsubj.data.toyworld.prompts import write_caption
 from mllmsubj.errors import UserError
@@ -54,9 +55,6 @@ def test_a_text_says_what_its_caption_says(dla):
 
 
 def test_what_is_left_out_of_a_caption_is_not_in_its_text():
-    from mllmsubj.data.toyworld import example
-    from mllmsubj.data.toyworld.examples import Split
-
     rng, picture = np.random.default_rng(0), example(Split.TRAIN, 3).target
     write = lambda only: write_caption(rng, picture.identity, picture.scene, only, held_out=False)  # noqa: E731
     assert write(set()) == ""
@@ -81,8 +79,15 @@ def test_it_is_judged_by_pictures_and_by_velocities(dla):
     assert jnp.asarray([value.ndim for _, value in values if isinstance(value, np.ndarray)]).tolist() == [4]
 
 
+def test_a_text_that_is_too_long_names_the_key(dla):
+    with pytest.raises(UserError, match=r"config key pretrain\.dla\.tokens is 6, too few for '.*raise it"):
+        read(make("dla", dla.dit.folder, tokens=6), 8)
+
+
 def test_without_the_transformer_there_is_nobody_to_talk_to(tmp_path, monkeypatch):
     part = make("dla", tmp_path)
     monkeypatch.setattr(checkpoint, "TINY", tmp_path)
-    with pytest.raises(UserError, match="part dla builds on part mllm; make that first: --part=mllm"):
+    with pytest.raises(
+        UserError, match=r"part dla builds on part mllm, which is not in .*; make that first: --part=mllm"
+    ):
         part.frozen()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from mllmsubj import checkpoint, shipped
@@ -10,7 +11,8 @@ from mllmsubj.experiment import Experiment, load_config
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.pretrain.parts import make_part
-from mllmsubj.sharding import flatten, unflatten
+from mllmsubj.sharding import flatten, make_mesh, unflatten
+from mllmsubj.train.run import prepare
 from tests.small import ROOT
 
 JUDGED = 32
@@ -48,6 +50,17 @@ def test_shipped_parts_fit_the_model():
             path: leaf.shape for path, leaf in expected.items() if path.startswith(f"{part}/") and "lora" not in path
         }
         assert {path: leaf.shape for path, leaf in found.items() if path.startswith(f"{part}/")} == shapes
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_training_begins_with_the_dla_that_is_shipped_or_a_random_one(warm, tmp_path):
+    config = load_config(str(ROOT / "configs" / "tiny.py"))
+    config.train.warm_start = warm
+    trained = dict(flatten(prepare(config, Experiment.from_config(config), tmp_path, make_mesh())[1]))
+    found = shipped.read(checkpoint.TINY, ("dla",))
+    kernels = [path for path in found if path.endswith("/kernel")]
+    assert kernels
+    assert all(np.array_equal(trained[path], found[path]) == warm for path in kernels)
 
 
 def test_all_that_is_shipped_is_small():

@@ -34,7 +34,7 @@ Encode = Callable[[UInt8[np.ndarray, "b height width 3"]], Float[np.ndarray, "b 
 
 @dataclass(frozen=True)
 class EncodedPictures:
-    """Pictures beside their moments, and beside those of the next view of the same subject."""
+    """Pictures beside their moments, and those of the next view of the same subject, or its own again."""
 
     pictures: PictureSource
     name: str

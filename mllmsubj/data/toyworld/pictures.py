@@ -26,8 +26,8 @@ class PictureSource:
         index = operator.index(number)
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} is outside of the {self.length} pictures")
-        first, own = self._drawn(index - index % self.views), self._drawn(index)
-        return Picture(first.identity, own.scene)
+        own, first = self._drawn(index), index - index % self.views
+        return own if first == index else Picture(self._drawn(first).identity, own.scene)
 
     def _drawn(self, index: int) -> Picture:
         rng = np.random.default_rng([self.seed, _PICTURES, list(Split).index(self.split), index])
