@@ -98,10 +98,8 @@ def _ids(
     """The MLLM's, which of them are there, and CLIP's. Raises UserError for a text of more tokens."""
     try:
         ids = encoder(text, 0, tokens)
-    except UserError as error:
-        raise UserError(
-            f"config key pretrain.dla.tokens is {tokens}, too few for {text!r} ({error}); raise it"
-        ) from None
+    except UserError:  # it names another key
+        raise UserError(f"config key pretrain.dla.tokens is {tokens}, too few for {text!r}; raise it") from None
     return np.asarray(ids.input_ids[0]), np.asarray(ids.attention_mask[0]), np.asarray(ids.clip_ids[0])
 
 
