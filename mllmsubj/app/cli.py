@@ -3,14 +3,18 @@
 A user's mistake is one line on stderr and exit code 2.
 """
 
+import _thread
 import importlib
 import importlib.util
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from absl import flags
 
@@ -37,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits: 0 done, 2 a mistake in what was given, 130 interrupted."""
     argv = list(sys.argv if argv is None else argv)
     try:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
         run(argv)
     except (UserError, flags.Error) as error:
         print(f"mllmsubj: error: {_one_line(error)}", file=sys.stderr)
@@ -107,6 +113,15 @@ def _set_up() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     warnings.showwarning = lambda message, *_, **__: print(f"mllmsubj: warning: {message}", file=sys.stderr)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """KeyboardInterrupt, where somebody hears it: JAX collects garbage in a callback, what that raises Python ignores,
+    and it is the first to run after a compiled program, which nothing interrupts."""
+    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
+        threading.Timer(0.01, _thread.interrupt_main).start()
+        return
+    raise KeyboardInterrupt
 
 
 def _has_accelerator() -> bool:
