@@ -104,6 +104,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.time.std = 1.0
     config.train.guidance = 1.0  # what the guidance embedding reads in training
     config.train.sample_posterior = True  # targets are drawn from the VAE's posterior; False takes its mean
+    config.train.optimizer = "adamw"  # or "muon": that for matrices inside, AdamW for all else
     config.train.beta1 = 0.9
     config.train.beta2 = 0.999
     config.train.weight_decay = 0.01

@@ -83,14 +83,14 @@ def get_config(variant: str = "") -> ConfigDict:
     for stage in (config.train.stage1, config.train.stage2):
         stage.learning_rates = (("dla/.*", 5e-4), (".*/lora_[ab]", 2e-3))
     # Pictures of 64 tokens show what they are at t = 0.7 already; what prompt and reference say is learnt above that.
-    config.train.time.update(mean=1.0, std=1.3)
+    config.train.time.update(mean=1.5, std=1.5)
     config.train.ema_decay = 0.99
     config.checkpoint.update(every_steps=100, every_minutes=5.0, keep_every_steps=0)
     config.log.every_steps = 10
     config.evals.loss.update(every_steps=500, examples=64)
     config.evals.samples.update(every_steps=500)
 
-    every = dict(warmup_steps=100, ema_decay=0.995, judge_every_steps=500, start_from="")
+    every = dict(warmup_steps=100, ema_decay=0.995, judge_every_steps=500, start_from="", optimizer="adamw")
     config.pretrain = ConfigDict()
     config.pretrain.vae = ConfigDict(
         dict(
@@ -129,23 +129,25 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.pretrain.mllm = ConfigDict(
         dict(
-            every,
-            steps=4000,
-            batch_size=32,
-            learning_rate=1e-3,
-            cooldown_steps=1500,
+            every | dict(optimizer="muon"),
+            steps=6000,
+            batch_size=64,
+            learning_rate=2e-3,
+            cooldown_steps=3000,
             judged=100,
             tokens=88,
             shares=(0.4, 0.35, 0.25),
             questions=3,
+            silent=0.75,
+            seen_weight=3.0,
         )
     )
     config.pretrain.dit = ConfigDict(
         dict(
-            every,
+            every | dict(optimizer="muon"),
             steps=9000,
             batch_size=32,
-            learning_rate=1.5e-3,
+            learning_rate=2e-3,
             cooldown_steps=3500,
             ema_decay=0.998,
             judge_every_steps=3000,
@@ -161,7 +163,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.pretrain.dla = ConfigDict(
         dict(
-            every,
+            every | dict(optimizer="muon"),
             steps=1500,
             batch_size=32,
             learning_rate=1e-3,

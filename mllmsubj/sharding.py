@@ -50,7 +50,7 @@ PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r".*/(position_embedding|class_token|patch_embedding/kernel)", _WHOLE),
     # Convolutions of the VAE: [height, width, in, out].
     (r"vae/.*(conv\w*)/kernel", PartitionSpec(None, None, None, "fsdp")),
-    (r"probe/.*", _WHOLE),
+    (r"(probe|seen)/.*", _WHOLE),
     # Vectors are small: everybody holds them.
     (r".*/(bias|scale|kernel_scale|layer_scale\w*|layer_norms)", _WHOLE),
 )

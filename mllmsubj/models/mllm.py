@@ -67,13 +67,16 @@ class InternVL(nn.Module):
         """
         embeds = self.text.embed(input_ids)
         if pixel_values is not None:
-            patches = self.vision(pixel_values)[:, 1:]
-            features = self.projector(merge_patches(patches, self.config.merge))
-            embeds = place(rearrange(features, "t n d -> (t n) d"), embeds, input_ids == self.config.image_token_id)
+            features = rearrange(self.see(pixel_values), "t n d -> (t n) d")
+            embeds = place(features, embeds, input_ids == self.config.image_token_id)
         hidden = self.text(embeds, attention_mask)
         if self.is_initializing():
             self.logits(hidden[-1])
         return hidden
+
+    def see(self, pixel_values: Float[Array, "t height width c"]) -> Float[Array, "t n d"]:
+        """What stands for each tile's image tokens."""
+        return self.projector(merge_patches(self.vision(pixel_values)[:, 1:], self.config.merge))
 
     def logits(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s vocab"]:
         """Scores of the next token, from the last of the hidden states."""

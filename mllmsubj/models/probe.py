@@ -100,7 +100,7 @@ class Look(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b height width c"]) -> dict[str, Float[Array, "b _"]]:
-        config, groups, maps = self.config, self.probe.norm_num_groups, self.probe.maps
+        config, groups = self.config, self.probe.norm_num_groups
         x = _halve("stem", images, config.widths[0], config.stem)
         for level, (width, blocks) in enumerate(zip(config.widths, config.blocks, strict=True)):
             if level:
@@ -111,13 +111,17 @@ class Look(nn.Module):
         x = jax.nn.relu(GroupNorm(groups, name="norm_out")(x))
         x = x + self.param("position", nn.initializers.normal(0.1), x.shape[1:])
         x = x + Dense(x.shape[-1], name="all")(reduce(x, "b y x d -> b 1 1 d", "mean"))
-        cells = rearrange(x, "b y x d -> b (y x) d")
-        looks = jax.nn.softmax(Dense(len(self.attributes) * maps, name="maps")(cells), axis=1)
-        seen = rearrange(jnp.einsum("bsm,bsd->bmd", looks, cells), "b (a m) d -> a b (m d)", m=maps)
-        return {
-            name: Dense(count, name=f"read_{name}")(own)
-            for own, (name, count) in zip(seen, self.attributes.items(), strict=True)
-        }
+        return read_off(rearrange(x, "b y x d -> b (y x) d"), self.attributes, self.probe.maps)
+
+
+def read_off(cells: Float[Array, "b n d"], attributes: Mapping[str, int], maps: int) -> dict[str, Float[Array, "b _"]]:
+    """Logits of each attribute, off what its `maps` attention maps see; layers of the module that calls this."""
+    looks = jax.nn.softmax(Dense(len(attributes) * maps, name="maps")(cells), axis=1)
+    seen = rearrange(jnp.einsum("bsm,bsd->bmd", looks, cells), "b (a m) d -> a b (m d)", m=maps)
+    return {
+        name: Dense(count, name=f"read_{name}")(own)
+        for own, (name, count) in zip(seen, attributes.items(), strict=True)
+    }
 
 
 def cut_out(

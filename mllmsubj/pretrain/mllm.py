@@ -1,7 +1,8 @@
 """The tiny MLLM: it describes pictures, answers questions about them, and says what a prompt about one asks for.
 
 Next-token loss on the answers alone, in the chat template that the subject model uses, so that the layers it reads
-carry what a picture shows and what a prompt makes of it.
+carry what a picture shows and what a prompt makes of it. Its eye learns besides to show everything at once: InternViT
+has seen before it meets its decoder, and answers about one attribute at a time teach an eye from nothing too slowly.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,11 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import UInt8
 
 from mllmsubj.data.batch import Rows
 from mllmsubj.data.images import ReferenceConfig
@@ -21,16 +24,18 @@ from mllmsubj.data.plan import Bucket
 from mllmsubj.data.prompts import PromptEncoder
 from mllmsubj.data.settings import DataConfig
 from mllmsubj.data.toyworld import Picture, Split, caption
+from mllmsubj.data.toyworld.attributes import ATTRIBUTES, numbers
 from mllmsubj.data.toyworld.examples import HeldOut, held_out
 from mllmsubj.data.toyworld.pictures import PictureSource
 from mllmsubj.data.toyworld.prompts import fits, random_kind, write
 from mllmsubj.data.toyworld.questions import DESCRIBE, QUESTIONS, answer
 from mllmsubj.evals.evaluator import Value
 from mllmsubj.models.layers import init_params
+from mllmsubj.models.probe import read_off
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.pretrain.settings import MLLMPartConfig
 from mllmsubj.train.metrics import Bins
-from mllmsubj.typing import Array, Float, Leaf, Params
+from mllmsubj.typing import Array, Bool, Float, Leaf, Params
 
 TASKS = ("describe", "imagine", "answer")
 
@@ -52,6 +57,17 @@ class Talks(Rows):
     """[b, s] bool, False at padding."""
     task: Leaf
     """[b] int32, numbers in `TASKS`."""
+    truth: Leaf
+    """[b, attributes] int32, as `ATTRIBUTES` has them."""
+
+
+class Seen(nn.Module):
+    """Reads every attribute off a picture's tokens."""
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b n d"]) -> dict[str, Float[Array, "b _"]]:
+        """Logits."""
+        return read_off(tokens, {name: len(values) for name, values in ATTRIBUTES.items()}, maps=2)
 
 
 @dataclass(frozen=True)
@@ -74,10 +90,12 @@ class TalkReader:
             answers=np.empty((rows, length), bool),
             mask=np.empty((rows, length), bool),
             task=np.empty(rows, np.int32),
+            truth=np.empty((rows, len(ATTRIBUTES)), np.int32),
         )
 
     def read(self, picture: Picture, bucket: Bucket, rng: np.random.Generator, batch: Talks, row: int) -> None:
         batch.pixels[row] = picture.render(bucket.height)
+        batch.truth[row] = numbers(picture.identity, picture.scene)
         batch.task[row] = task = rng.choice(len(TASKS), p=self.part.config.shares)
         turns = (self._describe, self._imagine, self._answer)[task](picture, rng)
         batch.input_ids[row], batch.answers[row], batch.mask[row] = self.part.talk(turns)
@@ -112,16 +130,22 @@ class MLLMPart:
     reference: ReferenceConfig
 
     name = "mllm"
-    bins: ClassVar[Mapping[str, Bins]] = {"by_task": Bins("loss_task", TASKS)}
+    bins: ClassVar[Mapping[str, Bins]] = {
+        "by_task": Bins("loss_task", TASKS),
+        "seen": Bins("seen", tuple(ATTRIBUTES)),
+    }
 
     @property
     def meanings(self) -> dict[str, str]:
         """See `Part`."""
         said = {f"mllm/{name}": f"Share of right answers to “{question}”" for name, question in QUESTIONS.items()}
-        return said | {"mllm/mean": "Their mean", "mllm/least": "The least of them"}
+        seen = "Share of attributes that are read right off the tokens that the eye gives the decoder"
+        return said | {"mllm/mean": "Their mean", "mllm/least": "The least of them", "mllm/seen": seen}
 
     def init(self, key: jax.Array) -> Params:
-        return {"mllm": init_params(self.model.stacked.mllm, key)}
+        width = self.model.config.mllm.text.hidden_size
+        seen = Seen().init(jax.random.fold_in(key, 1), jnp.zeros((1, 1, width)))
+        return {"mllm": init_params(self.model.stacked.mllm, key), "seen": seen["params"]}
 
     def frozen(self) -> Params:
         return {}
@@ -158,42 +182,63 @@ class MLLMPart:
     def losses(
         self, params: Params, frozen: Params, batch: Talks, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
-        """Cross entropy of each row's answers, so weighted that a token counts the same in every row."""
-        logits = self._logits(params, batch)
-        answers = batch.answers[:, 1:].astype(jnp.float32)
-        each = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], batch.input_ids[:, 1:]) * answers
-        rows, tasks = each.sum(axis=1), jax.nn.one_hot(batch.task, len(TASKS))
-        by_task = jnp.stack([rows @ tasks, answers.sum(axis=1) @ tasks])
-        return rows * len(rows) / answers.sum(), {"by_task": by_task}
+        """Cross entropy of what is said, a token counting the same in every row, and of what the silent rows show."""
+        rows, silent = len(batch.example), int(self.config.silent * len(batch.example))
+        talks, pixels, truth = jax.tree.map(lambda x: x[silent:], batch), batch.pixels[:silent], batch.truth[:silent]
+        answers = talks.answers[:, 1:].astype(jnp.float32)
+        logits = self._logits(params, talks)[:, :-1]
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, talks.input_ids[:, 1:]) * answers
+        said, tasks = each.sum(axis=1), jax.nn.one_hot(talks.task, len(TASKS))
+        by_task = jnp.stack([said @ tasks, answers.sum(axis=1) @ tasks])
+        unseen, right = [], []
+        for found, true in zip(self._seen(params, pixels).values(), truth.T, strict=True):
+            unseen.append(optax.softmax_cross_entropy_with_integer_labels(found, true))
+            right.append((found.argmax(axis=1) == true).sum())
+        shares = jnp.stack([jnp.stack(right), jnp.full(len(right), silent)]).astype(jnp.float32)
+        weight = self.config.seen_weight * rows / max(1, silent)
+        losses = jnp.concatenate([weight * jnp.stack(unseen).mean(axis=0), said * rows / answers.sum()])
+        return losses, {"by_task": by_task, "seen": shares}
 
     def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
         """Each question alone; an answer is right if every token of it is the most likely one."""
         source, right = PictureSource(Split.TEST, self.config.judged, self.size), jax.jit(self._right)
+        pictures, size = [source[i] for i in range(len(source))], self.config.batch_size
+        pixels = np.stack([picture.render(self.size) for picture in pictures])
         shares = {}
         for name, question in QUESTIONS.items():
             counts = []
-            for first in range(0, len(source), self.config.batch_size):
-                pictures = [source[i] for i in range(first, min(first + self.config.batch_size, len(source)))]
-                talks = [self.talk([(question, answer(picture, name))]) for picture in pictures]
+            for first in range(0, len(source), size):
+                talks = [self.talk([(question, answer(p, name))]) for p in pictures[first : first + size]]
                 ids, answers, mask = (np.stack(each) for each in zip(*talks, strict=True))
                 length = -(-int(mask.sum(axis=1).max()) // 16) * 16
-                zero, pixels = np.zeros(len(ids), np.int32), np.stack([p.render(self.size) for p in pictures])
-                talk = Talks(zero, zero, pixels, ids[:, :length], answers[:, :length], mask[:, :length], zero)
-                counts.append(np.asarray(right(params, talk)))
+                ids, answers, mask, zero = ids[:, :length], answers[:, :length], mask[:, :length], np.zeros(len(ids))
+                talk = Talks(zero, zero, pixels[first : first + size], ids, answers, mask, task=zero, truth=zero)
+                counts.append(right(params, talk))
             shares[name] = float(np.concatenate(counts).mean())
             yield f"mllm/{name}", shares[name]
         yield "mllm/mean", float(np.mean(list(shares.values())))
         yield "mllm/least", min(shares.values())
+        look, truth = jax.jit(self._seen), np.stack([numbers(p.identity, p.scene) for p in pictures])
+        found = [look(params, pixels[first : first + size]) for first in range(0, len(source), size)]
+        seen = [np.concatenate([np.argmax(each[name], axis=1) for each in found]) for name in ATTRIBUTES]
+        yield "mllm/seen", float((np.stack(seen, axis=1) == truth).mean())
 
-    def _right(self, params: Params, batch: Talks) -> Array:
-        """[b] bool."""
+    def _right(self, params: Params, batch: Talks) -> Bool[Array, " b"]:
         guesses = self._logits(params, batch)[:, :-1].argmax(axis=-1)
         return jnp.all((guesses == batch.input_ids[:, 1:]) | ~batch.answers[:, 1:], axis=1)
 
     def _logits(self, params: Params, batch: Talks) -> Float[Array, "b s vocab"]:
-        mean, std = (jnp.asarray(x, jnp.float32) for x in (self.reference.mean, self.reference.std))
-        tiles = (batch.pixels.astype(jnp.float32) / 255.0 - mean) / std
-        variables = {"params": params["mllm"]}
+        variables, tiles = {"params": params["mllm"]}, self._tiles(batch.pixels)
         hidden: Any = self.model.mllm.apply(variables, batch.input_ids, batch.mask, tiles)
         logits: Any = self.model.mllm.apply(variables, hidden[-1], method="logits")
         return logits.astype(jnp.float32)
+
+    def _seen(self, params: Params, pixels: UInt8[Array, "b tile tile 3"]) -> dict[str, Float[Array, "b _"]]:
+        """Logits of the attributes."""
+        tokens: Any = self.model.mllm.apply({"params": params["mllm"]}, self._tiles(pixels), method="see")
+        seen: Any = Seen().apply({"params": params["seen"]}, tokens.astype(jnp.float32))
+        return seen
+
+    def _tiles(self, pixels: UInt8[Array, "b tile tile 3"]) -> Float[Array, "b tile tile 3"]:
+        mean, std = (jnp.asarray(x, jnp.float32) for x in (self.reference.mean, self.reference.std))
+        return (pixels.astype(jnp.float32) / 255.0 - mean) / std

@@ -70,6 +70,7 @@ def part_experiment(whole: Experiment, part: Part) -> Experiment:
         accumulate=1,
         stage1=stage,
         stage2=replace(stage, steps=0),
+        optimizer=p.optimizer,
         ema_decay=p.ema_decay,
     )
     return replace(whole, train=train)

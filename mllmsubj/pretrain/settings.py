@@ -1,6 +1,7 @@
 """What a config says of pretraining; see configs/tiny.py for the values."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mllmsubj.errors import UserError
 from mllmsubj.models.probe import ProbeConfig
@@ -12,6 +13,7 @@ class PartConfig:
 
     steps: int
     batch_size: int
+    optimizer: Literal["adamw", "muon"]
     learning_rate: float
     warmup_steps: int
     cooldown_steps: int
@@ -47,6 +49,11 @@ class MLLMPartConfig(PartConfig):
     """Of talks that describe the picture, that say what a prompt makes of it, and that answer questions; sum to 1."""
     questions: int
     """In a talk that answers some."""
+    silent: float
+    """Share of the rows that do not talk: the eye alone learns from them, at a fraction of the cost."""
+    seen_weight: float
+    """Of the cross entropy, mean over attributes, of reading a picture off the tokens that its eye gives the decoder,
+    where that of the answers, mean over their tokens, is 1."""
 
 
 @dataclass(frozen=True)

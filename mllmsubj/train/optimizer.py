@@ -1,4 +1,4 @@
-"""AdamW over the trained parameters alone; a frozen one has neither gradient nor moments."""
+"""AdamW or Muon over the trained parameters alone; a frozen one has neither gradient nor moments."""
 
 import re
 
@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import optax
 
 from mllmsubj.errors import UserError
-from mllmsubj.sharding import flatten, unflatten
+from mllmsubj.sharding import STACKED, flatten, unflatten
 from mllmsubj.train.settings import StageConfig, TrainConfig
 from mllmsubj.typing import Array, Float, Params
 
 DECAYED = re.compile(r".*/(kernel|lora_[ab])")
 """Weight decay pulls on matrices, not on biases and norms."""
+
+INSIDE = re.compile(r"(?!transformer/(x_embedder|proj_out)/).*/kernel")
+"""Muon's: matrices between what is hidden; what reads or writes pictures is AdamW's, as tables of words are."""
 
 
 def learning_rates(params: Params, stage: StageConfig) -> dict[str, float]:
@@ -55,15 +58,52 @@ def join(*trees: Params) -> Params:
 
 
 def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
-    """Clip by the global norm, Adam, weight decay; `descend` applies the learning rates."""
+    """Clip by the global norm, Adam or Muon, weight decay; `descend` applies the learning rates."""
+    adam = optax.scale_by_adam(train.beta1, train.beta2)
     return optax.chain(
         optax.clip_by_global_norm(train.clip_norm),
-        optax.scale_by_adam(train.beta1, train.beta2),
+        _either(_muon(), adam) if train.optimizer == "muon" else adam,
         optax.add_decayed_weights(
             train.weight_decay,
             mask=lambda tree: unflatten({path: bool(DECAYED.fullmatch(path)) for path, _ in flatten(tree)}),
         ),
     )
+
+
+def _muon() -> optax.GradientTransformation:
+    """Orthogonal steps for matrices (Jordan 2024), as large as Adam's: 0.2 a number (arXiv 2502.16982, section 2.2)."""
+
+    def axes(tree: Params) -> Params:
+        # Axes that are neither, of layers, are matrices apart; `modulation` has its layers in the middle.
+        each = {path: (1 if STACKED.match(path) else 0, leaf.ndim - 1) for path, leaf in flatten(tree)}
+        return unflatten({path: optax.contrib.MuonDimensionNumbers(*pair) for path, pair in each.items()})
+
+    def scaled(updates: Params, params: Params | None = None) -> Params:
+        sides = jax.tree.map(lambda x, pair: max(x.shape[pair[0]], x.shape[pair[1]]), updates, axes(updates))
+        return jax.tree.map(lambda x, side: 0.2 * side**0.5 * x, updates, sides)
+
+    return optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=axes), optax.stateless(scaled))
+
+
+def _either(inside: optax.GradientTransformation, others: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inside` for matrices of `INSIDE`, `others` for the rest; unlike `optax.partition`, moments are plain dicts."""
+
+    def parted(tree: Params) -> tuple[Params, Params]:
+        return split(tree, {path for path, leaf in flatten(tree) if INSIDE.fullmatch(path) and leaf.ndim <= 3})
+
+    def init(params: Params) -> tuple[optax.OptState, optax.OptState]:
+        matrices, rest = parted(params)
+        return inside.init(matrices), others.init(rest)
+
+    def update(
+        updates: Params, state: tuple[optax.OptState, optax.OptState], params: Params | None = None
+    ) -> tuple[Params, tuple[optax.OptState, optax.OptState]]:
+        matrices, rest = parted(updates)
+        matrices, first = inside.update(matrices, state[0])
+        rest, second = others.update(rest, state[1])
+        return join(matrices, rest), (first, second)
+
+    return optax.GradientTransformation(init, update)
 
 
 def descend(

@@ -68,6 +68,7 @@ class TrainConfig:
     time: TimeConfig
     guidance: float
     sample_posterior: bool
+    optimizer: Literal["adamw", "muon"]
     beta1: float
     beta2: float
     weight_decay: float

@@ -9,6 +9,7 @@ import pytest
 
 from mllmsubj import shipped
 from mllmsubj.data.toyworld import Split, caption
+from mllmsubj.data.toyworld.attributes import ATTRIBUTES
 from mllmsubj.data.toyworld.pictures import PictureSource
 from mllmsubj.data.toyworld.questions import QUESTIONS
 from mllmsubj.errors import UserError
@@ -130,14 +131,38 @@ def test_talks_are_of_every_kind_and_each_token_of_an_answer_counts_the_same(mll
     np.testing.assert_array_equal(batch.pixels[7], PictureSource(Split.TRAIN, 24, SIZE)[7].render(SIZE))
     assert (batch.answers.sum(axis=1) > 0).all()
     losses, metrics = jax.jit(mllm.losses)(parameters(mllm), {}, batch, jax.random.key(1))
-    kinds = binned(mllm, metrics)
-    tokens = np.asarray([batch.answers[batch.task == task].sum() for task in range(3)])
-    assert float(jnp.mean(losses)) == pytest.approx(np.average(list(kinds.values()), weights=tokens), rel=1e-5)
+    sums, counts = metrics["by_task"]
+    talking = slice(int(0.75 * 24), None)
+    np.testing.assert_array_equal(
+        counts, [batch.answers[talking][batch.task[talking] == task].sum() for task in range(3)]
+    )
+    assert float(losses[talking].sum()) / 24 == pytest.approx(float(sums.sum() / counts.sum()), rel=1e-5)
+
+
+def test_from_silent_rows_the_eye_learns_every_attribute(mllm):
+    batch, params = read(mllm, 24), parameters(mllm)
+    silent = slice(0, int(0.75 * 24))
+
+    def loss(params):
+        losses, metrics = mllm.losses(params, {}, batch, jax.random.key(1))
+        return losses[silent].sum() / 24, metrics
+
+    (value, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    found = mllm._seen(params, batch.pixels[silent])
+    truth = dict(zip(ATTRIBUTES, batch.truth[silent].T, strict=True))
+    right = [-jnp.take_along_axis(jax.nn.log_softmax(found[name]), truth[name][:, None], 1).mean() for name in truth]
+    assert float(value) == pytest.approx(mllm.config.seen_weight * float(np.mean(right)), rel=1e-5)
+    np.testing.assert_array_equal(
+        metrics["seen"][0], [(found[name].argmax(axis=1) == truth[name]).sum() for name in truth]
+    )
+    sizes = {path: float(jnp.abs(leaf).max()) for path, leaf in flatten(gradients)}
+    assert all(size == 0 for path, size in sizes.items() if path.startswith("mllm/text"))
+    assert sizes["mllm/vision/patch_embedding/kernel"] > 0
 
 
 def test_the_mllm_is_judged_by_every_question(mllm):
     numbers = dict(mllm.judge(parameters(mllm), {}))
-    assert set(numbers) == set(mllm.meanings) == {f"mllm/{name}" for name in (*QUESTIONS, "mean", "least")}
+    assert set(numbers) == set(mllm.meanings) == {f"mllm/{name}" for name in (*QUESTIONS, "mean", "least", "seen")}
     assert numbers["mllm/least"] < 0.9  # random weights
 
 

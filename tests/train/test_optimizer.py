@@ -1,9 +1,16 @@
 """Learning rates over a stage."""
 
+from dataclasses import replace
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from mllmsubj.train.optimizer import descend
+from configs import tiny
+from mllmsubj.experiment import Experiment
+from mllmsubj.sharding import flatten, unflatten
+from mllmsubj.train.optimizer import descend, make_optimizer
 from mllmsubj.train.settings import ModesConfig, StageConfig
 
 
@@ -23,3 +30,37 @@ def test_rates_grow_and_fall(warmup, cooldown, shares):
     for done, share in enumerate(shares):
         new = descend(ones, ones, {"leaf": 0.1}, jnp.float32(done), stage)
         assert new["leaf"] == pytest.approx(1 - 0.1 * share)
+
+
+def first_step(optimizer: str, gradients: dict) -> dict:
+    """Path -> the first update, without weight decay and clipping."""
+    train = Experiment.from_config(tiny.get_config()).train
+    made = make_optimizer(replace(train, optimizer=optimizer, weight_decay=0.0, clip_norm=1e9))
+    return dict(flatten(jax.jit(made.update)(gradients, made.init(gradients), gradients)[0]))
+
+
+def test_muon_steps_are_orthogonal_and_as_large_as_adams():
+    shapes = {
+        "transformer/context_embedder/kernel": (24, 48),
+        "transformer/single_blocks/proj_mlp/kernel": (3, 32, 64),
+        "transformer/single_blocks/proj_mlp/bias": (3, 64),
+        "transformer/modulation/single/kernel": (16, 3, 64),
+        "transformer/x_embedder/kernel": (8, 32),
+        "captions/token_embedding/embedding": (10, 32),
+    }
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    gradients = {path: jax.random.normal(key, shape) for key, (path, shape) in zip(keys, shapes.items(), strict=True)}
+    # One layer pulls far harder than the others: each is to have its own step.
+    pull = jnp.array([1.0, 30.0, 0.1])
+    gradients["transformer/single_blocks/proj_mlp/kernel"] *= pull[:, None, None]
+    gradients["transformer/modulation/single/kernel"] *= pull[:, None]
+    muon, adam = (first_step(name, unflatten(gradients)) for name in ("muon", "adamw"))
+
+    matrices = [muon["transformer/context_embedder/kernel"], *muon["transformer/single_blocks/proj_mlp/kernel"]]
+    matrices += list(jnp.moveaxis(muon["transformer/modulation/single/kernel"], 1, 0))
+    for matrix in matrices:
+        values = np.linalg.svd(matrix, compute_uv=False) / (0.2 * max(matrix.shape) ** 0.5)
+        assert all((values > 0.5) & (values < 1.3))  # five steps of Newton and Schulz come no nearer to 1
+    rest = ("transformer/single_blocks/proj_mlp/bias", "transformer/x_embedder/kernel")
+    for path in (*rest, "captions/token_embedding/embedding"):
+        np.testing.assert_allclose(muon[path], adam[path])
