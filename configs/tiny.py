@@ -71,6 +71,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.reference.long_side_several = 96
     config.sampling.height = 128
     config.sampling.width = 128
+    # FLUX.1-dev has been distilled from guidance; the tiny transformer, which knows its embedding of 1 alone, has not.
+    config.sampling.guidance = 1.0
+    config.sampling.text_guidance = 4.0
+    config.sampling.reference_guidance = 2.0
 
     config.compute.remat = False
     config.data.sizes = ((128, 128),)
@@ -159,6 +163,7 @@ def get_config(variant: str = "") -> ConfigDict:
             drop_subject=0.1,
             drop_scene=0.25,
             judge_steps=20,
+            judge_guidance=4.0,
         )
     )
     config.pretrain.dla = ConfigDict(

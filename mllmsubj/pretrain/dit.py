@@ -10,7 +10,6 @@ from one part of its canvas to another before any adapter (In-Context LoRA, arXi
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -154,7 +153,7 @@ class DiTPart:
             yield f"dit/loss{name}", float(np.concatenate(losses).mean())
         draw = jax.jit(
             lambda params, frozen, batch, key, beside: self.draw(
-                params, frozen, self.condition(params, batch), key, Attends(text=True, reference=beside)
+                params, frozen, batch, self.condition(params, batch), key, Attends(text=True, reference=beside)
             ),
             static_argnums=4,
         )
@@ -221,14 +220,33 @@ class DiTPart:
         images = pixels.astype(jnp.float32) / 127.5 - 1.0
         return jnp.stack(self.model.encode_picture(frozen, images), axis=1).astype(jnp.float16)
 
-    def draw(self, params: Params, frozen: Params, condition: Condition, key: Array, attends: Attends) -> Array:
-        """8-bit pictures."""
+    def draw(
+        self, params: Params, frozen: Params, batch: Captioned, condition: Condition, key: Array, attends: Attends
+    ) -> Array:
+        """8-bit pictures, [b, height, width, 3]: of `condition`, away from what is drawn where nothing is said.
+
+        This guidance is true; FLUX.1-dev has been distilled from it, the tiny transformer has not.
+        """
         grid, steps = token_grid(self.size, self.size), self.config.judge_steps
         shape = (len(condition.pooled), grid[0] * grid[1], self.model.config.transformer.in_channels)
         noise = jax.random.normal(key, shape)
         times = jnp.asarray(time_grid(steps, shape[1], self.shift), jnp.float32)
-        velocity = partial(self.velocity, params)
-        latents = sample(velocity, condition, noise, times, [Stage(attends, 0, steps)])
+
+        def velocity(latents: Array, t: Array, conditions: tuple[Condition, Condition], attends: Attends) -> Array:
+            asked, nothing = conditions
+            null = self.velocity(params, latents, t, nothing, replace(attends, reference=False))
+            return null + self.config.judge_guidance * (self.velocity(params, latents, t, asked, attends) - null)
+
+        silent = jnp.asarray(self.encoder("", 0).clip_ids)
+        nothing = self.condition(
+            params,
+            replace(
+                batch,
+                said=jnp.full_like(batch.said, UNSAID),
+                clip_ids=jnp.broadcast_to(silent, batch.clip_ids.shape),
+            ),
+        )
+        latents = sample(velocity, (condition, nothing), noise, times, [Stage(attends, 0, steps)])
         return jnp.round(jnp.clip((self.model.decode(frozen, latents, grid) + 1.0) * 127.5, 0, 255)).astype(jnp.uint8)
 
     def condition(self, params: Params, batch: Captioned) -> Condition:

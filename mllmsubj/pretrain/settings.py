@@ -74,6 +74,8 @@ class DiTPartConfig(PartConfig):
     """Share of each of the scene's attributes that a caption leaves out."""
     judge_steps: int
     """Of the sampler, for drawings that are judged."""
+    judge_guidance: float
+    """Of these drawings: how far from what is drawn where nothing is said; 1 is none."""
 
 
 @dataclass(frozen=True)

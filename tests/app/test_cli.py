@@ -82,6 +82,7 @@ LATE = {
     "taus": (generate(tau1=0.2, tau2=0.5), "tau1=0.2, tau2=0.5"),
     "steps": (generate(steps=0), "steps is 0"),
     "guidance": (generate(guidance=-1), "guidance is -1"),
+    "text guidance": (generate(text_guidance=-1), "text_guidance is -1"),
     "frozen_dtype": (generate(frozen_dtype="int4"), ["model.frozen_dtype", "'int4'", "'auto' or 'int8'"]),
     "long prompt": (generate(prompt="z" * 5000), "at most 512"),
     "broken prompt": (generate(prompt="a\udcff"), "not valid UTF-8"),

@@ -14,6 +14,7 @@ from mllmsubj.data.toyworld.identity import Shape
 from mllmsubj.data.toyworld.pictures import PictureSource
 from mllmsubj.errors import UserError
 from mllmsubj.pretrain.captions import FIRSTS, UNSAID, says, token_weights
+from mllmsubj.pretrain.dla import TOLD
 from mllmsubj.sharding import flatten
 from tests.pretrain.parts import SIZE, make, parameters, read
 
@@ -58,6 +59,18 @@ def test_the_transformer_draws_its_captions(dit):
     drawings, views = (value for _, value in values if isinstance(value, np.ndarray))
     assert (drawings.dtype, drawings.shape) == (np.uint8, (3, SIZE, 2 * SIZE, 3))
     assert (views.dtype, views.shape) == (np.uint8, (3, SIZE, 3 * SIZE, 3))
+
+
+@pytest.mark.parametrize(("guidance", "heard"), [(0.0, False), (1.0, True)])
+def test_guidance_of_drawings_leads_away_from_what_is_drawn_of_nothing(dit, guidance, heard):
+    part = replace(dit, config=replace(dit.config, judge_guidance=guidance))
+    params, frozen, batch = parameters(part), part.frozen(), read(part, 4)
+    other = replace(batch, said=np.broadcast_to(FIRSTS[:-1], batch.said.shape))
+    # Noise and times are the same: only what is said differs.
+    draw = jax.jit(
+        lambda batch: part.draw(params, frozen, batch, part.condition(params, batch), jax.random.key(0), TOLD)
+    )
+    assert np.any(draw(batch) != draw(other)) == heard
 
 
 def test_every_second_row_sees_another_view_of_its_subject(dit):

@@ -38,6 +38,13 @@ def test_one_stage_trains_as_long():
     assert one["train.stage2.steps"] == CONFIG.train.stage1.steps + CONFIG.train.stage2.steps
 
 
+def test_more_guidance_is_of_the_kind_that_is_in_use():
+    paper = load_config(str(ROOT / "configs" / "paper.py"))
+    assert TABLES["sampler"](paper).rows[-1].overrides == {"sampling.guidance": 4.0}
+    scales = {"sampling.text_guidance": 6.4, "sampling.reference_guidance": 3.2}
+    assert ALL["sampler"].rows[-1].overrides == pytest.approx(scales)
+
+
 def test_every_mix_of_conditions_sums_to_one():
     for one in runs(list(ALL.values())):
         for stage in ("stage1", "stage2"):

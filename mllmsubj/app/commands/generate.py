@@ -17,6 +17,7 @@ from mllmsubj.errors import UserError
 
 SETTINGS = {
     **{name: f"sampling.{name}" for name in ("height", "width", "steps", "tau1", "tau2", "guidance")},
+    **{name: f"sampling.{name}" for name in ("text_guidance", "reference_guidance")},
     "frozen_dtype": "model.frozen_dtype",
     "offload": "compute.offload",
 }
@@ -47,7 +48,9 @@ def define(values: flags.FlagValues) -> None:
     for name, what in (
         ("tau1", "the MLLM alone leads while t >= tau1; t = 1 is noise"),
         ("tau2", "MLLM and VAE while tau2 <= t < tau1, then the VAE alone"),
-        ("guidance", "distilled guidance scale"),
+        ("guidance", "distilled guidance scale, of models that have been distilled"),
+        ("text_guidance", "true guidance towards the prompt as the MLLM reads it; 1: off"),
+        ("reference_guidance", "true guidance towards the VAE's reference; 1: off"),
     ):
         flags.DEFINE_float(name, None, what, flag_values=values)
     text("frozen_dtype", None, "int8: frozen projections in 8 bits, half of bfloat16's memory")
