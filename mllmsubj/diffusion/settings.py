@@ -54,3 +54,9 @@ class SamplingConfig:
     def true_guidance(self) -> bool:
         """Whether the velocity is a mix of several evaluations; scales of 1 are the plain velocity."""
         return (self.text_guidance, self.reference_guidance) != (1.0, 1.0)
+
+    @property
+    def all_guidance(self) -> str:
+        """In words, for reports."""
+        true = f", true guidance {self.text_guidance:g} to the text and {self.reference_guidance:g} to the reference"
+        return f"guidance {self.guidance:g}{true if self.true_guidance else ''}"

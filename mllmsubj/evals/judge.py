@@ -116,4 +116,4 @@ def _sampler(experiment: Experiment, steps: int) -> str:
     size, sees = f"{sampling.width} × {sampling.height}", f"{sampling.conditions} at every step"
     if sampling.conditions == "staged":
         sees = f"τ1 {sampling.tau1:g}, τ2 {sampling.tau2:g}"
-    return f"{size}, {steps} steps, {sees}, guidance {sampling.guidance:g}"
+    return f"{size}, {steps} steps, {sees}, {sampling.all_guidance}"

@@ -29,6 +29,7 @@ from mllmsubj.app.sweeping import carry_out, checked_runs
 from mllmsubj.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from mllmsubj.experiment import Experiment
     from mllmsubj.reproduce.report import Filled, Found
     from mllmsubj.reproduce.tables import Row, Table
     from mllmsubj.sweeps.plan import Record
@@ -106,9 +107,10 @@ def _write(workdir: Path, config: ConfigDict, tables: "list[Table]", record: "Re
     from mllmsubj.experiment import Experiment
     from mllmsubj.reproduce.report import EXAMPLES, Filled, as_csv, as_text, page
 
-    prompts = first_prompts(Experiment.from_config(config), EXAMPLES)
+    experiment = Experiment.from_config(config)
+    prompts = first_prompts(experiment, EXAMPLES)
     filled = [Filled(table, tuple(_found(workdir, record, row, prompts) for row in table.rows)) for table in tables]
-    facts = _facts(config, filled)
+    facts = _facts(experiment, filled)
     with replacing(workdir / "results.csv") as partial:
         partial.write_text(as_csv(filled))
     with replacing(workdir / "report.html") as partial:
@@ -136,13 +138,14 @@ def _found(workdir: Path, record: "Record", row: "Row", prompts: list[str]) -> "
     return Found(metrics, pixels.reshape(-1, side, *pixels.shape[1:])[: len(prompts)], prompts)
 
 
-def _facts(config: ConfigDict, filled: "list[Filled]") -> dict[str, str]:
-    train, examples = config.train, {int(found.metrics["examples"]) for each in filled for _, found in each.rows}
+def _facts(experiment: "Experiment", filled: "list[Filled]") -> dict[str, str]:
+    train, sampling = experiment.train, experiment.sampling
+    examples = {int(found.metrics["examples"]) for each in filled for _, found in each.rows}
     return {
         "training": f"{train.stage1.steps} + {train.stage2.steps} steps of {train.batch_size}, "
-        f"from {train.weights or 'no weights'}, seed {config.seed}",
+        f"from {train.weights or 'no weights'}, seed {experiment.seed}",
         "judged by": f"{', '.join(map(str, sorted(examples))) or 'no'} of {ALL} held-out examples",
-        "sampler": f"{config.sampling.steps} steps, but for what a row says τ {config.sampling.tau1:g}, "
-        f"{config.sampling.tau2:g}, guidance {config.sampling.guidance:g}",
+        "sampler": f"{sampling.steps} steps, but for what a row says τ {sampling.tau1:g}, "
+        f"{sampling.tau2:g}, {sampling.all_guidance}",
         "made by": f"mllmsubj {version('mllmsubj')}",
     }
