@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mllmsubj.aot import inputs
 from mllmsubj.aot.topology import compile_there
+from mllmsubj.diffusion.guidance import evaluated
 from mllmsubj.diffusion.schedule import time_grid
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
@@ -122,6 +123,11 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
     moments = jax.tree.map(
         lambda x: whole(*x.shape, dtype=x.dtype), jax.eval_shape(generator.prepare, mine["prepare"], starts, condition)
     )
+    seen = [
+        (attends, stage.stop - stage.start)
+        for stage in stages
+        for attends in (evaluated(stage.attends) if settings.true_guidance else (stage.attends,))
+    ]
     denoise = partial(generator.sample.lower, mine["denoise"], condition, noise, times, (1.0, 1.0), moments)
     lowered: dict[str, tuple[Callable[[], jax.stages.Lowered], int]] = {
         "encode": (
@@ -134,8 +140,8 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
         ),
         "denoise": (
             lambda: denoise(grid=grid, stages=stages, true=settings.true_guidance),
-            sample_flops(model, condition, [(s.attends, s.stop - s.start) for s in stages], tokens)
-            - settings.steps * size * modulation_flops(model.transformer),
+            sample_flops(model, condition, seen, tokens)
+            - sum(steps for _, steps in seen) * size * modulation_flops(model.transformer),
         ),
         "decode": (
             lambda: generator.decode.lower(mine["decode"], noise, grid),

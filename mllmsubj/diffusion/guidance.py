@@ -4,6 +4,11 @@ from mllmsubj.diffusion.stages import NOTHING, VAE
 from mllmsubj.typing import Array, Attends, Float, PyTree, Velocity
 
 
+def evaluated(attends: Attends) -> tuple[Attends, ...]:
+    """What `guided` evaluates a velocity with: what the stage sees, nothing, and, of the two it sees, the reference."""
+    return (attends, NOTHING, VAE) if attends.reference and attends.mllm else (attends, NOTHING)
+
+
 def guided(velocity: Velocity, text_scale: Array | float, reference_scale: Array | float) -> Velocity:
     """v∅ + s_r · (v_r − v∅) + s_t · (v − v_r): the MLLM's and the VAE's pull on the picture, scaled apart.
 
@@ -13,13 +18,9 @@ def guided(velocity: Velocity, text_scale: Array | float, reference_scale: Array
     """
 
     def wrapped(latents: Float[Array, "b n d"], t: PyTree, condition: PyTree, attends: Attends) -> Array:
-        full = velocity(latents, t, condition, attends)
-        null = velocity(latents, t, condition, NOTHING)
-        if not attends.reference:
-            return null + text_scale * (full - null)
-        if not attends.mllm:
-            return null + reference_scale * (full - null)
-        reference = velocity(latents, t, condition, VAE)
-        return null + reference_scale * (reference - null) + text_scale * (full - reference)
+        full, null, *both = (velocity(latents, t, condition, each) for each in evaluated(attends))
+        if both:
+            return null + reference_scale * (both[0] - null) + text_scale * (full - both[0])
+        return null + (reference_scale if attends.reference else text_scale) * (full - null)
 
     return wrapped
