@@ -56,9 +56,8 @@ def small_config() -> ConfigDict:
         model.transformer.update(pooled_projection_dim=8)
         model.lora.update(rank=4, alpha=8.0)
         config.train.update(batch_size=8, ema_decay=0.98)
-        config.train.time.update(
-            mean=1.0, std=1.3
-        )  # the shipped recipe may change; what tests compare to 1e-5 does not
+        # The shipped recipe may change; what tests compare to 1e-5 does not.
+        config.train.time.update(mean=1.0, std=1.3)
         for stage in (config.train.stage1, config.train.stage2):
             stage.update(warmup_steps=20, cooldown_steps=0, learning_rates=(("dla/.*", 1e-3), (".*/lora_[ab]", 1e-3)))
     return config

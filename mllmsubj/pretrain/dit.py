@@ -153,7 +153,7 @@ class DiTPart:
             yield f"dit/loss{name}", float(np.concatenate(losses).mean())
         draw = jax.jit(
             lambda params, frozen, batch, key, beside: self.draw(
-                params, frozen, batch, self.condition(params, batch), key, Attends(text=True, reference=beside)
+                params, frozen, self.condition(params, batch), key, Attends(text=True, reference=beside)
             ),
             static_argnums=4,
         )
@@ -220,9 +220,7 @@ class DiTPart:
         images = pixels.astype(jnp.float32) / 127.5 - 1.0
         return jnp.stack(self.model.encode_picture(frozen, images), axis=1).astype(jnp.float16)
 
-    def draw(
-        self, params: Params, frozen: Params, batch: Captioned, condition: Condition, key: Array, attends: Attends
-    ) -> Array:
+    def draw(self, params: Params, frozen: Params, condition: Condition, key: Array, attends: Attends) -> Array:
         """8-bit pictures, [b, height, width, 3]: of `condition`, away from what is drawn where nothing is said.
 
         This guidance is true; FLUX.1-dev has been distilled from it, the tiny transformer has not.
@@ -237,14 +235,11 @@ class DiTPart:
             null = self.velocity(params, latents, t, nothing, replace(attends, reference=False))
             return null + self.config.judge_guidance * (self.velocity(params, latents, t, asked, attends) - null)
 
-        silent = jnp.asarray(self.encoder("", 0).clip_ids)
-        nothing = self.condition(
-            params,
-            replace(
-                batch,
-                said=jnp.full_like(batch.said, UNSAID),
-                clip_ids=jnp.broadcast_to(silent, batch.clip_ids.shape),
-            ),
+        silent: Any = self.model.clip.apply({"params": params["clip"]}, jnp.asarray(self.encoder("", 0).clip_ids))
+        nothing = replace(
+            condition,
+            text_mask=jnp.zeros_like(condition.text_mask),
+            pooled=jnp.broadcast_to(silent, condition.pooled.shape),
         )
         latents = sample(velocity, (condition, nothing), noise, times, [Stage(attends, 0, steps)])
         return jnp.round(jnp.clip((self.model.decode(frozen, latents, grid) + 1.0) * 127.5, 0, 255)).astype(jnp.uint8)

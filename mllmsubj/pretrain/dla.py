@@ -165,7 +165,7 @@ class DLAPart:
         look, silence = jax.jit(lambda *args: self.losses(*args)[0]), jax.jit(self._silence)
         yield "dla/loss", float(np.concatenate([look(params, frozen, *each) for each in told]).mean())
         yield "dla/silence", float(np.concatenate([silence(frozen, *each) for each in told]).mean())
-        draw = jax.jit(lambda p, f, batch, key: self.dit.draw(f, f, batch, self.condition(p, f, batch), key, TOLD))
+        draw = jax.jit(lambda p, f, batch, key: self.dit.draw(f, f, self.condition(p, f, batch), key, TOLD))
         drawn = np.concatenate([draw(params, frozen, *each) for each in told])
         if (folder := self.dit.holding("probe")) is not None:
             yield "dla/accuracy", float((ProbeReader.load(folder)(drawn) == held.truth).mean())

@@ -204,6 +204,7 @@ class MLLMPart:
         source, right = PictureSource(Split.TEST, self.config.judged, self.size), jax.jit(self._right)
         pictures, size = [source[i] for i in range(len(source))], self.config.batch_size
         pixels = np.stack([picture.render(self.size) for picture in pictures])
+        truth = np.stack([numbers(picture.identity, picture.scene) for picture in pictures])
         shares = {}
         for name, question in QUESTIONS.items():
             counts = []
@@ -211,14 +212,15 @@ class MLLMPart:
                 talks = [self.talk([(question, answer(p, name))]) for p in pictures[first : first + size]]
                 ids, answers, mask = (np.stack(each) for each in zip(*talks, strict=True))
                 length = -(-int(mask.sum(axis=1).max()) // 16) * 16
-                ids, answers, mask, zero = ids[:, :length], answers[:, :length], mask[:, :length], np.zeros(len(ids))
-                talk = Talks(zero, zero, pixels[first : first + size], ids, answers, mask, task=zero, truth=zero)
+                ids, answers, mask = ids[:, :length], answers[:, :length], mask[:, :length]
+                rows, zero = slice(first, first + size), np.zeros(len(ids), np.int32)
+                talk = Talks(zero, zero, pixels[rows], ids, answers, mask, task=zero, truth=truth[rows])
                 counts.append(right(params, talk))
             shares[name] = float(np.concatenate(counts).mean())
             yield f"mllm/{name}", shares[name]
         yield "mllm/mean", float(np.mean(list(shares.values())))
         yield "mllm/least", min(shares.values())
-        look, truth = jax.jit(self._seen), np.stack([numbers(p.identity, p.scene) for p in pictures])
+        look = jax.jit(self._seen)
         found = [look(params, pixels[first : first + size]) for first in range(0, len(source), size)]
         seen = [np.concatenate([np.argmax(each[name], axis=1) for each in found]) for name in ATTRIBUTES]
         yield "mllm/seen", float((np.stack(seen, axis=1) == truth).mean())

@@ -1,10 +1,10 @@
 """What a config says of pretraining; see configs/tiny.py for the values."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from mllmsubj.errors import UserError
 from mllmsubj.models.probe import ProbeConfig
+from mllmsubj.train.settings import Optimizer
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class PartConfig:
 
     steps: int
     batch_size: int
-    optimizer: Literal["adamw", "muon"]
+    optimizer: Optimizer
     learning_rate: float
     warmup_steps: int
     cooldown_steps: int
@@ -54,6 +54,10 @@ class MLLMPartConfig(PartConfig):
     seen_weight: float
     """Of the cross entropy, mean over attributes, of reading a picture off the tokens that its eye gives the decoder,
     where that of the answers, mean over their tokens, is 1."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.silent < 1.0:
+            raise UserError(f"config key pretrain.mllm.silent is {self.silent}; it must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from typing import Literal
 
 from mllmsubj.errors import UserError
 
+Optimizer = Literal["adamw", "muon"]
+
 
 @dataclass(frozen=True)
 class ModesConfig:
@@ -68,7 +70,7 @@ class TrainConfig:
     time: TimeConfig
     guidance: float
     sample_posterior: bool
-    optimizer: Literal["adamw", "muon"]
+    optimizer: Optimizer
     beta1: float
     beta2: float
     weight_decay: float

@@ -67,9 +67,7 @@ def test_guidance_of_drawings_leads_away_from_what_is_drawn_of_nothing(dit, guid
     params, frozen, batch = parameters(part), part.frozen(), read(part, 4)
     other = replace(batch, said=np.broadcast_to(FIRSTS[:-1], batch.said.shape))
     # Noise and times are the same: only what is said differs.
-    draw = jax.jit(
-        lambda batch: part.draw(params, frozen, batch, part.condition(params, batch), jax.random.key(0), TOLD)
-    )
+    draw = jax.jit(lambda batch: part.draw(params, frozen, part.condition(params, batch), jax.random.key(0), TOLD))
     assert np.any(draw(batch) != draw(other)) == heard
 
 

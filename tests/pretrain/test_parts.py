@@ -166,6 +166,13 @@ def test_the_mllm_is_judged_by_every_question(mllm):
     assert numbers["mllm/least"] < 0.9  # random weights
 
 
+def test_somebody_must_talk():
+    with pytest.raises(
+        UserError, match=r"config key pretrain\.mllm\.silent is 1\.0; it must be at least 0 and below 1"
+    ):
+        Experiment.from_config(config("mllm", silent=1.0))
+
+
 @pytest.mark.parametrize("key", ["steps", "batch_size", "judged", "pictures"])
 def test_nothing_is_not_enough(key):
     wrong = config("dit")

@@ -16,8 +16,8 @@ from mllmsubj.app.overrides import divided, overridden
 from mllmsubj.errors import UserError
 
 SETTINGS = {
-    **{name: f"sampling.{name}" for name in ("height", "width", "steps", "tau1", "tau2", "guidance")},
-    **{name: f"sampling.{name}" for name in ("text_guidance", "reference_guidance")},
+    **{name: f"sampling.{name}" for name in ("height", "width", "steps", "tau1", "tau2")},
+    **{name: f"sampling.{name}" for name in ("guidance", "text_guidance", "reference_guidance")},
     "frozen_dtype": "model.frozen_dtype",
     "offload": "compute.offload",
 }
