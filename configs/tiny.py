@@ -158,10 +158,10 @@ def get_config(variant: str = "") -> ConfigDict:
             judged=32,
             pictures=20_000,
             subject_weight=4.0,
-            drop_beside=0.7,
+            drop_beside=0.8,
             drop_all=0.1,
             drop_subject=0.1,
-            drop_scene=0.25,
+            drop_scene=0.4,
             judge_steps=20,
             judge_guidance=4.0,
         )
@@ -174,7 +174,8 @@ def get_config(variant: str = "") -> ConfigDict:
             learning_rate=1e-3,
             cooldown_steps=750,
             judge_every_steps=500,
-            judged=32,
+            judged=64,
+            examples=12_000,
             tokens=72,
         )
     )

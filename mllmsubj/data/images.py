@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -101,12 +102,17 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8))
 
 
+def normalised(pixels: Any, config: ReferenceConfig) -> Any:
+    """8-bit tiles, [*shape, 3], as the MLLM wants them, float32; arrays of NumPy or of JAX."""
+    mean, std = (np.asarray(each, np.float32) for each in (config.mean, config.std))
+    return (pixels.astype(np.float32) / np.float32(255.0) - mean) / std
+
+
 def mllm_tile(
     image: Image.Image, size: tuple[int, int], config: ReferenceConfig
 ) -> Float[np.ndarray, "height width 3"]:
     """One tile of `size` (height, width), normalised."""
-    pixels = np.asarray(squeeze(image, size), np.float32) / 255.0
-    return (pixels - np.asarray(config.mean, np.float32)) / np.asarray(config.std, np.float32)
+    return normalised(np.asarray(squeeze(image, size)), config)
 
 
 def squeeze(image: Image.Image, size: tuple[int, int]) -> Image.Image:

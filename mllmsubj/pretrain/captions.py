@@ -80,7 +80,7 @@ class CaptionReader:
         p = self.part
         return (
             f"leaves out {p.drop_all} of captions, {p.drop_subject} of subjects, {p.drop_beside} of those seen beside, "
-            f"{p.drop_scene} of scenes' attributes"
+            f"up to twice {p.drop_scene} of scenes' attributes"
         )
 
     def empty(self, bucket: Bucket, rows: int) -> Captioned:
@@ -115,7 +115,8 @@ class CaptionReader:
     def kept(self, rng: np.random.Generator, paired: bool) -> set[str]:
         """Attributes that a caption says; `paired`: of a picture that has another view beside it."""
         p = self.part
-        kept = {name for name in SCENE_ATTRIBUTES if rng.random() >= p.drop_scene}
+        left_out = rng.uniform(0.0, min(1.0, 2.0 * p.drop_scene))  # a prompt says little of a scene, a caption much
+        kept = {name for name in SCENE_ATTRIBUTES if rng.random() >= left_out}
         if rng.random() >= (p.drop_beside if paired else p.drop_subject):
             kept |= set(IDENTITY_ATTRIBUTES)
         elif not paired or rng.random() < 0.5:

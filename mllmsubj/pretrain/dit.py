@@ -23,7 +23,7 @@ from mllmsubj.data.prompts import PromptEncoder
 from mllmsubj.data.settings import DataConfig
 from mllmsubj.data.toyworld import Picture, Split, caption
 from mllmsubj.data.toyworld.attributes import ATTRIBUTES, IDENTITY_ATTRIBUTES, numbers
-from mllmsubj.data.toyworld.latents import EncodedPictures, encoded
+from mllmsubj.data.toyworld.latents import EncodedPictures, Pictures, encoded
 from mllmsubj.data.toyworld.pictures import PictureSource
 from mllmsubj.data.toyworld.scene import SCENE_ATTRIBUTES
 from mllmsubj.diffusion.loss import interpolate, logit_normal, squared_error
@@ -99,7 +99,11 @@ class DiTPart:
 
     def source(self, pictures: PictureSource, threads: int) -> EncodedPictures:
         some = PictureSource(pictures.split, self.config.pictures, pictures.size, pictures.seed, views=2)
-        frozen, look = self.frozen(), jax.jit(self._moments)
+        return EncodedPictures(some, *self.encoded(some, threads))
+
+    def encoded(self, pictures: Pictures, threads: int) -> tuple[str, Float[np.ndarray, "pictures two n c"]]:
+        """Their moments under a name, kept in the part's folder. Raises UserError as `latents.encoded` does."""
+        frozen, look = self.frozen(), jax.jit(self.moments)
         folder = self.holding("vae")
         assert folder is not None
         vae = hashlib.sha256(shipped.path(folder, "vae").read_bytes()).hexdigest()
@@ -108,7 +112,7 @@ class DiTPart:
         def encode(pixels: UInt8[np.ndarray, "b height width 3"]) -> Float[np.ndarray, "b two n c"]:
             return jax.device_get(look(frozen, pixels))
 
-        return encoded(some, encode, encoder, self.folder / self.name, threads)
+        return encoded(pictures, encode, encoder, self.folder / self.name, threads)
 
     def reader(self, data: DataConfig) -> CaptionReader:
         channels = self.model.config.transformer.in_channels
@@ -175,7 +179,7 @@ class DiTPart:
         source = PictureSource(Split.TEST, views * count, self.size, views=views)
         pictures = [source[i] for i in range(len(source))]
         pixels = np.stack([picture.render(self.size) for picture in pictures])
-        size, encode = self.config.batch_size, jax.jit(self._moments)
+        size, encode = self.config.batch_size, jax.jit(self.moments)
         moments = np.concatenate([encode(frozen, pixels[i : i + size]) for i in range(0, len(pixels), size)])
         pictures, kept = pictures[::views], set(ATTRIBUTES) if views == 1 else set(SCENE_ATTRIBUTES)
         said, clip_ids = (np.stack(each) for each in zip(*(says(self.encoder, p, kept) for p in pictures), strict=True))
@@ -215,7 +219,7 @@ class DiTPart:
         """Without adapters."""
         return replace(self.model, config=replace(self.model.config, lora=None))
 
-    def _moments(self, frozen: Params, pixels: Array) -> Float[Array, "b two n c"]:
+    def moments(self, frozen: Params, pixels: Array) -> Float[Array, "b two n c"]:
         """Of 8-bit pictures, float16."""
         images = pixels.astype(jnp.float32) / 127.5 - 1.0
         return jnp.stack(self.model.encode_picture(frozen, images), axis=1).astype(jnp.float16)
@@ -239,6 +243,7 @@ class DiTPart:
         nothing = replace(
             condition,
             text_mask=jnp.zeros_like(condition.text_mask),
+            image_mask=None if condition.image is None else jnp.zeros(condition.image.shape[:2], bool),
             pooled=jnp.broadcast_to(silent, condition.pooled.shape),
         )
         latents = sample(velocity, (condition, nothing), noise, times, [Stage(attends, 0, steps)])

@@ -1,106 +1,42 @@
 """The DLA before the method's two stages: it learns to tell the transformer what the captions' table tells it.
 
-The table stands for T5. The DLA reads the same captions as texts, through the frozen MLLM, and is trained until the
-transformer's velocity is the same (paper.md, "Where we can be better than the paper", 2). That target has no noise in
-it, so this takes far fewer pictures than flow matching. The MLLM sees no picture here: what the DLA makes of
-references is left to the two stages.
+The table stands for T5. The DLA reads what the frozen MLLM makes of a prompt and a reference, and is trained until the
+transformer's velocity is that of a caption of what is asked for (paper.md, "Where we can be better than the paper", 2,
+and beyond it: of references too). That target has no noise in it, so this takes far fewer pictures than flow matching.
+Some rows are captions in other words, without a reference.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mllmsubj.data.images import ReferenceConfig, normalised
 from mllmsubj.data.plan import Bucket
-from mllmsubj.data.prompts import PromptEncoder
 from mllmsubj.data.settings import DataConfig
-from mllmsubj.data.toyworld import Picture
+from mllmsubj.data.toyworld import Example, Split, ToyworldSource
 from mllmsubj.data.toyworld.attributes import ATTRIBUTES
-from mllmsubj.data.toyworld.latents import EncodedPictures, Moments
+from mllmsubj.data.toyworld.latents import EncodedExamples, Targets
 from mllmsubj.data.toyworld.pictures import PictureSource
 from mllmsubj.data.toyworld.prompts import write_caption
 from mllmsubj.diffusion.loss import squared_error
-from mllmsubj.errors import UserError
 from mllmsubj.evals.evaluator import Value
 from mllmsubj.evals.toyworld.probe import ProbeReader
+from mllmsubj.evals.toyworld.tallies import accuracy, identity, prompt, truth
 from mllmsubj.models.layers import init_params
 from mllmsubj.models.subject import Condition
-from mllmsubj.pretrain.captions import UNSAID, Captioned, CaptionReader
+from mllmsubj.pretrain.captions import UNSAID, Captioned
 from mllmsubj.pretrain.dit import SHOWN, DiTPart
 from mllmsubj.pretrain.settings import DLAPartConfig
+from mllmsubj.pretrain.told import Told, ToldReader, kinds
 from mllmsubj.train.metrics import Bins
-from mllmsubj.typing import Array, Attends, Bool, Float, Int, Leaf, Params
+from mllmsubj.typing import Array, Attends, Float, Int, Params
 
-TOLD = Attends(text=True)
-
-
-@flax.struct.dataclass
-class Told(Captioned):
-    """Captions beside what the MLLM and CLIP read of them as texts."""
-
-    input_ids: Leaf
-    """[b, s] int32."""
-    attention_mask: Leaf
-    """[b, s] bool, False at padding."""
-    text_clip_ids: Leaf
-    """[b, u] int32; `clip_ids` are of the caption that the transformer knows."""
-
-
-@dataclass(frozen=True)
-class TextReader:
-    """Says captions in other words."""
-
-    captions: CaptionReader
-    tokens: int
-    """Of a text, filled up."""
-
-    @property
-    def config(self) -> DataConfig:
-        return self.captions.config
-
-    def augmentation(self) -> str:
-        return f"{self.captions.augmentation()}, as texts of {self.tokens} tokens"
-
-    def empty(self, bucket: Bucket, rows: int) -> Told:
-        length = self.captions.encoder.layout(0, self.tokens)[0][1]
-        captioned = self.captions.empty(bucket, rows)
-        return Told(
-            **vars(captioned),
-            input_ids=np.empty((rows, length), np.int32),
-            attention_mask=np.empty((rows, length), bool),
-            text_clip_ids=np.empty_like(captioned.clip_ids),
-        )
-
-    def read(
-        self,
-        example: tuple[Picture, Moments, Moments],
-        bucket: Bucket,
-        rng: np.random.Generator,
-        batch: Told,
-        row: int,
-    ) -> None:
-        picture, kept = example[0], self.captions.kept(rng, paired=False)
-        self.captions.write(example, kept, batch, row)
-        text = write_caption(rng, picture.identity, picture.scene, kept, held_out=False)
-        batch.input_ids[row], batch.attention_mask[row], batch.text_clip_ids[row] = _ids(
-            self.captions.encoder, text, self.tokens
-        )
-
-
-def _ids(
-    encoder: PromptEncoder, text: str, tokens: int
-) -> tuple[Int[np.ndarray, " s"], Bool[np.ndarray, " s"], Int[np.ndarray, " u"]]:
-    """The MLLM's, which of them are there, and CLIP's. Raises UserError for a text of more tokens."""
-    try:
-        ids = encoder(text, 0, tokens)
-    except UserError:  # it names another key
-        raise UserError(f"config key pretrain.dla.tokens is {tokens}, too few for {text!r}; raise it") from None
-    return np.asarray(ids.input_ids[0]), np.asarray(ids.attention_mask[0]), np.asarray(ids.clip_ids[0])
+TOLD = (Attends(text=True), Attends(text=True, image=True))
+"""What the transformer looks at by the number of references."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +46,19 @@ class DLAPart:
     config: DLAPartConfig
     dit: DiTPart
     """That it talks to."""
+    data: DataConfig
+    reference: ReferenceConfig
 
     name = "dla"
-    bins: ClassVar[Mapping[str, Bins]] = {}
+    bins: ClassVar[Mapping[str, Bins]] = {"by_kind": Bins("loss_kind", ("text", "prompt"))}
     meanings: ClassVar[Mapping[str, str]] = {
         "dla/loss": "Squared difference of the velocity of a text from that of its caption",
         "dla/silence": "The same of saying nothing: what there is to learn",
         "dla/accuracy": "Share of what texts say that the probe reads in pictures drawn after them",
+        "dla/loss_seen": "As the loss, of prompts about references",
+        "dla/silence_seen": "The same of saying nothing",
+        "dla/identity": "Share of a reference's attributes that the probe reads in drawings of prompts about it",
+        "dla/prompts": "Share of what these prompts ask",
     }
 
     @property
@@ -130,54 +72,101 @@ class DLAPart:
         """The MLLM and the transformer with all that it is pretrained with. Raises UserError where one is not there."""
         return self.dit.built_on(self.name, "mllm", "dit", "vae")
 
-    def source(self, pictures: PictureSource, threads: int) -> EncodedPictures:
-        return self.dit.source(pictures, threads)
+    def source(self, pictures: PictureSource, threads: int) -> EncodedExamples:
+        examples = ToyworldSource(pictures.split, self.config.examples, pictures.size, pictures.seed)
+        return EncodedExamples(examples, *self.dit.encoded(Targets(examples), threads))
 
-    def reader(self, data: DataConfig) -> TextReader:
-        return TextReader(self.dit.reader(data), self.config.tokens)
+    def reader(self, data: DataConfig) -> ToldReader:
+        return ToldReader(self.dit.reader(data), self.config.tokens, self.dit.model.config.mllm.vision.image_size)
 
     def losses(
         self, params: Params, frozen: Params, batch: Told, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
         """Squared difference of the velocities, at noisy latents of the picture."""
-        latents, t, _ = self.dit.noisy(batch, key)
-        known = self.dit.condition(frozen, batch)
-        target = self.dit.velocity(frozen, latents, t, known, TOLD)
-        velocity = self.dit.velocity(frozen, latents, t, self.condition(params, frozen, batch), TOLD)
-        return squared_error(velocity, target, batch.weights), {}
+        drawn, losses = self.dit.noisy(batch, key), jnp.zeros(len(batch.example))
+        every = kinds(len(batch.example))
+        for references, rows in enumerate(every):
+            some, noisy = jax.tree.map(lambda x, rows=rows: x[rows], (batch, drawn))
+            losses = losses.at[rows].set(self._losses(params, frozen, some, noisy, references))
+        sums = jnp.stack([losses[rows].sum() for rows in every])
+        return losses, {"by_kind": jnp.stack([sums, jnp.asarray([float(len(rows)) for rows in every])])}
 
-    def condition(self, params: Params, frozen: Params, batch: Told) -> Condition:
-        """What the texts say."""
-        model, (start, stop) = self.dit.model, self.dit.encoder.layout(0, self.config.tokens)[0]
-        states: Any = model.mllm.apply({"params": frozen["mllm"]}, batch.input_ids, batch.attention_mask, None)
-        text: Any = model.dla.apply({"params": params["dla"]}, states[:, :, start:stop], method="aggregate_text")
+    def _losses(
+        self, params: Params, frozen: Params, batch: Told, drawn: tuple[Array, Array, Array], references: int
+    ) -> Float[Array, " b"]:
+        """Of rows of one kind."""
+        latents, t, _ = drawn
+        target = self.dit.velocity(frozen, latents, t, self.dit.condition(frozen, batch), TOLD[0])
+        told = self.condition(params, frozen, batch, references)
+        return squared_error(self.dit.velocity(frozen, latents, t, told, TOLD[references]), target, batch.weights)
+
+    def condition(self, params: Params, frozen: Params, batch: Told, references: int) -> Condition:
+        """What rows of one kind say."""
+        model, ((start, stop), images) = self.dit.model, self.reader(self.data).layout(references)
+        tiles = normalised(batch.tiles, self.reference) if references else None
+        ids, mask = batch.input_ids[:, :stop], batch.attention_mask[:, :stop]
+        states: Any = model.mllm.apply({"params": frozen["mllm"]}, ids, mask, tiles)
+        image = jnp.concatenate([states[:, :, :0], *(states[:, :, slice(*span)] for span in images)], axis=2)
+        told: Any = model.dla.apply({"params": params["dla"]}, states[:, :, start:stop], image, mask[:, start:stop])
         known = self.dit.condition(frozen, replace(batch, clip_ids=batch.text_clip_ids))
-        return replace(known, text=text, text_mask=batch.attention_mask[:, start:stop])
+        return replace(known, text=told[0], image=told[1], text_mask=mask[:, start:stop])
 
     def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
-        """On held-out pictures, of full captions in held-out sentence patterns."""
-        held, rng = self.dit.held_out(frozen, self.config.judged, views=1), np.random.default_rng(0)
-        texts = (write_caption(rng, p.identity, p.scene, set(ATTRIBUTES), held_out=True) for p in held.pictures)
-        read, told = map(self._read, texts), []
-        for batch, key in held.batches:
-            ids, mask, clip_ids = (np.stack(each) for each in zip(*islice(read, len(batch.said)), strict=True))
-            told.append((Told(**vars(batch), input_ids=ids, attention_mask=mask, text_clip_ids=clip_ids), key))
-        look, silence = jax.jit(lambda *args: self.losses(*args)[0]), jax.jit(self._silence)
-        yield "dla/loss", float(np.concatenate([look(params, frozen, *each) for each in told]).mean())
-        yield "dla/silence", float(np.concatenate([silence(frozen, *each) for each in told]).mean())
-        draw = jax.jit(lambda p, f, batch, key: self.dit.draw(f, f, self.condition(p, f, batch), key, TOLD))
-        drawn = np.concatenate([draw(params, frozen, *each) for each in told])
-        if (folder := self.dit.holding("probe")) is not None:
-            yield "dla/accuracy", float((ProbeReader.load(folder)(drawn) == held.truth).mean())
-        yield "dla/drawings", np.concatenate([held.pixels[:SHOWN], drawn[:SHOWN]], axis=2)
-        yield "dla/drawings", held.texts[:SHOWN]
+        """On held-out examples: texts of full captions, and prompts about references, in held-out sentence patterns."""
+        source = ToyworldSource(Split.TEST, self.config.judged, self.size)
+        examples = [source.example(i) for i in range(len(source))]
+        draw, look = (jax.jit(each, static_argnames="references") for each in (self._draw, self._look))
+        silence, folder = jax.jit(self._silence), self.dit.holding("probe")
+        probe = None if folder is None else ProbeReader.load(folder)
+        for references, name in enumerate(("", "_seen")):
+            held = list(self._held_out(frozen, examples, references))
+            told = [look(params, frozen, *each, references=references) for each in held]
+            yield f"dla/loss{name}", float(np.concatenate(told).mean())
+            yield f"dla/silence{name}", float(np.concatenate([silence(frozen, *each) for each in held]).mean())
+            drawn = np.concatenate([draw(params, frozen, *each, references=references) for each in held])
+            if probe is not None:
+                yield from self._read(examples, probe(drawn), references)
+            shown = [np.stack([example.target.render(self.size) for example in examples[:SHOWN]]), drawn[:SHOWN]]
+            if references:
+                shown.insert(0, np.stack([example.reference.render(self.size) for example in examples[:SHOWN]]))
+            yield f"dla/drawings{name}", np.concatenate(shown, axis=2)
+            yield f"dla/drawings{name}", tuple(example.prompt.text for example in examples[:SHOWN])
 
-    def _read(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return _ids(self.dit.encoder, text, self.config.tokens)
+    def _read(
+        self, examples: list[Example], readings: Int[np.ndarray, "n attributes"], references: int
+    ) -> Iterator[tuple[str, float]]:
+        """Shares that are right, as the benchmark counts them."""
+        tallies = {"identity": identity, "prompts": prompt} if references else {"accuracy": truth}
+        for name, tally in tallies.items():
+            yield f"dla/{name}", float(accuracy(tally(examples, readings), np.ones((1, len(examples))))[0])
+
+    def _held_out(self, frozen: Params, examples: list[Example], references: int) -> Iterator[tuple[Told, Array]]:
+        """Batches of rows of one kind, and the key of each."""
+        reader, rng = self.reader(self.data), np.random.default_rng(0)
+        size, encode = self.config.batch_size, jax.jit(self.dit.moments)
+        for first in range(0, len(examples), size):
+            some = examples[first : first + size]
+            moments = np.asarray(encode(frozen, np.stack([example.target.render(self.size) for example in some])))
+            batch = reader.empty(Bucket(self.size, self.size, 1), len(some))
+            for row, (example, each) in enumerate(zip(some, moments, strict=True)):
+                if references:
+                    reader.ask(example, each, batch, row)
+                else:
+                    who, where = example.target.identity, example.target.scene
+                    text = write_caption(rng, who, where, set(ATTRIBUTES), held_out=True)
+                    reader.say(example.target, set(ATTRIBUTES), text, each, batch, row)
+            yield batch, jax.random.fold_in(jax.random.key(0), first)
+
+    def _look(self, params: Params, frozen: Params, batch: Told, key: Array, references: int) -> Float[Array, " b"]:
+        return self._losses(params, frozen, batch, self.dit.noisy(batch, key), references)
+
+    def _draw(self, params: Params, frozen: Params, batch: Told, key: Array, references: int) -> Array:
+        told = self.condition(params, frozen, batch, references)
+        return self.dit.draw(frozen, frozen, told, key, TOLD[references])
 
     def _silence(self, frozen: Params, batch: Captioned, key: Array) -> Float[Array, " b"]:
         latents, t, _ = self.dit.noisy(batch, key)
         known = self.dit.condition(frozen, batch)
         nothing = self.dit.condition(frozen, replace(batch, said=jnp.full_like(batch.said, UNSAID)))
-        target, velocity = (self.dit.velocity(frozen, latents, t, each, TOLD) for each in (known, nothing))
+        target, velocity = (self.dit.velocity(frozen, latents, t, each, TOLD[0]) for each in (known, nothing))
         return squared_error(velocity, target)

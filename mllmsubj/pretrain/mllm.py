@@ -19,7 +19,7 @@ import optax
 from jaxtyping import UInt8
 
 from mllmsubj.data.batch import Rows
-from mllmsubj.data.images import ReferenceConfig
+from mllmsubj.data.images import ReferenceConfig, normalised
 from mllmsubj.data.plan import Bucket
 from mllmsubj.data.prompts import PromptEncoder
 from mllmsubj.data.settings import DataConfig
@@ -230,17 +230,14 @@ class MLLMPart:
         return jnp.all((guesses == batch.input_ids[:, 1:]) | ~batch.answers[:, 1:], axis=1)
 
     def _logits(self, params: Params, batch: Talks) -> Float[Array, "b s vocab"]:
-        variables, tiles = {"params": params["mllm"]}, self._tiles(batch.pixels)
+        variables, tiles = {"params": params["mllm"]}, normalised(batch.pixels, self.reference)
         hidden: Any = self.model.mllm.apply(variables, batch.input_ids, batch.mask, tiles)
         logits: Any = self.model.mllm.apply(variables, hidden[-1], method="logits")
         return logits.astype(jnp.float32)
 
     def _seen(self, params: Params, pixels: UInt8[Array, "b tile tile 3"]) -> dict[str, Float[Array, "b _"]]:
         """Logits of the attributes."""
-        tokens: Any = self.model.mllm.apply({"params": params["mllm"]}, self._tiles(pixels), method="see")
+        tiles = normalised(pixels, self.reference)
+        tokens: Any = self.model.mllm.apply({"params": params["mllm"]}, tiles, method="see")
         seen: Any = Seen().apply({"params": params["seen"]}, tokens.astype(jnp.float32))
         return seen
-
-    def _tiles(self, pixels: UInt8[Array, "b tile tile 3"]) -> Float[Array, "b tile tile 3"]:
-        mean, std = (jnp.asarray(x, jnp.float32) for x in (self.reference.mean, self.reference.std))
-        return (pixels.astype(jnp.float32) / 255.0 - mean) / std

@@ -32,5 +32,5 @@ def make_part(name: str, experiment: Experiment, workdir: Path) -> Part:
             return MLLMPart(model, settings.mllm, tile, encoder, experiment.reference)
         case "dit" | "dla":
             dit = DiTPart(model, settings.dit, size, encoder, experiment.train.time, experiment.shift, workdir)
-            return dit if name == "dit" else DLAPart(settings.dla, dit)
+            return dit if name == "dit" else DLAPart(settings.dla, dit, experiment.data, experiment.reference)
     raise UserError(f"unknown part {name!r}{nearest(name, PARTS)}; there are {', '.join(PARTS)}")

@@ -75,7 +75,8 @@ class DiTPartConfig(PartConfig):
     drop_subject: float
     """Share of captions that say nothing of the subject but its shape."""
     drop_scene: float
-    """Share of each of the scene's attributes that a caption leaves out."""
+    """Mean share of the scene's attributes that a caption leaves out: its own lies anywhere from 0 to twice that, and
+    never above 1."""
     judge_steps: int
     """Of the sampler, for drawings that are judged."""
     judge_guidance: float
@@ -84,10 +85,13 @@ class DiTPartConfig(PartConfig):
 
 @dataclass(frozen=True)
 class DLAPartConfig(PartConfig):
-    """Texts that are to say what captions say; the pictures, and what captions leave out, are the transformer's."""
+    """Prompts about references, and texts alone, that are to say what captions say; what captions of texts leave out is
+    the transformer's."""
 
+    examples: int
+    """That it learns from, again and again; latents of their targets are kept, as the transformer's pictures' are."""
     tokens: int
-    """Length of a text, filled up; a longer one is an error."""
+    """Length of a text alone, filled up; a longer one is an error. Of prompts: data.prompt_tokens."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,6 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         for name, part in vars(self).items():
-            for key in ("steps", "batch_size", "judged", "pictures"):
+            for key in ("steps", "batch_size", "judged", "pictures", "examples"):
                 if (value := getattr(part, key, 1)) < 1:
                     raise UserError(f"config key pretrain.{name}.{key} is {value}; it must be at least 1")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from mllmsubj.data.batch import Batch
-from mllmsubj.data.images import ReferenceConfig
+from mllmsubj.data.images import ReferenceConfig, normalised
 from mllmsubj.diffusion.loss import interpolate, logit_normal, shifted_uniform, squared_error
 from mllmsubj.diffusion.schedule import ShiftConfig, shift_exponent
 from mllmsubj.models.layers import unstack
@@ -166,8 +166,7 @@ class TrainStep:
 
     def inputs(self, batch: Batch) -> SubjectInputs:
         """What inference makes of the same pictures, from 8 bits."""
-        mean, std = (jnp.asarray(x, jnp.float32) for x in (self.reference.mean, self.reference.std))
-        tiles = (batch.tiles.astype(jnp.float32) / 255.0 - mean) / std
+        tiles = normalised(batch.tiles, self.reference)
         count = batch.references.shape[1] if self.reads_references else 0
         pictures = [_signed(batch.references[:, i]) for i in range(count)]
         return SubjectInputs(

@@ -12,11 +12,13 @@ from mllmsubj.data.toyworld import Picture, Split
 from mllmsubj.data.toyworld.attributes import ATTRIBUTES
 from mllmsubj.data.toyworld.identity import Shape
 from mllmsubj.data.toyworld.pictures import PictureSource
+from mllmsubj.data.toyworld.scene import SCENE_ATTRIBUTES
 from mllmsubj.errors import UserError
+from mllmsubj.experiment import Experiment
 from mllmsubj.pretrain.captions import FIRSTS, UNSAID, says, token_weights
 from mllmsubj.pretrain.dla import TOLD
 from mllmsubj.sharding import flatten
-from tests.pretrain.parts import SIZE, make, parameters, read
+from tests.pretrain.parts import SIZE, config, make, parameters, read
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,16 @@ def test_a_caption_says_what_is_kept(dit):
     nothing, empty = says(dit.encoder, picture, set())
     assert (nothing == UNSAID).all()
     assert (ids != empty).any()
+
+
+def test_captions_leave_out_anything_from_none_to_most_of_a_scene(dit):
+    """Prompts say little of it; the mean share, `drop_scene`, is kept."""
+    reader, rng = dit.reader(Experiment.from_config(config("dit")).data), np.random.default_rng(0)
+    part = replace(dit.config, drop_all=0.0, drop_scene=0.4)
+    counts = [len(replace(reader, part=part).kept(rng, paired=False) & set(SCENE_ATTRIBUTES)) for _ in range(2000)]
+    assert np.mean(counts) == pytest.approx(0.6 * len(SCENE_ATTRIBUTES), rel=0.03)
+    shares = np.bincount(counts, minlength=len(SCENE_ATTRIBUTES) + 1) / len(counts)
+    assert min(shares[1], shares[2], shares[-1]) > 0.04  # of independent draws: 0.8, 4.1 and 1.7 %
 
 
 def test_the_transformer_reads_its_captions_and_what_is_not_said_is_not_read(dit):

@@ -1,20 +1,21 @@
-"""The DLA's part: texts that are to say what captions say."""
+"""The DLA's part: prompts about references, and texts, that are to say what captions say."""
 
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from mllmsubj import checkpoint, shipped
 from mllmsubj.data.toyworld import Split, example
-from mllmsubj.data.toyworld.attributes import ATTRIBUTES
+from mllmsubj.data.toyworld.attributes import ATTRIBUTES, IDENTITY_ATTRIBUTES, numbers
+from mllmsubj.data.toyworld.pictures import PictureSource
 from mllmsubj.data.toyworld.prompts import write_caption
 from mllmsubj.errors import UserError
-from mllmsubj.pretrain.captions import UNSAID
-from tests.pretrain.parts import make, parameters, read
+from mllmsubj.pretrain.captions import FIRSTS, UNSAID
+from mllmsubj.pretrain.told import ALONE, kinds
+from tests.pretrain.parts import SIZE, make, parameters, read
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +46,41 @@ def test_it_learns_what_the_captions_say(dla):
 
 
 def test_a_text_says_what_its_caption_says(dla):
-    batch = read(dla, 8)
+    batch, alone = read(dla, 8), slice(None, None, ALONE)
     start = dla.dit.encoder.layout(0, dla.config.tokens)[0][0]
-    length = batch.attention_mask[:, start:].sum(axis=1)
+    length = batch.attention_mask[alone, start:].sum(axis=1)
     empty = dla.dit.encoder("", 0).attention_mask.sum() - start
-    said = (batch.said != UNSAID).sum(axis=1)
+    said = (batch.said[alone] != UNSAID).sum(axis=1)
     assert ((length == empty) == (said == 0)).all()
     assert (length - empty >= said).all()  # at least a word for everything that is said
+
+
+def test_a_prompt_says_the_referenced_subject_as_it_is_to_be_and_what_is_asked_of_the_scene(dla):
+    batch, source = read(dla, 8), dla.source(PictureSource(Split.TRAIN, 8, SIZE), threads=1)
+    for row in set(range(8)) - {0, ALONE}:
+        example, moments = source[row]
+        said = {name for name, row in zip(ATTRIBUTES, batch.said[row], strict=True) if row != UNSAID}
+        assert said == set(IDENTITY_ATTRIBUTES) | {name for name, _ in example.prompt.asks}
+        truth = FIRSTS[:-1] + numbers(example.target.identity, example.target.scene)
+        assert all(batch.said[row] == np.where(batch.said[row] == UNSAID, UNSAID, truth))
+        (start, stop), _ = dla.dit.encoder.layout(1, dla.data.prompt_tokens)
+        ids = dla.dit.encoder(example.prompt.text, 1, stop - start)
+        np.testing.assert_array_equal(batch.input_ids[row, :stop], ids.input_ids[0])
+        np.testing.assert_array_equal(batch.attention_mask[row, :stop], ids.attention_mask[0])
+        np.testing.assert_array_equal(batch.tiles[row], example.reference.render(batch.tiles.shape[1]))
+        np.testing.assert_array_equal(batch.moments[row], moments)
+
+
+def test_prompts_are_read_beside_their_references_and_texts_alone_are_not(dla):
+    params, frozen, batch = parameters(dla), dla.frozen(), read(dla, 8)
+    lose = jax.jit(lambda batch: dla.losses(params, frozen, batch, jax.random.key(1)))
+    losses, metrics = lose(batch)
+    others, _ = lose(replace(batch, tiles=batch.tiles[::-1]))
+    alone, prompts = kinds(8)
+    np.testing.assert_array_equal(losses[alone], others[alone])
+    assert all(losses[prompts] != others[prompts])
+    expected = [[losses[alone].sum(), losses[prompts].sum()], [2, 6]]
+    np.testing.assert_allclose(metrics["by_kind"], expected, rtol=1e-6)
 
 
 def test_what_is_left_out_of_a_caption_is_not_in_its_text():
@@ -72,11 +101,11 @@ def test_padding_is_not_read(dla):
 
 def test_it_is_judged_by_pictures_and_by_velocities(dla):
     values = list(dla.judge(parameters(dla), dla.frozen()))
-    numbers = {name: value for name, value in values if isinstance(value, float)}
-    assert set(numbers) <= set(dla.meanings)
-    assert numbers["dla/loss"] > 0
-    assert numbers["dla/silence"] > 0
-    assert jnp.asarray([value.ndim for _, value in values if isinstance(value, np.ndarray)]).tolist() == [4]
+    said = {name: value for name, value in values if isinstance(value, float)}
+    assert set(said) <= set(dla.meanings)
+    assert min(said[f"dla/{name}{kind}"] for name in ("loss", "silence") for kind in ("", "_seen")) > 0
+    widths = [value.shape[2] for _, value in values if isinstance(value, np.ndarray)]
+    assert widths == [2 * SIZE, 3 * SIZE]
 
 
 def test_a_text_that_is_too_long_names_the_key(dla):

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
 from mllmsubj.data.example import Index
-from mllmsubj.data.toyworld.examples import Picture
+from mllmsubj.data.toyworld.examples import Example, Picture
 from mllmsubj.data.toyworld.pictures import PictureSource
+from mllmsubj.data.toyworld.source import ToyworldSource
 from mllmsubj.errors import UserError
 from mllmsubj.files import replacing
 from mllmsubj.typing import Float
@@ -30,6 +31,37 @@ Moments = Float[np.ndarray, "two n c"]
 
 Encode = Callable[[UInt8[np.ndarray, "b height width 3"]], Float[np.ndarray, "b two n c"]]
 """Moments of 8-bit pictures."""
+
+
+@runtime_checkable
+class Pictures(Protocol):
+    """Numbered pictures, drawn at one size; two that print alike are alike."""
+
+    @property
+    def size(self) -> int:
+        """Pixels of their sides."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Picture: ...
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The pictures that follow the prompts of examples."""
+
+    examples: ToyworldSource
+
+    @property
+    def size(self) -> int:
+        return self.examples.size
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, number: SupportsIndex, /) -> Picture:
+        return self.examples.example(number).target
 
 
 @dataclass(frozen=True)
@@ -51,8 +83,27 @@ class EncodedPictures:
         return self.pictures.index()
 
 
-def encoded(pictures: PictureSource, encode: Encode, encoder: str, folder: Path, threads: int) -> EncodedPictures:
-    """All of them; the moments are kept in `folder` under a name that says what they depend on, and found there again.
+@dataclass(frozen=True)
+class EncodedExamples:
+    """Examples beside the moments of their targets."""
+
+    examples: ToyworldSource
+    name: str
+    """See `EncodedPictures`."""
+    moments: Float[np.ndarray, "examples two n c"] = field(repr=False)
+
+    def __getitem__(self, number: SupportsIndex, /) -> tuple[Example, Moments]:
+        """Raises IndexError outside [0, length)."""
+        return self.examples.example(number), self.moments[operator.index(number)]
+
+    def index(self) -> Index:
+        return self.examples.index()
+
+
+def encoded(
+    pictures: Pictures, encode: Encode, encoder: str, folder: Path, threads: int
+) -> tuple[str, Float[np.ndarray, "pictures two n c"]]:
+    """A name of what they depend on, and the moments of all; kept in `folder` under that name, and found there again.
 
     `encoder`: text that names all that `encode` depends on. Raises UserError if they cannot be written or read.
     """
@@ -66,14 +117,14 @@ def encoded(pictures: PictureSource, encode: Encode, encoder: str, folder: Path,
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as partial, partial.open("wb") as file:
                 np.save(file, moments)
-        return EncodedPictures(pictures, name, np.load(path, mmap_mode="r"))
+        return name, np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot keep latents in {path}: {getattr(error, 'strerror', None) or error}; make room or delete the file"
         ) from None
 
 
-def _moments(pictures: PictureSource, encode: Encode, threads: int) -> Float[np.ndarray, "pictures two n c"]:
+def _moments(pictures: Pictures, encode: Encode, threads: int) -> Float[np.ndarray, "pictures two n c"]:
     log.info("encodes %d pictures, once", len(pictures))
     parts = []
     with ThreadPoolExecutor(threads) as pool:
