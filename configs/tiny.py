@@ -85,7 +85,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.stage1.update(steps=1200, warmup_steps=50, cooldown_steps=300)
     config.train.stage2.update(steps=1000, warmup_steps=50, cooldown_steps=600)
     for stage in (config.train.stage1, config.train.stage2):
-        stage.learning_rates = (("dla/.*", 5e-4), (".*/lora_[ab]", 2e-3))
+        stage.learning_rates = (("dla/.*", 5e-4), (".*/lora_[ab]", 1e-3))
     # Pictures of 64 tokens show what they are at t = 0.7 already; what prompt and reference say is learnt above that.
     config.train.time.update(mean=1.5, std=1.5)
     config.train.ema_decay = 0.99
