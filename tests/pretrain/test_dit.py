@@ -16,8 +16,8 @@ from mllmsubj.data.toyworld.scene import SCENE_ATTRIBUTES
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
 from mllmsubj.pretrain.captions import FIRSTS, UNSAID, says, token_weights
-from mllmsubj.pretrain.dla import TOLD
 from mllmsubj.sharding import flatten
+from mllmsubj.typing import Attends
 from tests.pretrain.parts import SIZE, config, make, parameters, read
 
 
@@ -79,7 +79,8 @@ def test_guidance_of_drawings_leads_away_from_what_is_drawn_of_nothing(dit, guid
     params, frozen, batch = parameters(part), part.frozen(), read(part, 4)
     other = replace(batch, said=np.broadcast_to(FIRSTS[:-1], batch.said.shape))
     # Noise and times are the same: only what is said differs.
-    draw = jax.jit(lambda batch: part.draw(params, frozen, part.condition(params, batch), jax.random.key(0), TOLD))
+    attends = Attends(text=True)
+    draw = jax.jit(lambda batch: part.draw(params, frozen, part.condition(params, batch), jax.random.key(0), attends))
     assert np.any(draw(batch) != draw(other)) == heard
 
 

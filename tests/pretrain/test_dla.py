@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -14,6 +15,7 @@ from mllmsubj.data.toyworld.pictures import PictureSource
 from mllmsubj.data.toyworld.prompts import write_caption
 from mllmsubj.errors import UserError
 from mllmsubj.pretrain.captions import FIRSTS, UNSAID
+from mllmsubj.pretrain.dla import TOLD
 from mllmsubj.pretrain.told import ALONE, kinds
 from tests.pretrain.parts import SIZE, make, parameters, read
 
@@ -81,6 +83,17 @@ def test_prompts_are_read_beside_their_references_and_texts_alone_are_not(dla):
     assert all(losses[prompts] != others[prompts])
     expected = [[losses[alone].sum(), losses[prompts].sum()], [2, 6]]
     np.testing.assert_allclose(metrics["by_kind"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("guidance", "seen"), [(0.0, False), (1.0, True)])
+def test_what_is_drawn_of_nothing_does_not_know_the_reference(dla, guidance, seen):
+    dit = replace(dla.dit, config=replace(dla.dit.config, judge_guidance=guidance, judge_steps=2))
+    part, params, frozen = replace(dla, dit=dit), parameters(dla), dla.frozen()
+    batch = jax.tree.map(lambda x: x[1:4], read(dla, 4))
+    tell = jax.jit(lambda batch: part.condition(params, frozen, batch, references=1))
+    draw = jax.jit(lambda told: dit.draw(frozen, frozen, told, jax.random.key(0), TOLD[1]))
+    others = replace(tell(batch), image=jnp.flip(tell(batch).image, axis=0))
+    assert np.any(draw(tell(batch)) != draw(others)) == seen
 
 
 def test_what_is_left_out_of_a_caption_is_not_in_its_text():
