@@ -61,7 +61,7 @@ def test_a_prompt_says_the_referenced_subject_as_it_is_to_be_and_what_is_asked_o
     batch, source = read(dla, 8), dla.source(PictureSource(Split.TRAIN, 8, SIZE), threads=1)
     for row in set(range(8)) - {0, ALONE}:
         example, moments = source[row]
-        said = {name for name, row in zip(ATTRIBUTES, batch.said[row], strict=True) if row != UNSAID}
+        said = {name for name, value in zip(ATTRIBUTES, batch.said[row], strict=True) if value != UNSAID}
         assert said == set(IDENTITY_ATTRIBUTES) | {name for name, _ in example.prompt.asks}
         truth = FIRSTS[:-1] + numbers(example.target.identity, example.target.scene)
         assert all(batch.said[row] == np.where(batch.said[row] == UNSAID, UNSAID, truth))
