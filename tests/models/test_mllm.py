@@ -193,8 +193,11 @@ def test_later_tokens_change_nothing_before(ours):
 def test_spare_tiles_are_ignored(ours):
     apply, params = ours
     ids, mask, pixels = inputs([1, 2], "right")
-    a, b = (apply({"params": params}, ids, mask, x) for x in (pixels, np.concatenate([pixels, pixels[:1]])))
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    spare = (np.concatenate([pixels, more]) for more in (pixels[:1], 1.0 - 2.0 * pixels[:1]))
+    a, b = (apply({"params": params}, ids, mask, x) for x in spare)
+    np.testing.assert_array_equal(a, b)
+    without = apply({"params": params}, ids, mask, pixels)  # another program, which adds up in another order
+    np.testing.assert_allclose(a, without, rtol=0, atol=1e-5)
 
 
 def test_place_counts_row_by_row():

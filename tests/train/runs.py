@@ -59,6 +59,13 @@ def wait_for_step(process, step, prefix=""):
     raise AssertionError(f"ended with {process.wait()}:\n{''.join(said)}")
 
 
+def wait_for_save(process, workdir):
+    """Reads stderr until a save is whole: steps may be faster than the disk."""
+    while not ((workdir / "checkpoints").is_dir() and saves(workdir)):
+        if not process.stderr.readline():
+            raise AssertionError(f"ended with {process.wait()} and no save")
+
+
 def metrics(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
