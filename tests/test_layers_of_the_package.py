@@ -52,7 +52,7 @@ MAY_IMPORT = {
         ),
         *("experiment", "train"),
     },
-    "reproduce": {"typing", "evals", "sweeps"},
+    "reproduce": {"typing", "diffusion", "evals", "sweeps"},
     "sweeps": {"errors", "files", "checkpoint", "experiment", "train"},
     "experiment": {"models", "diffusion", "data", "train", "pretrain", "ops", "errors"},
 }

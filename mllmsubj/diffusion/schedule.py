@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+PAPER_SIDE = 512
+"""Pixels of the paper's pictures, which its τ1 and τ2 are of."""
+
 
 @dataclass(frozen=True)
 class ShiftConfig:
@@ -34,3 +37,12 @@ def time_grid(steps: int, tokens: int, shift: ShiftConfig) -> np.ndarray:
     even = np.linspace(1.0, 1.0 / steps, steps)
     scale = math.exp(shift_exponent(tokens, shift))
     return np.append(1.0 / (1.0 + (1.0 / even - 1.0) / scale), 0.0)
+
+
+def same_noise(t: float, height: int, width: int) -> float:
+    """The time at which a picture of `height` × `width` pixels is as uncertain as the paper's, of 512 × 512, is at `t`.
+
+    The fewer numbers show a picture, the more of it noise hides. Source: Stable Diffusion 3 (arXiv 2403.03206), Eq. 23.
+    """
+    ratio = math.sqrt(height * width) / PAPER_SIDE
+    return ratio * t / (1.0 + (ratio - 1.0) * t)

@@ -59,6 +59,8 @@ class DLAPart:
         "dla/silence_seen": "The same of saying nothing",
         "dla/identity": "Share of a reference's attributes that the probe reads in drawings of prompts about it",
         "dla/prompts": "Share of what these prompts ask",
+        "dla/identity_told": "As identity, in drawings of the captions that stand beside the prompts: its most",
+        "dla/prompts_told": "The same of what these prompts ask",
     }
 
     @property
@@ -116,16 +118,19 @@ class DLAPart:
         source = ToyworldSource(Split.TEST, self.config.judged, self.size)
         examples = [source.example(i) for i in range(len(source))]
         draw, look = (jax.jit(each, static_argnames="references") for each in (self._draw, self._look))
-        silence, folder = jax.jit(self._silence), self.dit.holding("probe")
+        silence, repeat, folder = jax.jit(self._silence), jax.jit(self._repeat), self.dit.holding("probe")
         probe = None if folder is None else ProbeReader.load(folder)
         for references, name in enumerate(("", "_seen")):
             held = list(self._held_out(frozen, examples, references))
-            told = [look(params, frozen, *each, references=references) for each in held]
-            yield f"dla/loss{name}", float(np.concatenate(told).mean())
+            losses = [look(params, frozen, *each, references=references) for each in held]
+            yield f"dla/loss{name}", float(np.concatenate(losses).mean())
             yield f"dla/silence{name}", float(np.concatenate([silence(frozen, *each) for each in held]).mean())
             drawn = np.concatenate([draw(params, frozen, *each, references=references) for each in held])
             if probe is not None:
                 yield from self._read(examples, probe(drawn), references)
+            if probe is not None and references:
+                told = np.concatenate([repeat(frozen, *each) for each in held])
+                yield from ((f"{key}_told", share) for key, share in self._read(examples, probe(told), references))
             shown = [np.stack([example.target.render(self.size) for example in examples[:SHOWN]]), drawn[:SHOWN]]
             if references:
                 shown.insert(0, np.stack([example.reference.render(self.size) for example in examples[:SHOWN]]))
@@ -163,6 +168,10 @@ class DLAPart:
     def _draw(self, params: Params, frozen: Params, batch: Told, key: Array, references: int) -> Array:
         told = self.condition(params, frozen, batch, references)
         return self.dit.draw(frozen, frozen, told, key, TOLD[references])
+
+    def _repeat(self, frozen: Params, batch: Captioned, key: Array) -> Array:
+        """Drawings of the captions themselves, in the transformer's own words."""
+        return self.dit.draw(frozen, frozen, self.dit.condition(frozen, batch), key, TOLD[0])
 
     def _silence(self, frozen: Params, batch: Captioned, key: Array) -> Float[Array, " b"]:
         latents, t, _ = self.dit.noisy(batch, key)

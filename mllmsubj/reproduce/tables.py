@@ -10,6 +10,7 @@ from typing import Literal
 
 from ml_collections import ConfigDict
 
+from mllmsubj.diffusion.schedule import PAPER_SIDE, same_noise
 from mllmsubj.sweeps.axes import Overrides
 
 OURS = "the paper's choice"
@@ -152,7 +153,8 @@ def sampler(config: ConfigDict) -> Table:
     stronger = {f"sampling.{name}": 1.6 * sampling[name] for name in kinds}
 
     def at(tau1: float, tau2: float) -> Overrides:
-        return {"sampling.tau1": tau1, "sampling.tau2": tau2}
+        moved = [round(same_noise(tau, sampling.height, sampling.width), 2) for tau in (tau1, tau2)]
+        return {"sampling.tau1": moved[0], "sampling.tau2": moved[1]}
 
     rows = (
         Row("0, 0", at(0.0, 0.0), Paper(0.6905, 0.8225, 0.3044)),
@@ -161,7 +163,10 @@ def sampler(config: ConfigDict) -> Table:
         Row("0.85, 0.70", at(0.85, 0.7), Paper(0.7282, 0.8376, 0.3034)),
         Row("0.95, 0.85, guidance × 1.6", stronger, Paper(0.7431, 0.8381, 0.3012)),  # 4 in the paper, where 2.5 was
     )
-    asks = "Where should the sampler's stages change (τ1, τ2)? Nothing is trained anew; 0, 0 is the MLLM at every step."
+    asks = (
+        "Where should the sampler's stages change (τ1, τ2)? Nothing is trained anew; 0, 0 is the MLLM at every step. "
+        f"τ are the paper's, of {PAPER_SIDE} pixels; smaller pictures change later, where as much of them is certain."
+    )
     return Table("Sampler (Table C)", asks, rows)
 
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllmsubj.diffusion.schedule import ShiftConfig, shift_exponent, time_grid
+from configs import tiny
+from mllmsubj.diffusion.schedule import ShiftConfig, same_noise, shift_exponent, time_grid
 from mllmsubj.diffusion.stages import MLLM, Stage, plan_stages
 from mllmsubj.generate import Generator
 from mllmsubj.models.layers import Compute
@@ -55,6 +56,20 @@ def test_the_papers_stages_at_512_px():
     """28 steps at 512²: how many of them each stage gets with τ = 0.95/0.85."""
     stages = plan_stages(time_grid(28, 1024, FLUX), 0.95, 0.85)
     assert [stage.stop - stage.start for stage in stages] == [3, 4, 21]
+
+
+@pytest.mark.parametrize(("t", "side"), [(0.95, 128), (0.85, 128), (0.3, 1024), (0.6, 512)])
+def test_smaller_pictures_are_as_uncertain_at_less_noise(t, side):
+    """A flat picture is known up to the noise beside it over the root of its pixels."""
+    moved = same_noise(t, side // 2, side * 2)
+    assert moved / (1 - moved) / side == pytest.approx(t / (1 - t) / 512)
+    assert [same_noise(end, side, side) for end in (0.0, 1.0)] == [0.0, 1.0]
+
+
+def test_the_tiny_models_stages_are_the_papers_at_its_size():
+    sampling = tiny.get_config().sampling
+    moved = [round(same_noise(tau, sampling.height, sampling.width), 2) for tau in (0.95, 0.85)]
+    assert [sampling.tau1, sampling.tau2] == moved == [0.83, 0.59]
 
 
 @pytest.mark.parity
