@@ -145,7 +145,7 @@ def test_flags_and_overrides_reach_the_pipeline(folder, monkeypatch, capsys):
     assert_one_line(*capsys.readouterr(), "far enough")
     [(checkpoint, config)] = loaded
     assert checkpoint == "tiny"
-    assert (config.sampling.steps, config.sampling.tau1, config.sampling.tau2) == (5, 1.0, 0.85)
+    assert (config.sampling.steps, config.sampling.tau1, config.sampling.tau2) == (5, 1.0, 0.59)
     assert tuple(config.reference.std) == (0.5, 0.5, 0.25)
     assert (config.model.frozen_dtype, config.compute.offload) == ("int8", True)
 

@@ -53,7 +53,7 @@ def call(capsys, *words, code=0):
         ("1 / 0", [], ["'some.py' fails to load: ZeroDivisionError"]),
         ("listed('model.dla.widht', (1,))", [], ["run 1 of the sweep", "model.dla.widht (did you mean 'width'?)"]),
         ("listed('model.dla.width', (128, 'x'))", [], ["run 2 of the sweep (dla.width=x)", "dla.width=x"]),
-        ("listed('sampling.tau1', (0.9, 0.5))", [], ["run 2 of the sweep (tau1=0.5)", "tau1=0.5, tau2=0.85"]),
+        ("listed('sampling.tau1', (0.9, 0.5))", [], ["run 2 of the sweep (tau1=0.5)", "tau1=0.5, tau2=0.59"]),
         ("listed('prompt.system', (None,))", [], ["prompt.system is None, which the command line", "read as 'None'"]),
         ("listed('model.dla.states', ((0, 8),))", [], ["states=0-8", "must be a range", "(0, 7)"]),
         ("2 * listed('seed', (1,))", [], ["the sweep has run seed=1 twice"]),
