@@ -4,19 +4,19 @@ Two streams share every attention: `txt` (the condition's tokens) and `img` (noi
 Double blocks keep the streams' weights apart, single blocks run both through one set of weights.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
 from mllmsubj.models.layers import Compute, Dense, RMSNorm, gelu, layer_norm, stack
 from mllmsubj.models.lora import LoRAConfig
 from mllmsubj.models.modulation import Modulation, Modulator, TimeTextEmbedding
 from mllmsubj.ops.attention import attend
 from mllmsubj.ops.rope import Rotation, axial_rotation, rotate_interleaved
-from mllmsubj.ops.target import platform
 from mllmsubj.sharding import constrain
 from mllmsubj.typing import Array, Bool, Float
 
@@ -168,16 +168,15 @@ class JointAttention(nn.Module):
         rotation: Rotation,
         keys: Keys,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b s d"]]:
-        def project(name: str, x: Array) -> Array:
-            return Dense(self.config.width, lora=self.lora, name=name)(x)
-
-        q, k, v = (_heads(project(f"to_{part}", img), self.config) for part in "qkv")
-        txt_q, txt_k, txt_v = (_heads(project(f"add_{part}_proj", txt), self.config) for part in "qkv")
+        enter, leave = _heads(self.config, self.lora)
+        q, k, v = (enter(name=f"to_{part}")(img) for part in "qkv")
+        txt_q, txt_k, txt_v = (enter(name=f"add_{part}_proj")(txt) for part in "qkv")
         q, k = RMSNorm(EPS, name="norm_q")(q), RMSNorm(EPS, name="norm_k")(k)
         txt_q, txt_k = RMSNorm(EPS, name="norm_added_q")(txt_q), RMSNorm(EPS, name="norm_added_k")(txt_k)
         q, k, v = (jnp.concatenate(pair, axis=1) for pair in ((txt_q, q), (txt_k, k), (txt_v, v)))
         out = _rotated_attention(q, k, v, rotation, keys, self.compute)
-        return project("to_out", out[:, txt.shape[1] :]), project("to_add_out", out[:, : txt.shape[1]])
+        img, txt = out[:, txt.shape[1] :], out[:, : txt.shape[1]]
+        return leave(name="to_out")(img), leave(name="to_add_out")(txt)
 
 
 class SingleBlock(nn.Module):
@@ -197,12 +196,13 @@ class SingleBlock(nn.Module):
         width = self.config.width
         shift, scale, gate = _parts(modulation, 3)
         h = _enter(x, shift, scale)
-        q, k, v = (_heads(Dense(width, lora=self.lora, name=f"to_{part}")(h), self.config) for part in "qkv")
+        enter, leave = _heads(self.config, self.lora)
+        q, k, v = (enter(name=f"to_{part}")(h) for part in "qkv")
         q, k = RMSNorm(EPS, name="norm_q")(q), RMSNorm(EPS, name="norm_k")(k)
         attended = _rotated_attention(q, k, v, *shared, self.compute)
         hidden: Array = gelu(Dense(MLP_RATIO * width, lora=self.lora, name="proj_mlp")(h))
         hidden = constrain(hidden, "batch", "seq", "hidden")
-        out = Dense(width, lora=self.lora, name="proj_out")(attended, hidden)
+        out = leave(name="proj_out")(attended, hidden)
         return constrain(x + gate * out, "batch", "seq", "embed"), None
 
 
@@ -226,14 +226,13 @@ def _enter(x: Array, shift: Array, scale: Array) -> Array:
     return layer_norm(x, EPS) * (1 + scale) + shift
 
 
-def _heads(x: Array, config: FluxConfig) -> Array:
-    x = rearrange(x, "b s (h k) -> b s h k", k=config.attention_head_dim)
-    # What follows is in float32. XLA would write the projection and rearrange it in that, and move twice the bytes.
-    return jax.lax.optimization_barrier(x) if platform() == "tpu" else x
+def _heads(config: FluxConfig, lora: LoRAConfig | None) -> tuple[Callable[..., Dense], Callable[..., Dense]]:
+    """Constructors of projections to heads and back."""
+    dense = partial(Dense, config.width, lora=lora)
+    return partial(dense, head_dim=config.attention_head_dim), partial(dense, reads_heads=True)
 
 
 def _rotated_attention(q: Array, k: Array, v: Array, rotation: Rotation, keys: Array | None, compute: Compute) -> Array:
     q, k = rotate_interleaved(q, rotation), rotate_interleaved(k, rotation)
     q, k, v = (constrain(x, "batch", "seq", "heads", "embed") for x in (q, k, v))
-    out = attend(q, k, v, keys, implementation=compute.attention)
-    return rearrange(out, "b s h k -> b s (h k)")
+    return attend(q, k, v, keys, implementation=compute.attention)

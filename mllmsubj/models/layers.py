@@ -4,6 +4,7 @@ Activations carry the compute dtype: a model casts its inputs once, every parame
 and norms, rotations and softmax work in float32 and come back in the dtype they were given.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -45,39 +46,56 @@ class Dense(nn.Module):
     use_bias: bool = True
     lora: LoRAConfig | None = None
     kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+    reads_heads: bool = False
+    """The first input is heads, [*rows, h, k]: projected as they lie, for a TPU copies to lay them side by side."""
+    head_dim: int | None = None
+    """Channels of a head, k, if the output is [*rows, features / k, k]."""
 
     @nn.compact
-    def __call__(self, *parts: Float[Array, "*rows _"]) -> Float[Array, "*rows e"]:
-        """Of several inputs it is the projection of their channels side by side, without laying them there."""
-        dtype, width = parts[0].dtype, sum(part.shape[-1] for part in parts)
-        y = _product(parts, self.param("kernel", self.kernel_init, (width, self.features)))
+    def __call__(self, *parts: Float[Array, "..."]) -> Float[Array, "..."]:
+        """[*rows, d] -> [*rows, features]; of several inputs it projects their channels as if side by side."""
+        dtype = parts[0].dtype
+        channels = [part.shape[-2 if i == 0 and self.reads_heads else -1 :] for i, part in enumerate(parts)]
+        product, width = partial(_product, parts, channels), sum(map(math.prod, channels))
+        y = product(self._apart(self.param("kernel", self.kernel_init, (width, self.features))))
         y = scaled(self, y)
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(dtype)
+            y += self._apart(self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(dtype))
         if self.lora is not None and self.name in self.lora.targets:
             down = self.param("lora_a", nn.initializers.lecun_normal(), (width, self.lora.rank))
             up = self.param("lora_b", nn.initializers.zeros_init(), (self.lora.rank, self.features))
-            y += self.lora.scale * _product((_product(parts, down),), up)
+            y += self.lora.scale * _matmul(product(down), self._apart(up.astype(dtype)))
         return y
+
+    def _apart(self, x: Array) -> Array:
+        """Its last axis as heads."""
+        return x if self.head_dim is None else x.reshape(*x.shape[:-1], -1, self.head_dim)
 
 
 def scaled(module: nn.Module, y: Array) -> Array:
     """What a module's `kernel` made, times the `kernel_scale` that it has if it is in 8 bits."""
     scale: Array | None = module.get_variable("params", "kernel_scale")
-    return y if scale is None else (y * scale).astype(y.dtype)
+    return y if scale is None else (y * scale.reshape(-1, y.shape[-1])).astype(y.dtype)
 
 
-def _product(parts: tuple[Array, ...], kernel: Array) -> Array:
-    splits = list(accumulate(part.shape[-1] for part in parts))[:-1]
-    rows = jnp.split(kernel.astype(parts[0].dtype), splits) if splits else [kernel.astype(parts[0].dtype)]
-    return reduce(add, (_matmul(part, row) for part, row in zip(parts, rows, strict=True)))
+def _product(parts: tuple[Array, ...], channels: list[tuple[int, ...]], kernel: Array) -> Array:
+    """Of inputs whose last axes are `channels`, and their rows of a kernel."""
+    kernel, splits = kernel.astype(parts[0].dtype), list(accumulate(map(math.prod, channels)))[:-1]
+    rows = jnp.split(kernel, splits) if splits else [kernel]
+    shaped = (row.reshape(*axes, *kernel.shape[1:]) for row, axes in zip(rows, channels, strict=True))
+    return reduce(add, map(_matmul, parts, shaped, map(len, channels)))
 
 
-def _matmul(x: Array, kernel: Array) -> Array:
-    """x @ kernel; on CPUs with all rows in one axis, so that the kernel's gradient, a sum over them, copies nothing."""
+def _matmul(x: Array, kernel: Array, axes: int = 1) -> Array:
+    """Over the last `axes` of x and the first of the kernel.
+
+    On CPUs with all rows in one axis, so that the kernel's gradient, a sum over them, copies nothing.
+    """
     if platform() != "cpu":
-        return jnp.matmul(x, kernel)
-    return jnp.matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+        return jnp.tensordot(x, kernel, axes)
+    width = math.prod(kernel.shape[:axes])
+    y = jnp.matmul(x.reshape(-1, width), kernel.reshape(width, -1))
+    return y.reshape(*x.shape[:-axes], *kernel.shape[axes:])
 
 
 def gelu(x: Array) -> Array:

@@ -13,7 +13,7 @@ from mllmsubj.typing import Array, Bool, Float
 LANES = 128
 """Tokens and channels come in multiples of it."""
 LARGEST_BLOCK = 1024
-"""Tokens; larger ones do not fit a core's memory with their scores in float32."""
+"""Tokens of a square block; with larger ones the scores, in float32, do not fit a core's memory."""
 LARGEST_TILE = 2**18
 """Tokens of a block times channels of a head, for the same reason."""
 
@@ -45,7 +45,7 @@ def splash_attend(
     heads = PartitionSpec(split[0], split[2], None, None)
 
     def own(q: Array, k: Array, v: Array, seen: Array) -> Array:
-        kernel = _kernel(q.shape[1], q.shape[2], k.shape[2], _limit(q.shape[3]), interpret)
+        kernel = _kernel(q, k, interpret)
         segments = splash.SegmentIds(q=jnp.ones((len(q), q.shape[2]), jnp.int32), kv=jnp.asarray(seen, jnp.int32))
         return jax.vmap(kernel)(q, k, v, segments)
 
@@ -57,8 +57,11 @@ def splash_attend(
     return own(q, k_, v, _padded(seen, axis=1))[:, :, :s].swapaxes(1, 2).astype(query.dtype)
 
 
-def _kernel(heads: int, queries: int, keys: int, limit: int, interpret: bool) -> Callable[..., Array]:
-    block_q, block_k = _block(queries, limit), _block(keys, limit)
+def _kernel(q: Array, k: Array, interpret: bool) -> Callable[..., Array]:
+    """For queries and keys of such shapes, [b, h, s, k]."""
+    (_, heads, queries, channels), keys = q.shape, k.shape[2]
+    block_q = _block(queries, _limit(channels, LARGEST_BLOCK))
+    block_k = _block(keys, _limit(channels, block_q))  # long: each makes gradients of all queries, to be added up
     blocks = splash.BlockSizes(
         block_q=block_q,
         block_kv=block_k,
@@ -74,9 +77,9 @@ def _kernel(heads: int, queries: int, keys: int, limit: int, interpret: bool) ->
     )
 
 
-def _limit(channels: int) -> int:
-    """The largest block of a head with so many channels."""
-    return min(LARGEST_BLOCK, LARGEST_TILE // channels // LANES * LANES)
+def _limit(channels: int, across: int) -> int:
+    """The largest block of a head with so many channels, against one of `across` tokens."""
+    return min(LARGEST_BLOCK**2 // across, LARGEST_TILE // channels) // LANES * LANES
 
 
 def _block(tokens: int, limit: int = LARGEST_BLOCK) -> int:
