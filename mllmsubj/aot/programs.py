@@ -33,10 +33,9 @@ from mllmsubj.typing import Params
 
 Step = Literal["train", "sample", "encode"]
 
-
-QUICK = ("encode", "update", "prepare", "decode")
-"""Programs that are compiled with the least effort, in minutes instead of a quarter of an hour. It fetches ahead less,
-so what it needs and moves is rather more. Training and drawing compile with the usual effort."""
+LEAST_EFFORT = -1.0
+"""Minutes instead of a quarter of an hour to compile. The program fetches ahead less, and so moves rather more, than
+what training and drawing compile with the usual effort."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def _compiled(name: str, lower: Callable[[], jax.stages.Lowered]) -> tuple[jax.s
     start = time.perf_counter()
     lowered = lower()
     try:
-        compiled = compile_there(lowered, effort=-1.0 if name in QUICK else 0.0)
+        compiled = compile_there(lowered, LEAST_EFFORT)
     except jax.errors.JaxRuntimeError as error:
         if not re.search(r"RESOURCE_EXHAUSTED.*\bhbm\b", str(error), re.IGNORECASE | re.DOTALL):
             raise
