@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mllmsubj.aot.inputs import NULL_TEXT
 from mllmsubj.diffusion.schedule import time_grid
 from mllmsubj.diffusion.stages import plan_stages
 from mllmsubj.experiment import Experiment, load_config
@@ -13,6 +14,8 @@ from mllmsubj.models.flops import transformer_flops
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.lora import is_lora
 from mllmsubj.models.subject import Layout, SubjectInputs, SubjectModel
+from mllmsubj.ops.patchify import TOKEN_PIXELS
+from mllmsubj.ops.splash import LANES
 from mllmsubj.sharding import flatten, parameter_specs
 from tests.small import ROOT
 
@@ -89,6 +92,13 @@ def inputs_of(model: SubjectModel) -> SubjectInputs:
         layout=Layout((length - text, length), ((head, head + visual),)),
         null_text=(20, 30),
     )
+
+
+def test_training_fills_the_lanes_of_a_tpu(experiment):
+    data, side = experiment.data, experiment.reference.square_side(False)
+    (height, width), tokens = data.sizes[0], data.prompt_tokens + experiment.model.mllm.tokens_per_tile
+    empty_prompt = NULL_TEXT[1] - NULL_TEXT[0]
+    assert (empty_prompt + tokens + (height * width + side**2) // TOKEN_PIXELS**2) % LANES == 0
 
 
 def test_it_traces_and_lowers(experiment, model, params):

@@ -1,0 +1,44 @@
+"""Projections to and from heads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mllmsubj.models.layers import Dense
+from mllmsubj.models.lora import LoRAConfig
+from mllmsubj.models.quantize import quantize_frozen
+from mllmsubj.ops.target import compiling_for
+from tests.small import random_like
+
+LORA = LoRAConfig(rank=4, alpha=4.0, targets=("to_q", "proj_out"))
+X = jax.random.normal(jax.random.key(0), (2, 5, 24))
+HIDDEN = jax.random.normal(jax.random.key(1), (2, 5, 8))
+HEADS = X.reshape(2, 5, 4, 6)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("eight_bits", [False, True])
+@pytest.mark.parametrize(
+    ("name", "fields", "plain", "headed", "shape"),
+    [
+        ("to_q", {"head_dim": 6}, (X,), (X,), HEADS.shape),
+        ("proj_out", {"reads_heads": True}, (X, HIDDEN), (HEADS, HIDDEN), X.shape),
+    ],
+)
+def test_heads_are_the_channels_side_by_side(platform, eight_bits, name, fields, plain, headed, shape):
+    modules = Dense(24, lora=LORA, name=name), Dense(24, lora=LORA, name=name, **fields)
+    with compiling_for(platform):
+        shapes, others = (
+            jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
+            for module, args in zip(modules, (plain, headed), strict=True)
+        )
+        assert shapes == others
+        params = random_like(shapes)
+        if eight_bits:
+            params = quantize_frozen({"transformer": {"module": params}})["transformer"]["module"]
+            assert params["kernel"].dtype == jnp.int8
+        expected = modules[0].apply({"params": params}, *plain)
+        found = modules[1].apply({"params": params}, *headed)
+    assert found.shape == shape
+    np.testing.assert_allclose(found.reshape(X.shape), expected, rtol=1e-5, atol=1e-5)
