@@ -75,7 +75,7 @@ class Dense(nn.Module):
 def scaled(module: nn.Module, y: Array) -> Array:
     """What a module's `kernel` made, times the `kernel_scale` that it has if it is in 8 bits."""
     scale: Array | None = module.get_variable("params", "kernel_scale")
-    return y if scale is None else (y * scale.reshape(-1, y.shape[-1])).astype(y.dtype)
+    return y if scale is None else (y * scale.reshape(-1, y.shape[-1])).astype(y.dtype)  # apart as y is, if by heads
 
 
 def _product(parts: tuple[Array, ...], channels: list[tuple[int, ...]], kernel: Array) -> Array:
