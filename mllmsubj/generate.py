@@ -12,7 +12,8 @@ from mllmsubj.diffusion.sampler import sample
 from mllmsubj.diffusion.schedule import ShiftConfig, time_grid
 from mllmsubj.diffusion.settings import SamplingConfig
 from mllmsubj.diffusion.stages import Stage
-from mllmsubj.models.subject import Condition, SubjectInputs, SubjectModel, token_grid
+from mllmsubj.models.subject import Condition, SubjectInputs, SubjectModel
+from mllmsubj.ops.patchify import token_grid
 from mllmsubj.ops.target import compiler_options
 from mllmsubj.turns import Turn, resident
 from mllmsubj.typing import Array, Float, Params, PyTree

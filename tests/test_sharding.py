@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from mllmsubj.errors import UserError
-from mllmsubj.sharding import constrain, flatten, make_mesh, parameter_shardings, parameter_specs, unflatten
+from mllmsubj.sharding import SMALL, constrain, flatten, make_mesh, parameter_shardings, parameter_specs, unflatten
 from tests.small import small_model
 
 
@@ -34,6 +34,13 @@ def test_axes_that_do_not_divide_stay_whole():
     tree = {"transformer": {"proj_out": {"kernel": jax.ShapeDtypeStruct((6, 8), jnp.float32)}}}
     spec = parameter_shardings(tree, mesh)["transformer"]["proj_out"]["kernel"].spec
     assert spec == PartitionSpec(None, "tensor")
+
+
+def test_small_parameters_are_not_split_finely():
+    mesh = make_mesh(data=1, fsdp=8, tensor=1)
+    for shape, spec in [((16, 64), None), ((32, 64), "fsdp"), ((16, SMALL // 16), "fsdp")]:
+        tree = {"transformer": {"proj_out": {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}}}
+        assert parameter_shardings(tree, mesh)["transformer"]["proj_out"]["kernel"].spec[0] == spec
 
 
 def test_constrain_is_the_identity_without_a_mesh():

@@ -21,7 +21,8 @@ from mllmsubj.generate import Generator
 from mllmsubj.loading import held_model, held_shapes
 from mllmsubj.models.flops import aggregator_flops, encode_flops, modulation_flops, sample_flops, vae_decode_flops
 from mllmsubj.models.quantize import quantize_frozen
-from mllmsubj.models.subject import Condition, SubjectModel, token_grid
+from mllmsubj.models.subject import Condition, SubjectModel
+from mllmsubj.ops.patchify import token_grid
 from mllmsubj.ops.target import compiling_for
 from mllmsubj.sharding import bytes_per_device, parameter_shardings, placed
 from mllmsubj.train import programs as train_programs

@@ -12,7 +12,7 @@ from mllmsubj.data.batch import Batch
 from mllmsubj.diffusion.schedule import time_grid
 from mllmsubj.diffusion.settings import SamplingConfig
 from mllmsubj.generate import Generator
-from mllmsubj.models.subject import token_grid
+from mllmsubj.ops.patchify import token_grid
 from mllmsubj.train.run import Run
 from mllmsubj.train.settings import ModesConfig
 from mllmsubj.typing import Params

@@ -5,7 +5,7 @@ everything here; there is no second copy for inference.
 """
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import flax.struct
@@ -21,7 +21,8 @@ from mllmsubj.models.lora import LoRAConfig, is_lora
 from mllmsubj.models.mllm import InternVL, InternVLConfig
 from mllmsubj.models.modulation import Modulation
 from mllmsubj.models.vae import AutoencoderKL, VAEConfig
-from mllmsubj.ops.patchify import PATCH, TOKEN_PIXELS, image_ids, pack, reference_ids, unpack
+from mllmsubj.ops.patchify import PATCH, image_ids, pack, reference_ids, token_grid, unpack
+from mllmsubj.ops.target import loops_overlap
 from mllmsubj.sharding import flatten, unflatten
 from mllmsubj.typing import Array, Attends, Float, Leaf, Params
 
@@ -122,6 +123,9 @@ class Condition:
     reference_sizes: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False, default=())
 
 
+Latents = tuple[Float[Array, "b _ c"], Float[Array, "b _ c"]]
+
+
 @dataclass(frozen=True)
 class SubjectModel:
     """Pure functions of (params, arrays) over the five parts."""
@@ -168,15 +172,13 @@ class SubjectModel:
         states = self._call("mllm", params, inputs.input_ids, inputs.attention_mask, inputs.pixel_values)
         null = self._call("mllm", params, inputs.null_ids, jnp.ones_like(inputs.null_ids, bool), None)
         text, layout = slice(*inputs.layout.text), inputs.layout
-        latents = [jnp.zeros((len(states[0]), 0, self.config.transformer.in_channels), states.dtype)]
-        latents += [self.encode_picture(params, picture)[0] for picture in inputs.references]
         return Features(
             text=states[:, :, text],
             text_mask=inputs.attention_mask[:, text],
             image=jnp.concatenate([states[:, :, slice(*span)] for span in layout.images], axis=2),
             null=null[:, :, slice(*inputs.null_text)],
             pooled=self._call("clip", params, inputs.clip_ids),
-            references=jnp.concatenate(latents, axis=1),
+            references=self.side_by_side(self.encode_pictures(params, inputs.references), len(inputs.input_ids)),
             reference_mask=inputs.reference_mask,
             reference_sizes=tuple(token_grid(*picture.shape[1:3]) for picture in inputs.references),
         )
@@ -249,14 +251,23 @@ class SubjectModel:
         self, params: Params, latents: Float[Array, "b n c"], grid: tuple[int, int]
     ) -> Float[Array, "b height width 3"]:
         """Pictures in [-1, 1] from packed latents."""
-        rows, columns = grid
-        spatial = unpack(latents, rows * PATCH, columns * PATCH)
+        spatial = unpack(latents, *(side * PATCH for side in grid))
         return self._call("vae", params, self.vae.from_latents(spatial), method="decode")
 
-    def encode_picture(
-        self, params: Params, picture: Float[Array, "b height width 3"]
-    ) -> tuple[Float[Array, "b n c"], Float[Array, "b n c"]]:
-        """Packed mean and deviation of the VAE's posterior; a reference is the mean, so it always reads the same."""
+    def encode_pictures(self, params: Params, pictures: tuple[Array, ...]) -> list[Latents]:
+        """`encode_picture` of each; those of one shape take turns, since to compile the VAE takes half a minute."""
+        encode, loop = partial(self.encode_picture, params), self.compute.scan_layers and not loops_overlap()
+        if loop and len({picture.shape for picture in pictures}) == 1:
+            return list(zip(*jax.lax.map(encode, jnp.stack(pictures)), strict=True))
+        return [encode(picture) for picture in pictures]
+
+    def side_by_side(self, references: list[Latents], rows: int) -> Float[Array, "b n c"]:
+        """The means: a reference always reads the same. Of no reference, `rows` without tokens."""
+        none = jnp.zeros((rows, 0, self.config.transformer.in_channels), self.compute.dtype)
+        return jnp.concatenate([none, *(mean for mean, _ in references)], axis=1)
+
+    def encode_picture(self, params: Params, picture: Float[Array, "b height width 3"]) -> Latents:
+        """Packed mean and deviation of the VAE's posterior."""
         mean, logvar = self._call("vae", params, picture, method="encode")
         return pack(self.vae.to_latents(mean)), pack(jnp.exp(0.5 * logvar) * self.config.vae.scaling_factor)
 
@@ -287,8 +298,3 @@ def _stored_leaves(model: SubjectModel) -> tuple[tuple[str, jax.ShapeDtypeStruct
 def is_trained(path: str) -> bool:
     """Whether training changes a parameter: the DLA's and the adapters'; all others stay frozen."""
     return path.startswith("dla/") or is_lora(path)
-
-
-def token_grid(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of tokens of a picture of `height` × `width` pixels."""
-    return height // TOKEN_PIXELS, width // TOKEN_PIXELS

@@ -12,6 +12,11 @@ TOKEN_PIXELS = 8 * PATCH
 """Pixels of a token's side, the VAE's factor of 8 included: sides of pictures are multiples of it."""
 
 
+def token_grid(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of tokens of a picture of `height` × `width` pixels."""
+    return height // TOKEN_PIXELS, width // TOKEN_PIXELS
+
+
 def pack(latents: Float[Array, "b height width c"]) -> Float[Array, "b n d"]:
     """Latents to tokens of 4·c channels, ordered (c, row, column). Source: diffusers `FluxPipeline._pack_latents`."""
     return rearrange(latents, "b (y p) (x q) c -> b (y x) (c p q)", p=PATCH, q=PATCH)

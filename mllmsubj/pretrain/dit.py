@@ -34,7 +34,8 @@ from mllmsubj.errors import UserError
 from mllmsubj.evals.evaluator import Value
 from mllmsubj.evals.toyworld.probe import ProbeReader
 from mllmsubj.models.layers import init_params, unstack
-from mllmsubj.models.subject import Condition, SubjectModel, token_grid
+from mllmsubj.models.subject import Condition, SubjectModel
+from mllmsubj.ops.patchify import token_grid
 from mllmsubj.pretrain.captions import APART, FIRSTS, PAIRED, UNSAID, Captioned, CaptionReader, says
 from mllmsubj.pretrain.settings import DiTPartConfig
 from mllmsubj.sharding import unflatten

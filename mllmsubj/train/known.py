@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
-from mllmsubj.models.subject import Features, SubjectInputs, SubjectModel, token_grid
+from mllmsubj.models.subject import Features, SubjectInputs, SubjectModel
+from mllmsubj.ops.patchify import token_grid
 from mllmsubj.typing import Array, Params
 
 if TYPE_CHECKING:

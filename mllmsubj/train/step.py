@@ -17,7 +17,8 @@ from mllmsubj.data.images import ReferenceConfig, normalised
 from mllmsubj.diffusion.loss import interpolate, logit_normal, shifted_uniform, squared_error
 from mllmsubj.diffusion.schedule import ShiftConfig, shift_exponent
 from mllmsubj.models.layers import unstack
-from mllmsubj.models.subject import Features, Layout, SubjectInputs, SubjectModel, token_grid
+from mllmsubj.models.subject import Features, Layout, SubjectInputs, SubjectModel
+from mllmsubj.ops.patchify import token_grid
 from mllmsubj.sharding import constrain
 from mllmsubj.train import modes
 from mllmsubj.train.known import LATENTS, NULL, Known, recall
@@ -150,19 +151,21 @@ class TrainStep:
 
     def _encode(self, towers: Params, batch: Batch, row: Int[Array, " b"], known: Known) -> Encoded:
         inputs = self.inputs(batch)
-        if known:
-            features, (mean, std) = recall(self.model, towers, inputs, known), (known[name] for name in LATENTS[:2])
-        else:
-            mean, std = self.model.encode_picture(towers, _signed(batch.target))
-            features = self.model.encode(towers, inputs)
+        known = known or self._seen(towers, batch, inputs)
         return Encoded(
-            features=features,
-            target_mean=mean,
-            target_std=std,
+            features=recall(self.model, towers, inputs, known),
+            target_mean=known["target_mean"],
+            target_std=known["target_std"],
             row=row,
             skipped=batch.skipped,
             grid=token_grid(*batch.target.shape[1:3]),
         )
+
+    def _seen(self, towers: Params, batch: Batch, inputs: SubjectInputs) -> Known:
+        """What the VAE says, of target and references together."""
+        (mean, std), *others = self.model.encode_pictures(towers, (_signed(batch.target), *inputs.references))
+        references = self.model.side_by_side(others, len(mean))
+        return dict(zip(LATENTS, (mean, std, references), strict=True))
 
     def inputs(self, batch: Batch) -> SubjectInputs:
         """What inference makes of the same pictures, from 8 bits."""
