@@ -32,19 +32,8 @@ MAY_IMPORT = {
         *("weights", "experiment", "evals", "files"),
     },
     "evals": {
-        *(
-            "typing",
-            "errors",
-            "ops",
-            "sharding",
-            "distributed",
-            "models",
-            "diffusion",
-            "data",
-            "generate",
-            "experiment",
-        ),
-        *("train", "files", "checkpoint", "shipped", "weights"),
+        *("typing", "errors", "ops", "sharding", "distributed", "models", "diffusion", "data", "generate"),
+        *("experiment", "train", "files", "checkpoint", "shipped", "weights"),
     },
     "loading": {"typing", "models", "sharding", "convert", "turns", "weights", "experiment"},
     "aot": {
