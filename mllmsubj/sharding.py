@@ -32,7 +32,9 @@ _OUT = PartitionSpec("tensor", "fsdp")  # [in, out] of the projection that comes
 _WHOLE = PartitionSpec()
 
 PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    # Low-rank factors: the wide side as the kernel they sit on, the rank whole.
+    # Low-rank factors: the wide side as the kernel they sit on, the rank whole. Of `proj_out` the rank, since its rows
+    # are those of two inputs, and chips' shares of all rows would have to be dealt out anew for each.
+    (r"transformer/single_blocks/(\d+/)?proj_out/lora_a", PartitionSpec(None, "fsdp")),
     (r".*/lora_a", PartitionSpec("fsdp", None)),
     (r".*/lora_b", PartitionSpec(None, "tensor")),
     # Projections, by what they are called in every model.

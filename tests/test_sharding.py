@@ -16,6 +16,7 @@ def test_every_parameter_of_the_model_has_one():
     assert attention["to_q"]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
     assert attention["to_out"]["kernel"] == PartitionSpec(None, "tensor", "fsdp")
     assert attention["to_q"]["lora_a"] == PartitionSpec(None, "fsdp", None)
+    assert specs["transformer"]["single_blocks"]["proj_out"]["lora_a"] == PartitionSpec(None, None, "fsdp")
     assert specs["transformer"]["modulation"]["single"]["kernel"] == PartitionSpec("fsdp", None, "tensor")
     assert specs["vae"]["decoder"]["conv_in"]["kernel"] == PartitionSpec(None, None, None, "fsdp")
 

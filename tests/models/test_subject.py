@@ -105,6 +105,22 @@ def test_prepared_modulation_is_the_same_velocity(model, params):
         assert_close(run(noise, jax.tree.map(lambda x, i=i: x[i], prepared), c), run(noise, times[i], c), 1e-5)
 
 
+@pytest.mark.parametrize(("scan", "seen"), [(True, 1), (False, 2)])
+def test_pictures_of_one_shape_read_one_vae(params, scan, seen):
+    """The program holds the VAE once where loops are compiled; either way they are what each is alone."""
+    model = small_model(scan_layers=scan)
+    pair = tuple(np.random.default_rng(0).uniform(-1, 1, (2, 1, 32, 48, 3)).astype(np.float32))
+
+    def convolutions(pictures):
+        return str(jax.make_jaxpr(model.encode_pictures)(params, pictures)).count("conv_general_dilated[")
+
+    assert convolutions(pair) == seen * convolutions(pair[:1])
+    assert convolutions((pair[0], pair[1][:, :16])) == 2 * convolutions(pair[:1])
+    found = jax.jit(model.encode_pictures)(params, pair)
+    for picture, latents in zip(pair, found, strict=True):
+        jax.tree.map(assert_close, latents, jax.jit(model.encode_picture)(params, picture))
+
+
 def test_trained_are_the_dla_and_the_adapters():
     shapes = dict(flatten(small_model(lora=True, dtype=jnp.bfloat16).abstract_params()))
     trained = {path for path in shapes if is_trained(path)}
