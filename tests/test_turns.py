@@ -81,7 +81,8 @@ def test_they_leave_after_a_failure_too(waiting, turns):
 
 def test_bytes_are_those_of_one_device(waiting):
     whole, split = (turn_bytes(waiting, make_mesh(fsdp=n, devices=jax.devices()[:n])) for n in (1, 2))
-    assert all(whole[turn] / 2 <= split[turn] < whole[turn] for turn in TURNS)
+    assert split.pop("decode") == whole["decode"]  # a VAE of four channels is not worth splitting
+    assert all(whole[turn] / 2 <= split[turn] < whole[turn] for turn in split)
 
 
 def test_devices_without_room():
