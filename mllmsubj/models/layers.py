@@ -35,6 +35,11 @@ class Compute:
     scan_layers: bool = True
     """One compiled block in a loop over layers; False lays the layers out, for parameters that `unstack` took apart."""
 
+    @property
+    def loops(self) -> bool:
+        """Whether programs may loop, over layers and over pictures; they compile faster so."""
+        return self.scan_layers and not loops_overlap()
+
 
 class Dense(nn.Module):
     """Linear projection, perhaps with a low-rank adapter; parameters `kernel` [in, out], `bias`, `lora_a`, `lora_b`.
@@ -159,9 +164,8 @@ def stack(
     them, and the `out`s come back stacked (None stays None). With `own_input` it is `block.__call__(x, own, shared)`,
     `own` being the block's slice of a tree with a leading axis of layers.
     """
-    loops = compute.scan_layers and not loops_overlap()
     policy = jax.checkpoint_policies.save_only_these_names(KEPT)
-    body = nn.remat(block, prevent_cse=not loops, policy=policy) if compute.remat else block
+    body = nn.remat(block, prevent_cse=not compute.loops, policy=policy) if compute.remat else block
     if not compute.scan_layers:
         return lambda *fields, name=None: LaidOut(partial(body, *fields), length, own_input, name=name)
     axes = (0, nn.broadcast) if own_input else nn.broadcast
@@ -171,7 +175,7 @@ def stack(
         split_rngs={"params": True},
         in_axes=axes,
         length=length,
-        unroll=1 if loops else length,
+        unroll=1 if compute.loops else length,
     )
 
 

@@ -22,7 +22,6 @@ from mllmsubj.models.mllm import InternVL, InternVLConfig
 from mllmsubj.models.modulation import Modulation
 from mllmsubj.models.vae import AutoencoderKL, VAEConfig
 from mllmsubj.ops.patchify import PATCH, image_ids, pack, reference_ids, token_grid, unpack
-from mllmsubj.ops.target import loops_overlap
 from mllmsubj.sharding import flatten, unflatten
 from mllmsubj.typing import Array, Attends, Float, Leaf, Params
 
@@ -256,8 +255,8 @@ class SubjectModel:
 
     def encode_pictures(self, params: Params, pictures: tuple[Array, ...]) -> list[Latents]:
         """`encode_picture` of each; those of one shape take turns, since to compile the VAE takes half a minute."""
-        encode, loop = partial(self.encode_picture, params), self.compute.scan_layers and not loops_overlap()
-        if loop and len({picture.shape for picture in pictures}) == 1:
+        encode = partial(self.encode_picture, params)
+        if self.compute.loops and len({picture.shape for picture in pictures}) == 1:
             return list(zip(*jax.lax.map(encode, jnp.stack(pictures)), strict=True))
         return [encode(picture) for picture in pictures]
 
