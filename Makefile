@@ -42,9 +42,15 @@ assets: install
 # The tiny model from nothing, on toyworld, and into the package: its parts, then both stages of the method on top of
 # them. Hours on two CPU cores; it goes on where it was stopped.
 pretrain-tiny: install
-	for part in vae probe mllm dit dla; do \
+	for part in vae probe mllm; do \
 	  $(BIN)/mllmsubj pretrain --config=configs/tiny.py --part=$$part --workdir=pretrained || exit; \
 	done
+	mkdir -p pretrained/full
+	cp pretrained/vae.* pretrained/probe.* pretrained/full/
+	$(BIN)/mllmsubj pretrain --config=configs/tiny.py:full --part=dit --workdir=pretrained/full
+	$(BIN)/mllmsubj pretrain --config=configs/tiny.py --part=dit --workdir=pretrained \
+	  --config.pretrain.dit.start_from=pretrained/full
+	$(BIN)/mllmsubj pretrain --config=configs/tiny.py --part=dla --workdir=pretrained
 	cp pretrained/*.safetensors pretrained/*.json mllmsubj/assets/tiny/
 	$(BIN)/mllmsubj train --config=configs/tiny.py --workdir=pretrained/subject \
 	  --config.data.examples=10000 --config.data.cache=pretrained/cache --config.data.cache_parts=all

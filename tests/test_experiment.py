@@ -57,6 +57,15 @@ def test_the_variant_reaches_the_config(tmp_path):
     assert load_config(str(file)).name == ""
 
 
+def test_the_first_lessons_of_the_tiny_transformer_say_more_of_noisier_pictures():
+    first, then = (load_config(f"configs/tiny.py{variant}") for variant in (":full", ""))
+    for key in ("drop_scene", "drop_subject", "drop_all"):
+        assert first.pretrain.dit[key] < then.pretrain.dit[key]
+    assert first.train.time.mean > then.train.time.mean
+    with pytest.raises(UserError, match="unknown variant 'half'; known: full"):
+        load_config("configs/tiny.py:half")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -28,7 +28,7 @@ GUARDED = 64
 def texts(system: str) -> Iterator[str]:
     """What the tiny model reads and writes."""
     for i in range(TEXTS):
-        drawn = example(Split.TRAIN, i)
+        drawn = example(Split.TRAIN, i, unusual=1.0, other=0.0)  # in any pose: words of all are known
         yield from (drawn.prompt.text, "\n" + drawn.prompt.text, caption(drawn.target.identity, drawn.target.scene))
         yield from (system, "system\n", "user\n", "assistant\n", "\n" + DESCRIBE)
         yield from (f"\n{question}" for question in QUESTIONS.values())

@@ -56,12 +56,12 @@ def says(
 
 
 def token_weights(picture: Picture, grid: tuple[int, int], about: float) -> Float[np.ndarray, " n"]:
-    """1 for each token of a grid of rows and columns, `about` for those about the subject."""
+    """1 for each token of a grid of rows and columns, `about` for those that the square around the subject touches."""
     rows, columns = grid
     across, down, half = around(picture.scene.pose)
     y, x = np.mgrid[0.5 / rows : 1.0 : 1.0 / rows, 0.5 / columns : 1.0 : 1.0 / columns]
-    inside = (np.abs(y - down) < half) & (np.abs(x - across) < half)
-    return np.where(inside, about, 1.0).ravel().astype(np.float32)
+    touched = (np.abs(y - down) < half + 0.5 / rows) & (np.abs(x - across) < half + 0.5 / columns)
+    return np.where(touched, about, 1.0).ravel().astype(np.float32)
 
 
 @dataclass(frozen=True)

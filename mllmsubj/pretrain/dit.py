@@ -99,7 +99,8 @@ class DiTPart:
         return self.built_on(self.name, "vae")
 
     def source(self, pictures: PictureSource, threads: int) -> EncodedPictures:
-        some = PictureSource(pictures.split, self.config.pictures, pictures.size, pictures.seed, views=2)
+        p = self.config
+        some = PictureSource(pictures.split, p.pictures, pictures.size, pictures.seed, views=2, unusual=p.unusual)
         return EncodedPictures(some, *self.encoded(some, threads))
 
     def encoded(self, pictures: Pictures, threads: int) -> tuple[str, Float[np.ndarray, "pictures two n c"]]:
@@ -177,7 +178,7 @@ class DiTPart:
 
     def held_out(self, frozen: Params, count: int, views: int) -> HeldOutPictures:
         """`count` of one view a subject with full captions; or of two, with captions of the scene alone."""
-        source = PictureSource(Split.TEST, views * count, self.size, views=views)
+        source = PictureSource(Split.TEST, views * count, self.size, views=views, unusual=self.config.unusual)
         pictures = [source[i] for i in range(len(source))]
         pixels = np.stack([picture.render(self.size) for picture in pictures])
         size, encode = self.config.batch_size, jax.jit(self.moments)

@@ -76,7 +76,7 @@ class DLAPart:
 
     def source(self, pictures: PictureSource, threads: int) -> EncodedExamples:
         examples = ToyworldSource(pictures.split, self.config.examples, pictures.size, pictures.seed)
-        return EncodedExamples(examples, *self.dit.encoded(Targets(examples), threads))
+        return EncodedExamples(examples, *self.dit.encoded(Targets(examples), threads), self.config.relations)
 
     def reader(self, data: DataConfig) -> ToldReader:
         return ToldReader(self.dit.reader(data), self.config.tokens, self.dit.model.config.mllm.vision.image_size)

@@ -65,7 +65,10 @@ class DiTPartConfig(PartConfig):
     """Text to image; the time's density is the experiment's."""
 
     pictures: int
-    """That it learns from, again and again, two of every subject; latents are kept, 16 KB each at 128 pixels."""
+    """That are rendered and kept as latents, 16 KB each at 128 pixels, two of every subject: the first is learnt, again
+    and again, the second is what stands beside it."""
+    unusual: float
+    """Chance of each attribute of the pose of what is learnt to be any, not the usual one."""
     subject_weight: float
     """Of the loss of a token about the subject, where that of the others is 1."""
     drop_beside: float
@@ -82,6 +85,11 @@ class DiTPartConfig(PartConfig):
     judge_guidance: float
     """Of these drawings: how far from what is drawn where nothing is said; 1 is none."""
 
+    def __post_init__(self) -> None:
+        for name in ("unusual", "drop_beside", "drop_all", "drop_subject", "drop_scene"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"config key pretrain.dit.{name} is {getattr(self, name)}; it must be from 0 to 1")
+
 
 @dataclass(frozen=True)
 class DLAPartConfig(PartConfig):
@@ -90,6 +98,9 @@ class DLAPartConfig(PartConfig):
 
     examples: int
     """That it learns from, again and again; latents of their targets are kept, as the transformer's pictures' are."""
+    relations: int
+    """How often an example comes that `Prompt.changes_what_is_seen`, where any other comes once: what a prompt makes of
+    the reference's own colours and pose is learnt last."""
     tokens: int
     """Length of a text alone, filled up; a longer one is an error. Of prompts: data.prompt_tokens."""
 
@@ -119,6 +130,6 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         for name, part in vars(self).items():
-            for key in ("steps", "batch_size", "judged", "pictures", "examples"):
+            for key in ("steps", "batch_size", "judged", "pictures", "examples", "relations"):
                 if (value := getattr(part, key, 1)) < 1:
                     raise UserError(f"config key pretrain.{name}.{key} is {value}; it must be at least 1")

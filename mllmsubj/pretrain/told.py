@@ -14,6 +14,7 @@ from mllmsubj.data.toyworld import Example, Picture
 from mllmsubj.data.toyworld.attributes import IDENTITY_ATTRIBUTES
 from mllmsubj.data.toyworld.latents import Moments
 from mllmsubj.data.toyworld.prompts import write_caption
+from mllmsubj.data.toyworld.scene import POSE_ATTRIBUTES
 from mllmsubj.errors import UserError
 from mllmsubj.pretrain.captions import Captioned, CaptionReader
 from mllmsubj.typing import Int, Leaf
@@ -89,8 +90,9 @@ class ToldReader:
             self.say(drawn.target, kept, text, moments, batch, row)
 
     def ask(self, example: Example, moments: Moments, batch: Told, row: int) -> None:
-        """A row of a prompt about a reference; its caption says the whole subject and what is asked of the scene."""
-        kept = {*IDENTITY_ATTRIBUTES, *(name for name, _ in example.prompt.asks)}
+        """A row of a prompt about a reference; its caption says the whole subject, its pose, and what is asked of the
+        scene."""
+        kept = {*IDENTITY_ATTRIBUTES, *POSE_ATTRIBUTES, *(name for name, _ in example.prompt.asks)}
         self._write(example.target, kept, example.prompt.text, 1, moments, batch, row)
         batch.tiles[row] = example.reference.render(self.tile)
 

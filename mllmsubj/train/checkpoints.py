@@ -55,7 +55,6 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=_keep(config),
                 best_fn=(lambda metrics: metrics[config.best]) if config.keep_best else None,  # None: none are stored
-                cleanup_tmp_directories=True,
                 save_root_metadata=False,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files),
             )
@@ -199,15 +198,21 @@ class Checkpoints:
                 ) from None
 
     def _tidy(self) -> None:
-        """Makes the folder; clears away saves whose removal was cut short, which orbax would count as whole.
+        """Makes the folder; clears away saves that were cut short while written or removed.
 
-        Never the newest: a file that it lacks is damage.
+        Orbax would count the latter as whole, and clears the former in the background, done at some later time. Never
+        the newest with a name: a file that it lacks is damage.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self._unfinished():
+            shutil.rmtree(path)
         steps = sorted((path for path in self.folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
         for path in steps[:-1]:
             if (self._damage(path) or "").endswith("is missing"):
                 shutil.rmtree(path)
+
+    def _unfinished(self) -> Iterator[Path]:
+        return self.folder.glob("*.orbax-checkpoint-tmp*")
 
     def _damage(self, save: Path) -> str | None:
         return damage(save) if (save / "files.json").is_file() else "files.json is missing"
@@ -215,7 +220,7 @@ class Checkpoints:
     def _list_files(self) -> None:
         """Orbax calls this in the background when all is written, just before the save gets its name and its time."""
         if jax.process_index() == 0:
-            for partial in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            for partial in self._unfinished():
                 listing = {name: [size] for name, size in sizes(partial).items() if name != "_CHECKPOINT_METADATA"}
                 (partial / "files.json").write_text(json.dumps(listing))
 

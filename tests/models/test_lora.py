@@ -42,7 +42,7 @@ def test_base_paths_are_unchanged_and_a_fresh_adapter_is_nothing(trained):
     plain = jax.eval_shape(lambda: init_params(base, jax.random.key(0)))
     assert jax.tree.structure(kept) == jax.tree.structure(plain)
     fresh = unflatten({path: leaf * (not path.endswith("lora_b")) for path, leaf in flatten(params)})
-    np.testing.assert_array_equal(run(model, fresh), run(base, kept))
+    assert_close(run(model, fresh), run(base, kept), 1e-6)  # two programs: XLA may round in another order
 
 
 def test_merged_equals_adapted(trained):

@@ -24,7 +24,7 @@ def config(part, **changes):
         config.log.update(tensorboard=False, every_steps=2)
         config.pretrain[part].update(steps=4, batch_size=8, warmup_steps=1, cooldown_steps=2, judged=3)
         config.pretrain[part].update(judge_every_steps=4, **changes)
-        config.pretrain.dit.pictures = 8
+        config.pretrain.dit.pictures = 16
         config.pretrain.dla.examples = 8
     return config
 

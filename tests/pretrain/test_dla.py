@@ -13,6 +13,7 @@ from mllmsubj.data.toyworld import Split, example
 from mllmsubj.data.toyworld.attributes import ATTRIBUTES, IDENTITY_ATTRIBUTES, numbers
 from mllmsubj.data.toyworld.pictures import PictureSource
 from mllmsubj.data.toyworld.prompts import write_caption
+from mllmsubj.data.toyworld.scene import POSE_ATTRIBUTES
 from mllmsubj.errors import UserError
 from mllmsubj.pretrain.captions import FIRSTS, UNSAID
 from mllmsubj.pretrain.dla import TOLD
@@ -62,7 +63,7 @@ def test_a_prompt_says_the_referenced_subject_as_it_is_to_be_and_what_is_asked_o
     for row in set(range(8)) - {0, ALONE}:
         example, moments = source[row]
         said = {name for name, value in zip(ATTRIBUTES, batch.said[row], strict=True) if value != UNSAID}
-        assert said == set(IDENTITY_ATTRIBUTES) | {name for name, _ in example.prompt.asks}
+        assert said == {*IDENTITY_ATTRIBUTES, *POSE_ATTRIBUTES} | {name for name, _ in example.prompt.asks}
         truth = FIRSTS[:-1] + numbers(example.target.identity, example.target.scene)
         assert all(batch.said[row] == np.where(batch.said[row] == UNSAID, UNSAID, truth))
         (start, stop), _ = dla.dit.encoder.layout(1, dla.data.prompt_tokens)

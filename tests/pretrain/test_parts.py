@@ -179,3 +179,9 @@ def test_nothing_is_not_enough(key):
     wrong.pretrain.dit[key] = 0
     with pytest.raises(UserError, match=rf"config key pretrain\.dit\.{key} is 0; it must be at least 1"):
         Experiment.from_config(wrong)
+
+
+@pytest.mark.parametrize("key", ["unusual", "drop_scene"])
+def test_a_share_is_no_more_than_all(key):
+    with pytest.raises(UserError, match=rf"config key pretrain\.dit\.{key} is 1\.5; it must be from 0 to 1"):
+        Experiment.from_config(config("dit", **{key: 1.5}))

@@ -218,6 +218,16 @@ def test_killed_while_saving(tmp_path):
     assert found
 
 
+def test_what_was_cut_short_is_gone_at_once(tmp_path):
+    partial = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp-1" / "state"
+    partial.mkdir(parents=True)
+    for number in range(2000):
+        (partial / str(number)).touch()
+    with Checkpoints(tmp_path, CONFIG) as saves:
+        assert names(tmp_path) == []
+        assert saves.latest() is None
+
+
 STOPS_WHEN_TOLD = """
 with Checkpoints(sys.argv[1], CONFIG) as saves:
     print("ready", flush=True)

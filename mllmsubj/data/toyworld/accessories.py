@@ -72,20 +72,21 @@ def pattern(texture: Texture, box: tuple[float, float, float, float]) -> tuple[P
     match texture:
         case Texture.STRIPES:
             lean = 0.12 * (y1 - y0)
-            middles = cx + 0.17 * np.arange(-4, 5)
+            middles = cx + 0.22 * np.arange(-3, 4)
             return tuple(
-                np.array([(x - 0.04 - lean, y0), (x + 0.04 - lean, y0), (x + 0.04 + lean, y1), (x - 0.04 + lean, y1)])
+                np.array([(x - 0.05 - lean, y0), (x + 0.05 - lean, y0), (x + 0.05 + lean, y1), (x - 0.05 + lean, y1)])
                 for x in middles
                 if x0 - 0.1 < x < x1 + 0.1
             )
         case Texture.SPOTS:
-            places = [(cx + 0.19 * (i + 0.5 * (j % 2)), cy + 0.15 * j) for i in range(-3, 4) for j in range(-3, 4)]
+            places = [(cx + 0.26 * (i + 0.5 * (j % 2)), cy + 0.18 * j) for i in range(-3, 4) for j in range(-3, 4)]
             near = [(x, y) for x, y in places if x0 < x < x1 and y0 < y < y1]
-            return tuple(ellipse(x, y, 0.056, 0.056, "").points[::2] for x, y in near)
+            return tuple(ellipse(x, y, 0.07, 0.07, "").points[::2] for x, y in near)
         case Texture.CHECKS:
-            cells = [(cx + 0.11 * i, cy + 0.11 * j) for i in range(-4, 5) for j in range(-4, 5) if (i + j) % 2]
-            near = [(x, y) for x, y in cells if x0 - 0.11 < x < x1 and y0 - 0.11 < y < y1]
-            return tuple(np.array([(x, y), (x + 0.11, y), (x + 0.11, y + 0.11), (x, y + 0.11)]) for x, y in near)
+            side = 0.17
+            cells = [(cx + side * i, cy + side * j) for i in range(-3, 4) for j in range(-3, 4) if (i + j) % 2]
+            near = [(x, y) for x, y in cells if x0 - side < x < x1 and y0 - side < y < y1]
+            return tuple(np.array([(x, y), (x + side, y), (x + side, y + side), (x, y + side)]) for x, y in near)
         case Texture.HALVES:
             middle = y0 + 0.45 * (y1 - y0)
             return (np.array([(x0, y0), (x1, y0), (x1, middle), (x0, middle)]),)

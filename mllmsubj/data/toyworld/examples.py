@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mllmsubj.data.toyworld.identity import Identity, combination_is_held_out, identity_is_held_out, random_identity
-from mllmsubj.data.toyworld.prompts import Prompt, fits, random_kind, write
+from mllmsubj.data.toyworld.prompts import OTHER, Prompt, fits, random_kind, write
 from mllmsubj.data.toyworld.render import render
 from mllmsubj.data.toyworld.scene import Scene, random_scene
 
@@ -49,7 +49,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Example:
-    """A reference, a prompt about it, and a picture that follows the prompt; its free attributes are random."""
+    """A reference, a prompt about it, and a picture that follows the prompt.
+
+    What the prompt leaves free is random there, but for the pose, which is the usual one (`scene.USUAL`) unless another
+    is asked for of `example`: a prompt says what is out of the ordinary. References stand in any pose.
+    """
 
     reference: Picture
     prompt: Prompt
@@ -65,8 +69,11 @@ def held_out(identity: Identity) -> HeldOut:
     return HeldOut.IDENTITY if identity_is_held_out(identity) else HeldOut.NOTHING
 
 
-def example(split: Split, index: int, seed: int = 0) -> Example:
-    """The example of that number, at least 0; the same on every machine. The splits share no subject and no text."""
+def example(split: Split, index: int, seed: int = 0, unusual: float = 0.0, other: float = OTHER) -> Example:
+    """The example of that number, at least 0; the same on every machine. The splits share no subject and no text.
+
+    `unusual`: of the target's pose, where the prompt leaves it free; see `random_scene`. `other`: see `write`.
+    """
     rng = np.random.default_rng([seed, list(Split).index(split), index])
     kind, reasoning = random_kind(rng)  # once: what is refused below shall not change how often a kind comes
     testing = split is Split.TEST
@@ -78,7 +85,8 @@ def example(split: Split, index: int, seed: int = 0) -> Example:
         scene = random_scene(rng)
         if not fits(kind, identity, scene):
             continue
-        prompt = write(rng, kind, reasoning, identity, scene, held_out=testing)
+        prompt = write(rng, kind, reasoning, identity, scene, held_out=testing, other=other)
         target = prompt.identity(identity)
         if (held_out(target) is not HeldOut.NOTHING) == testing:
-            return Example(Picture(identity, scene), prompt, Picture(target, prompt.scene(random_scene(rng))), wanted)
+            shown = Picture(target, prompt.scene(random_scene(rng, unusual)))
+            return Example(Picture(identity, scene), prompt, shown, wanted)

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, SupportsIndex, runtime_checkable
 
@@ -18,7 +19,7 @@ from mllmsubj.data.toyworld.pictures import PictureSource
 from mllmsubj.data.toyworld.source import ToyworldSource
 from mllmsubj.errors import UserError
 from mllmsubj.files import replacing
-from mllmsubj.typing import Float
+from mllmsubj.typing import Float, Int
 
 log = logging.getLogger("mllmsubj")
 
@@ -66,7 +67,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class EncodedPictures:
-    """Pictures beside their moments, and those of the next view of the same subject, or its own again."""
+    """First views of subjects beside their moments, and those of the second view, or their own again for one view."""
 
     pictures: PictureSource
     name: str
@@ -74,30 +75,45 @@ class EncodedPictures:
     moments: Float[np.ndarray, "pictures two n c"] = field(repr=False)
 
     def __getitem__(self, number: SupportsIndex, /) -> tuple[Picture, Moments, Moments]:
-        """Raises IndexError outside [0, length)."""
-        index, views = operator.index(number), self.pictures.views
-        following = index - index % views + (index + 1) % views
-        return self.pictures[index], self.moments[index], self.moments[min(following, len(self.moments) - 1)]
+        """Raises IndexError outside [0, subjects)."""
+        views = self.pictures.views
+        index = operator.index(number) * views
+        following = min(index + (views > 1), len(self.moments) - 1)
+        return self.pictures[index], self.moments[index], self.moments[following]
 
     def index(self) -> Index:
-        return self.pictures.index()
+        whole, firsts = self.pictures.index(), slice(None, None, self.pictures.views)
+        return Index(whole.width[firsts], whole.height[firsts], whole.references[firsts])
 
 
 @dataclass(frozen=True)
 class EncodedExamples:
-    """Examples beside the moments of their targets."""
+    """Examples beside the moments of their targets; those that `Prompt.changes_what_is_seen` come `relations` times."""
 
     examples: ToyworldSource
     name: str
     """See `EncodedPictures`."""
     moments: Float[np.ndarray, "examples two n c"] = field(repr=False)
+    relations: int
 
-    def __getitem__(self, number: SupportsIndex, /) -> tuple[Example, Moments]:
-        """Raises IndexError outside [0, length)."""
-        return self.examples.example(number), self.moments[operator.index(number)]
+    @cached_property
+    def _numbers(self) -> Int[np.ndarray, " rows"]:
+        """Of the examples, in their order."""
+        prompts = (self.examples.example(number).prompt for number in range(len(self.examples)))
+        times = [self.relations if prompt.changes_what_is_seen else 1 for prompt in prompts]
+        return np.repeat(np.arange(len(times)), times)
+
+    def __getitem__(self, row: SupportsIndex, /) -> tuple[Example, Moments]:
+        """Raises IndexError outside [0, rows)."""
+        index = operator.index(row)
+        if not 0 <= index < len(self._numbers):
+            raise IndexError(f"row {index} is outside of the {len(self._numbers)} rows")
+        number = self._numbers[index]
+        return self.examples.example(number), self.moments[number]
 
     def index(self) -> Index:
-        return self.examples.index()
+        whole = self.examples.index()
+        return Index(whole.width[self._numbers], whole.height[self._numbers], whole.references[self._numbers])
 
 
 def encoded(

@@ -70,54 +70,117 @@ class Patterns:
     """Sentence patterns of one kind of prompt."""
 
     train: tuple[str, ...]
+    other: tuple[str, ...]
+    """More of training's; with these it knows every word of `test`. The tiny tokenizers were made before them."""
     test: tuple[str, ...]
     """Never used in training."""
 
 
 PATTERNS: Mapping[str, Patterns] = {
     "scene": Patterns(
-        ("{subject} {clauses}", "a picture of {subject} {clauses}", "draw {subject} {clauses}", "{subject}: {clauses}"),
-        ("a drawing that shows {subject} {clauses}", "now {clauses}: {subject}", "{subject}, this time {clauses}"),
+        train=(
+            "{subject} {clauses}",
+            "a picture of {subject} {clauses}",
+            "draw {subject} {clauses}",
+            "{subject}: {clauses}",
+        ),
+        other=(
+            "show {subject} {clauses}",
+            "now draw {subject} {clauses}",
+            "a picture shows {subject} {clauses}",
+            "{clauses}: draw {subject}",
+            "{clauses}, a drawing of {subject}",
+        ),
+        test=(
+            "a drawing that shows {subject} {clauses}",
+            "now {clauses}: {subject}",
+            "{subject}, this time {clauses}",
+        ),
     ),
     "recolour": Patterns(
-        ("{subject} but {colour}", "{subject}, painted {colour}", "draw {subject} in {colour}"),
-        ("the same picture of {subject} but now in {colour}", "make {subject} {colour}"),
+        train=("{subject} but {colour}", "{subject}, painted {colour}", "draw {subject} in {colour}"),
+        other=("paint {subject} {colour}", "{colour} is now the colour of {subject}", "in {colour}: {subject}"),
+        test=("the same picture of {subject} but now in {colour}", "make {subject} {colour}"),
     ),
     "recolour in scene": Patterns(
-        ("{subject} but {colour}, {clauses}", "{subject}, painted {colour}, {clauses}"),
-        ("now {clauses}: {subject}, but in {colour}", "make {subject} {colour} and show it {clauses}"),
+        train=("{subject} but {colour}, {clauses}", "{subject}, painted {colour}, {clauses}"),
+        other=(
+            "paint {subject} {colour} and draw it {clauses}",
+            "{clauses}: draw {subject} in {colour}",
+            "{clauses}, a picture of {subject} painted {colour}",
+        ),
+        test=("now {clauses}: {subject}, but in {colour}", "make {subject} {colour} and show it {clauses}"),
     ),
     "swap colours": Patterns(
-        ("{subject} with its two colours swapped", "swap the two colours of {subject}"),
-        ("paint {subject} in its second colour and its details in its first", "{subject}, its two colours exchanged"),
+        train=("{subject} with its two colours swapped", "swap the two colours of {subject}"),
+        other=(
+            "the two colours of {subject} exchanged",
+            "make the first colour of {subject} its second",
+            "{subject}: its first colour is now that of its details",
+        ),
+        test=(
+            "paint {subject} in its second colour and its details in its first",
+            "{subject}, its two colours exchanged",
+        ),
     ),
     "swap with accessory": Patterns(
-        ("{subject} in the colour of its {accessory}, and the {accessory} in its colour",),
-        ("swap the colours of {subject} and its {accessory}",),
+        train=("{subject} in the colour of its {accessory}, and the {accessory} in its colour",),
+        other=(
+            "{subject} and its {accessory}, their colours swapped",
+            "paint {subject} in the colour of its {accessory} and the other way round",
+            "the colours of the {accessory} and of {subject} exchanged",
+        ),
+        test=("swap the colours of {subject} and its {accessory}",),
     ),
     "turn round": Patterns(
-        ("{subject} facing the other way", "turn {subject} round"),
-        ("{subject}, now looking the other way", "make {subject} face the opposite side"),
+        train=("{subject} facing the other way", "turn {subject} round"),
+        other=(
+            "now turn {subject} the other way",
+            "{subject}, facing the opposite way",
+            "make the face of {subject} look to its other side",
+        ),
+        test=("{subject}, now looking the other way", "make {subject} face the opposite side"),
     ),
     "other side": Patterns(
-        ("{subject} on the other side of the picture", "move {subject} to the other side"),
-        ("now on the opposite side of the picture: {subject}",),
+        train=("{subject} on the other side of the picture", "move {subject} to the other side"),
+        other=(
+            "{subject} on the opposite side",
+            "on the other side: {subject}",
+            "now draw {subject} on the side opposite to where it is",
+        ),
+        test=("now on the opposite side of the picture: {subject}",),
     ),
     "same place": Patterns(
-        ("{subject} in the same place {clauses}", "{subject} {clauses}, in the place of the picture"),
-        ("the place stays the same, but now {clauses}: {subject}",),
+        train=("{subject} in the same place {clauses}", "{subject} {clauses}, in the place of the picture"),
+        other=(
+            "{clauses}, in the same place: {subject}",
+            "the place is the same: now draw {subject} {clauses}",
+            "{subject} stays where it is, but {clauses}",
+        ),
+        test=("the place stays the same, but now {clauses}: {subject}",),
     ),
     "same time": Patterns(
-        ("{subject} {clauses}, at the same time of day", "{subject} {clauses}, in the light of the picture"),
-        ("the time of day stays the same, but now {clauses}: {subject}",),
+        train=("{subject} {clauses}, at the same time of day", "{subject} {clauses}, in the light of the picture"),
+        other=(
+            "{clauses}, at the same time of day: {subject}",
+            "the light is the same: now draw {subject} {clauses}",
+            "draw {subject} {clauses}, but the time of day stays",
+        ),
+        test=("the time of day stays the same, but now {clauses}: {subject}",),
     ),
     "same company": Patterns(
-        ("{subject} {clauses}, with the same thing beside it", "{subject} and what is beside it, {clauses}"),
-        ("now {clauses}: {subject}, and the same thing beside it",),
+        train=("{subject} {clauses}, with the same thing beside it", "{subject} and what is beside it, {clauses}"),
+        other=(
+            "{clauses}: {subject} with what is beside it",
+            "draw {subject} {clauses}, and what is beside it stays",
+            "now the same thing beside {subject}, {clauses}",
+        ),
+        test=("now {clauses}: {subject}, and the same thing beside it",),
     ),
     "without company": Patterns(
-        ("{subject} without what is beside it", "take away what is beside {subject}"),
-        ("now only {subject}, without the thing beside it",),
+        train=("{subject} without what is beside it", "take away what is beside {subject}"),
+        other=("draw {subject} only", "take the thing beside {subject} away", "now nothing is beside {subject}"),
+        test=("now only {subject}, without the thing beside it",),
     ),
 }
 """Kind -> its patterns."""

@@ -8,12 +8,14 @@ import numpy as np
 
 from mllmsubj.data.toyworld.identity import Accessory, Colour, Identity, pick
 from mllmsubj.data.toyworld.phrases import ANIMAL_SUBJECTS, CHARACTER_SUBJECTS, NAMED_SUBJECTS, PATTERNS, PHRASES
-from mllmsubj.data.toyworld.scene import SCENE_ATTRIBUTES, Column, Facing, Scene, Thing, Time
+from mllmsubj.data.toyworld.scene import POSE_ATTRIBUTES, SCENE_ATTRIBUTES, Column, Facing, Scene, Thing, Time
 
 SCENE_KINDS = ("scene", "recolour", "recolour in scene")
 """Kinds that name the subject's shape, or else are reasoning prompts: "the animal in the picture, but blue"."""
 RELATIONS = tuple(kind for kind in PATTERNS if kind not in SCENE_KINDS)
 """Kinds whose answer depends on the reference: always reasoning prompts."""
+OTHER = 0.5
+"""How often training takes one of its other sentence patterns."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,12 @@ class Prompt:
         """The scene's attributes that may be anything; all that is not asked of the identity stays as it is."""
         asked = dict(self.asks)
         return tuple(name for name in SCENE_ATTRIBUTES if name not in asked)
+
+    @property
+    def changes_what_is_seen(self) -> bool:
+        """Whether it asks for a colour or pose that only the reference's own tells: a swap, a turn, the other side."""
+        surroundings = SCENE_ATTRIBUTES.keys() - set(POSE_ATTRIBUTES)
+        return self.kind in RELATIONS and not surroundings >= {name for name, _ in self.asks}
 
     def identity(self, reference: Identity) -> Identity:
         """The subject that a right picture shows."""
@@ -66,16 +74,22 @@ def fits(kind: str, identity: Identity, reference: Scene) -> bool:
 
 
 def write(
-    rng: np.random.Generator, kind: str, reasoning: bool, identity: Identity, reference: Scene, held_out: bool
+    rng: np.random.Generator,
+    kind: str,
+    reasoning: bool,
+    identity: Identity,
+    reference: Scene,
+    held_out: bool,
+    other: float = OTHER,
 ) -> Prompt:
-    """A prompt of a kind that fits. `held_out`: by the sentence patterns of the test split."""
+    """A prompt of a kind that fits. `held_out`: by the sentence patterns of the test split; `other`: else the chance of
+    training's other ones."""
     asks, clauses = _meaning(rng, kind, identity, reference)
     if reasoning and (kind in SCENE_KINDS or rng.random() < 0.5):
         subject = pick(rng, ANIMAL_SUBJECTS if identity.is_animal else CHARACTER_SUBJECTS)
     else:
         subject = pick(rng, NAMED_SUBJECTS).format(shape=identity.shape)
-    patterns = PATTERNS[kind].test if held_out else PATTERNS[kind].train
-    text = pick(rng, patterns).format(
+    text = _pattern(rng, kind, held_out, other).format(
         subject=subject,
         clauses=", ".join(clauses),
         colour=asks.get("main"),
@@ -103,10 +117,16 @@ def write_caption(
     elif "main" in only:
         subject = identity.describe()
     clauses = [pick(rng, PHRASES[name][value]) for name, value in scene.attributes().items() if name in only]
-    patterns = PATTERNS["scene"].test if held_out else PATTERNS["scene"].train
     if clauses:
-        return pick(rng, patterns).format(subject=subject, clauses=", ".join(clauses))
+        return _pattern(rng, "scene", held_out, OTHER).format(subject=subject, clauses=", ".join(clauses))
     return subject if "shape" in only else ""
+
+
+def _pattern(rng: np.random.Generator, kind: str, held_out: bool, other: float) -> str:
+    patterns = PATTERNS[kind]
+    if held_out:
+        return pick(rng, patterns.test)
+    return pick(rng, patterns.other if other and rng.random() < other else patterns.train)
 
 
 def _meaning(

@@ -19,11 +19,12 @@ from mllmsubj.data.toyworld.things import THINGS
 
 TILT_DEGREES: Mapping[Tilt, float] = {Tilt.LEFT: 20.0, Tilt.UPRIGHT: 0.0, Tilt.RIGHT: -20.0}
 """Anticlockwise."""
-COLUMN: Mapping[Column, float] = {Column.LEFT: 0.29, Column.CENTRE: 0.5, Column.RIGHT: 0.71}
-"""Middle of the subject as a part of the picture's width."""
-ROW: Mapping[Row, float] = {Row.FRONT: 0.93, Row.BACK: 0.72}
+COLUMN: Mapping[Column, float] = {Column.LEFT: 0.25, Column.CENTRE: 0.5, Column.RIGHT: 0.75}
+"""Middle of the subject as a part of the picture's width. Places, here and in `ROW`, lie whole tokens of the tiny
+transformer (eighths of the side) apart: a subject elsewhere is the same latents in other tokens."""
+ROW: Mapping[Row, float] = {Row.FRONT: 0.93, Row.BACK: 0.68}
 """The subject's feet as a part of the picture's height, from the top."""
-SIZE: Mapping[Size, float] = {Size.SMALL: 0.36, Size.MEDIUM: 0.47, Size.LARGE: 0.6}
+SIZE: Mapping[Size, float] = {Size.SMALL: 0.4, Size.MEDIUM: 0.48, Size.LARGE: 0.57}
 """The unit of figure coordinates as a part of the picture's side."""
 TINT: Mapping[Time, tuple[float, float, float]] = {
     Time.DAY: (1.0, 1.0, 1.0),

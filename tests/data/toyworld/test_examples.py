@@ -8,7 +8,9 @@ import pytest
 from mllmsubj.data.toyworld import HeldOut, Split, ToyworldSource, example
 from mllmsubj.data.toyworld.examples import held_out
 from mllmsubj.data.toyworld.identity import Colour, Shape, combination_is_held_out, identity_is_held_out
-from mllmsubj.data.toyworld.scene import POSE_ATTRIBUTES, SCENE_ATTRIBUTES
+from mllmsubj.data.toyworld.latents import EncodedExamples
+from mllmsubj.data.toyworld.pictures import PictureSource
+from mllmsubj.data.toyworld.scene import POSE_ATTRIBUTES, SCENE_ATTRIBUTES, USUAL
 
 
 def everyone(examples):
@@ -89,7 +91,7 @@ def test_the_target_is_the_subject_as_the_prompt_wants_it(drawn, split):
 
 @pytest.mark.parametrize("split", Split)
 def test_what_is_free_is_independent_of_the_reference(drawn, split):
-    """It agrees as often as two independent draws do, within four deviations, and takes every value."""
+    """It agrees as often as two independent draws do, within four deviations; all but the pose takes every value."""
     examples = [e for e in drawn[split] if e.prompt.kind in ("scene", "recolour", "recolour in scene")]
     for name, kinds in SCENE_ATTRIBUTES.items():
         pairs = [
@@ -100,21 +102,36 @@ def test_what_is_free_is_independent_of_the_reference(drawn, split):
         shares = (
             [0.5] + [0.5 / (len(kinds) - 1)] * (len(kinds) - 1) if name == "thing" else [1 / len(kinds)] * len(kinds)
         )
-        chance = sum(share**2 for share in shares)
+        of_references, chance = shares, sum(share**2 for share in shares)
+        if name in POSE_ATTRIBUTES:
+            shares = [float(value is getattr(USUAL, name)) for value in kinds]
         deviation = np.sqrt(chance * (1 - chance) / len(pairs))
         assert len(pairs) > 300
         assert abs(np.mean([a == b for a, b in pairs]) - chance) < 4 * deviation, name
-        for value, share in zip(kinds, shares, strict=True):
-            found = np.mean([b is value for _, b in pairs])
-            assert abs(found - share) < 4.5 * np.sqrt(share * (1 - share) / len(pairs)), (name, value)
+        for side, expected in enumerate((of_references, shares)):
+            for value, share in zip(kinds, expected, strict=True):
+                found = np.mean([pair[side] is value for pair in pairs])
+                assert abs(found - share) <= 4.5 * np.sqrt(share * (1 - share) / len(pairs)), (name, value)
 
 
 def test_the_whole_pose_is_rarely_copied(drawn):
-    """108 poses: two independent ones agree in all attributes about once in 108."""
+    """108 poses: a reference's, which is any, is the usual one about once in 108."""
     free = [e for e in drawn[Split.TRAIN] if set(POSE_ATTRIBUTES) <= set(e.prompt.free)]
     same = np.mean([e.reference.scene.pose == e.target.scene.pose for e in free])
     assert len(free) > 400
     assert same < 0.04
+
+
+def test_first_views_stand_in_the_usual_pose_as_often_as_is_said_and_the_others_in_any():
+    source = PictureSource(Split.TRAIN, 2000, 64, views=2, unusual=0.25)
+    poses = [source[i].scene.pose for i in range(len(source))]
+    for name in POSE_ATTRIBUTES:
+        kinds = len(SCENE_ATTRIBUTES[name])
+        for first, chance in ((0, 0.75 + 0.25 / kinds), (1, 1 / kinds)):
+            found = np.mean([getattr(pose, name) is getattr(USUAL, name) for pose in poses[first::2]])
+            assert abs(found - chance) < 4 * np.sqrt(chance * (1 - chance) / 1000), (name, first)
+    assert PictureSource(Split.TRAIN, 9, 64)[3] == PictureSource(Split.TRAIN, 9, 64, views=3, unusual=1.0)[3]
+    assert "unusual=0.25" in repr(source)  # latents are kept under that name
 
 
 def test_the_source_has_random_access():
@@ -137,3 +154,19 @@ def test_the_index_is_constant():
     index = ToyworldSource(Split.TRAIN, 7, size=80).index()
     assert (index.width.tolist(), index.height.tolist()) == ([80] * 7, [80] * 7)
     assert (index.references.tolist(), index.scores) == ([1] * 7, {})
+
+
+def test_examples_that_change_what_is_seen_come_more_often():
+    examples = ToyworldSource(Split.TRAIN, 40, size=80)
+    moments = np.zeros((40, 2, 4, 4), np.float16) + np.arange(40)[:, None, None, None]
+    source = EncodedExamples(examples, "", moments, relations=3)
+    rows = [source[i] for i in range(len(source.index().width))]
+    assert source.index().width.tolist() == [80] * len(rows)
+    numbers = [int(each[0, 0, 0]) for _, each in rows]
+    changing = {i for i in range(40) if examples.example(i).prompt.changes_what_is_seen}
+    assert changing
+    assert numbers == [i for i in range(40) for _ in range(3 if i in changing else 1)]
+    assert all(drawn == examples.example(i) for (drawn, _), i in zip(rows, numbers, strict=True))
+    for row in (-1, len(rows)):
+        with pytest.raises(IndexError, match=f"row {row} is outside of the {len(rows)} rows"):
+            source[row]

@@ -4,8 +4,9 @@ import re
 import numpy as np
 import pytest
 
+from mllmsubj.data.toyworld import Split, example
 from mllmsubj.data.toyworld.identity import Accessory, Colour, Shape
-from mllmsubj.data.toyworld.phrases import PATTERNS, PHRASES
+from mllmsubj.data.toyworld.phrases import NAMED_SUBJECTS, PATTERNS, PHRASES
 from mllmsubj.data.toyworld.prompts import RELATIONS, SCENE_KINDS, WEIGHTS
 from mllmsubj.data.toyworld.scene import SCENE_ATTRIBUTES, Column, Thing
 
@@ -39,9 +40,34 @@ def test_every_value_has_phrases_and_no_phrase_has_two_meanings():
 def test_patterns_of_the_splits_differ():
     for patterns in PATTERNS.values():
         assert patterns.train
+        assert patterns.other
         assert patterns.test
-    train = {p for patterns in PATTERNS.values() for p in patterns.train}
-    assert not train & {p for patterns in PATTERNS.values() for p in patterns.test}
+    train = [p for patterns in PATTERNS.values() for p in patterns.train + patterns.other]
+    assert len(train) == len(set(train))
+    assert not set(train) & {p for patterns in PATTERNS.values() for p in patterns.test}
+
+
+def test_training_knows_every_word_of_the_held_out_sentences():
+    def words(*texts):
+        return set(re.findall(r"\w+", " ".join(texts)))
+
+    train = words(*(p for patterns in PATTERNS.values() for p in patterns.train + patterns.other))
+    train |= words(*NAMED_SUBJECTS, *(way for values in PHRASES.values() for ways in values.values() for way in ways))
+    assert not words(*(p for patterns in PATTERNS.values() for p in patterns.test)) - train
+
+
+def test_training_says_it_in_other_words_too():
+    def texts(other):
+        return [example(Split.TRAIN, i, seed=3, other=other).prompt for i in range(60)]
+
+    def follows(prompt, patterns):
+        shape = "|".join(map(re.escape, patterns))
+        return re.fullmatch(re.sub(r"\\{\w+\\}", ".+", shape), prompt.text)
+
+    never, always = texts(0.0), texts(1.0)
+    assert all(follows(prompt, PATTERNS[prompt.kind].train) for prompt in never)
+    assert all(follows(prompt, PATTERNS[prompt.kind].other) for prompt in always)
+    assert [example(Split.TEST, i, other=0.0) for i in range(20)] == [example(Split.TEST, i) for i in range(20)]
 
 
 def test_prompts_say_what_they_ask_and_nothing_else(examples):
@@ -99,6 +125,12 @@ def test_the_pose_is_reversed(examples):
     for e in of(examples, "other side"):
         assert e.reference.scene.pose.column is not Column.CENTRE
         assert dict(e.prompt.asks) == {"column": OPPOSITE[e.reference.scene.pose.column]}
+
+
+def test_what_changes_what_is_seen(examples):
+    kinds = {"swap colours", "swap with accessory", "turn round", "other side"}
+    assert {e.prompt.kind for e in examples if e.prompt.changes_what_is_seen} == kinds
+    assert all(e.prompt.changes_what_is_seen for e in examples if e.prompt.kind in kinds)
 
 
 def test_what_stays_is_the_references(examples):

@@ -49,6 +49,12 @@ def identities(attribute: str) -> list[Identity]:
     return [IDENTITY.replace(**{attribute: value}) for value in values] + bare
 
 
+@pytest.mark.parametrize("places", [COLUMN, ROW])
+def test_places_lie_whole_tokens_of_the_tiny_transformer_apart(places):
+    tokens = 8 * np.diff(sorted(places.values()))  # 128 pixels in tokens of 16
+    np.testing.assert_allclose(tokens, np.round(tokens), atol=1e-9)
+
+
 @pytest.mark.parametrize("attribute", ["shape", "main", "second", "accent", "texture", "accessory"])
 def test_each_value_of_the_identity_is_seen_in_the_subject_and_nowhere_else(attribute):
     pictures = [render(identity, SCENE, PIXELS) for identity in identities(attribute)]
