@@ -66,6 +66,16 @@ def test_the_first_lessons_of_the_tiny_transformer_say_more_of_noisier_pictures(
         load_config("configs/tiny.py:half")
 
 
+def test_the_short_tiny_run_is_the_same_model_for_fewer_steps():
+    short, whole = (load_config(f"configs/tiny.py{variant}") for variant in (":short", ""))
+    Experiment.from_config(short)
+    for stage, steps in (("stage1", 80), ("stage2", 200)):
+        assert short.train[stage].steps == steps < whole.train[stage].steps
+        assert short.train[stage].modes == whole.train[stage].modes
+    for section in ("model", "sampling", "prompt", "reference"):
+        assert short[section] == whole[section]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
