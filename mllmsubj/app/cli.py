@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -38,18 +39,24 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one command and exits: 0 done, 2 a mistake in what was given, 130 interrupted."""
+    """Runs one command and exits: 0 done, 2 a mistake in what was given, 130 interrupted, 141 its reader has gone."""
     argv = list(sys.argv if argv is None else argv)
     try:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _interrupt)
         run(argv)
+        sys.stdout.flush()
     except (UserError, flags.Error) as error:
         print(f"mllmsubj: error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("mllmsubj: interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        if not _unheard():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains of it once more at exit
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def run(argv: list[str]) -> None:
@@ -122,6 +129,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         threading.Timer(0.01, _thread.interrupt_main).start()
         return
     raise KeyboardInterrupt
+
+
+def _unheard() -> bool:
+    """Whether what read our output, such as `| head`, has seen enough."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def _has_accelerator() -> bool:

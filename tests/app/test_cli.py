@@ -107,6 +107,18 @@ def test_mistakes_of_a_process(folder, case):
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough(folder, unbuffered):
+    """As `mllmsubj --help | head -0`: the reader is gone before the first line comes."""
+    ours, its = os.pipe()
+    os.close(ours)
+    with os.fdopen(its, "w") as output:
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        program = [sys.executable, "-m", "mllmsubj", "--help"]
+        done = subprocess.run(program, cwd=folder, stdout=output, stderr=subprocess.PIPE, text=True, env=environment)
+    assert (done.stderr, done.returncode) == ("", 128 + signal.SIGPIPE)
+
+
 @pytest.mark.parametrize("case", EARLY)
 def test_jax_is_not_started_for(folder, case):
     """In a process where importing JAX fails."""
