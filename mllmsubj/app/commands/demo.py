@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mllmsubj.reproduce.report import Found
 
-STEPS = (200, 200)
+STEPS = (80, 100)
 """Of the two stages, in short."""
 BATCH_SIZE = 8
 WARMUP = 20
