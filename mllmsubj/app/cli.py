@@ -37,6 +37,9 @@ COMMANDS = {
 }
 """Name -> what it does; each is a module of `mllmsubj.app.commands` with `define(flags)` and `run(flags, argv)`."""
 
+STDOUT = 1
+"""The process's own file descriptor, whatever stands for `sys.stdout`."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits: 0 done, 2 a mistake in what was given, 130 interrupted, 141 its reader has gone."""
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _interrupt)
         run(argv)
-        sys.stdout.flush()
+        print(end="", flush=True)  # there may be no sys.stdout, which print knows
     except (UserError, flags.Error) as error:
         print(f"mllmsubj: error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
@@ -55,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         if not _unheard():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains of it once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # else Python complains of it once more at exit
         sys.exit(128 + signal.SIGPIPE)
 
 
@@ -134,8 +137,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _unheard() -> bool:
     """Whether what read our output, such as `| head`, has seen enough."""
     output = select.poll()
-    output.register(sys.stdout.fileno(), 0)
-    return any(event & select.POLLERR for _, event in output.poll(0))
+    output.register(STDOUT, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
 
 
 def _has_accelerator() -> bool:

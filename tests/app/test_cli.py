@@ -119,6 +119,13 @@ def test_a_reader_that_has_seen_enough(folder, unbuffered):
     assert (done.stderr, done.returncode) == ("", 128 + signal.SIGPIPE)
 
 
+def test_nobody_listens(folder):
+    """As `mllmsubj --help >&-`: Python has no sys.stdout then."""
+    program = ["sh", "-c", 'exec "$0" -m mllmsubj --help >&-', sys.executable]
+    done = subprocess.run(program, cwd=folder, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
 @pytest.mark.parametrize("case", EARLY)
 def test_jax_is_not_started_for(folder, case):
     """In a process where importing JAX fails."""
