@@ -1,0 +1,1 @@
+"""Deliberate breaks of the product, each of which the quick tests must notice, and what runs them."""
