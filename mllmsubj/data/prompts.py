@@ -1,15 +1,19 @@
 """Prompt and number of references -> token ids with a fixed layout, for the MLLM and for CLIP."""
 
+import json
 import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from mllmsubj.errors import UserError
 from mllmsubj.typing import Array, Int
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 IMAGE_START, IMAGE_TOKEN, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 
@@ -59,8 +63,14 @@ class PromptEncoder:
     ):
         """`image_tokens`: visual tokens of one reference, `image_token_id` each."""
         self.config, self.image_tokens = config, image_tokens
-        self._mllm, self._clip = _tokenizer(mllm_folder), _tokenizer(clip_folder)
-        self._lock = threading.Lock()  # a call may set the tokenizer's options: none may while another thread reads
+        self._mllm, self._pad = _read_tokenizer(mllm_folder)
+        self._mllm.no_truncation()
+        self._mllm.no_padding()
+        self._clip, pad = _read_tokenizer(clip_folder)
+        self._clip.enable_truncation(config.clip_tokens)
+        self._clip.enable_padding(pad_id=pad, pad_token=self._clip.id_to_token(pad), length=config.clip_tokens)
+        self._clip.encode_special_tokens = True
+        self._lock = threading.Lock()  # `_ids` sets an option of the tokenizer: no other thread may read meanwhile
         ids = self.ids(IMAGE_TOKEN)
         if ids != [image_token_id] or image_token_id in self._plain_ids(IMAGE_TOKEN):
             raise UserError(
@@ -87,7 +97,7 @@ class PromptEncoder:
             padding = text_tokens - len(text)
         else:
             padding = -len(text) % self.config.pad_to if prompt else 0
-        ids = np.asarray([head + text + [self._mllm.pad_token_id] * padding], np.int32)
+        ids = np.asarray([head + text + [self._pad] * padding], np.int32)
         mask = np.arange(ids.shape[1])[None] < len(head) + len(text)
         clip_ids = self._clip_ids(prompt) if self._no_clip_ids is None else self._no_clip_ids
         return PromptTokens(ids, mask, clip_ids, (len(head), ids.shape[1]), images)
@@ -113,29 +123,66 @@ class PromptEncoder:
 
     def ids(self, text: str) -> list[int]:
         """The MLLM's ids of a text whose special tokens are meant."""
-        with self._lock:
-            return self._mllm(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self._ids(text, plain=False)
 
     def _plain_ids(self, text: str) -> list[int]:
         """Ids of a user's text, which holds no special tokens."""
+        return self._ids(text, plain=True)
+
+    def _ids(self, text: str, plain: bool) -> list[int]:
         with self._lock:
-            ids = self._mllm(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-        return ids["input_ids"]
+            self._mllm.encode_special_tokens = plain
+            return self._mllm.encode(text, add_special_tokens=False).ids
 
     def _clip_ids(self, text: str) -> Int[Array, "1 u"]:
-        length = self.config.clip_tokens
-        with self._lock:
-            ids = self._clip(text, padding="max_length", truncation=True, max_length=length, split_special_tokens=True)
-        return np.asarray([ids["input_ids"]], np.int32)
+        return np.asarray([self._clip.encode(text).ids], np.int32)
 
 
-def _tokenizer(folder: Path):
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises PyTorch, which tokenizers do not need
-    from transformers import AutoTokenizer  # seconds to import: only where a prompt is read
+NAMED_TOKENS = {"bos_token", "eos_token", "pad_token", "unk_token"}
+SELF_CONTAINED = {"backend", "model_max_length", "tokenizer_class", *NAMED_TOKENS}
+"""Keys of the tokenizer_config.json of a tokenizer whose ids its tokenizer.json defines alone."""
 
-    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+
+def _read_tokenizer(folder: Path) -> "tuple[Tokenizer, int]":
+    """The tokenizer in a folder as transformers saves it, and the id of its padding token.
+
+    transformers takes a second to import, and its `AutoTokenizer` imports PyTorch where that is installed: each is
+    imported only for a folder that needs it.
+    """
+    names, settings = {path.name for path in folder.glob("*.json")}, folder / "tokenizer_config.json"
+    if not names & {"tokenizer.json", settings.name}:
         raise UserError(f"{folder} holds no tokenizer; it should have tokenizer.json and tokenizer_config.json")
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        config: dict[str, Any] = json.loads(settings.read_text()) if settings.name in names else {}
+        if names == {"tokenizer.json", settings.name} and (alone := _read_alone(folder, config)):
+            return alone
+        loaded = _tokenizer_class(config, names).from_pretrained(str(folder), local_files_only=True)
+        return loaded.backend_tokenizer, loaded.pad_token_id
     except Exception as error:  # what a damaged file raises depends on which and where
         raise UserError(f"cannot read the tokenizer in {folder}: {' '.join(str(error).split())}") from None
+
+
+def _read_alone(folder: Path, config: dict[str, Any]) -> "tuple[Tokenizer, int] | None":
+    """What tokenizer.json holds; None where transformers would add to it."""
+    if config.get("tokenizer_class") != "TokenizersBackend" or config.keys() - SELF_CONTAINED:
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    known = all(config[name] in special for name in NAMED_TOKENS & config.keys())
+    pad = tokenizer.token_to_id(config["pad_token"]) if known and "pad_token" in config else None
+    return None if pad is None else (tokenizer, pad)
+
+
+def _tokenizer_class(config: dict[str, Any], names: set[str]) -> Any:
+    """The class in transformers that reads a folder.
+
+    For the two names here `AutoTokenizer` would choose the same, except beside a model's config.json.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises PyTorch, which tokenizers do not need
+    import transformers
+
+    name = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+    direct = name in ("CLIPTokenizer", "Qwen2Tokenizer") and "config.json" not in names and "auto_map" not in config
+    return getattr(transformers, name) if direct else transformers.AutoTokenizer

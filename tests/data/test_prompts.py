@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import logging
 
 import numpy as np
@@ -102,6 +103,32 @@ def test_tokenizers_merge(tmp_path):
     merging_tokenizers(tmp_path)  # or the tests above would try bytes twice
     assert len(tokenizer(tmp_path, "tokenizer")(" cat")["input_ids"]) == 1
     assert len(tokenizer(tmp_path, "clip_tokenizer")("cat", add_special_tokens=False)["input_ids"]) == 1
+
+
+@pytest.mark.parametrize("prompt", [*PROMPTS.values(), "cat " * 200], ids=[*PROMPTS, "long"])
+def test_ids_are_those_of_auto_tokenizer(folder, prompt):
+    encode, mllm, clip = encoder(folder), tokenizer(folder, "tokenizer"), tokenizer(folder, "clip_tokenizer")
+    cut = clip(prompt, padding="max_length", truncation=True, max_length=77, split_special_tokens=True)["input_ids"]
+    text = mllm(f"\n{prompt}", split_special_tokens=True, add_special_tokens=False)["input_ids"]
+    tokens = encode(prompt, 1) if len(text) < 100 else encoder(folder, max_tokens=2000)(prompt, 1)
+    assert tokens.clip_ids.tolist() == [cut]
+    assert tokens.input_ids[0, tokens.text[0] :][: len(text)].tolist() == text
+    assert encode.ids(prompt + TAIL) == mllm(prompt + TAIL, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "clip_tokenizer"])
+def test_files_of_older_transformers(tmp_path, name):
+    """As InternVL3-8B and FLUX.1-dev have them: vocab.json and merges.txt, no tokenizer.json."""
+    merging_tokenizers(tmp_path)
+    made = json.loads((tmp_path / name / "tokenizer.json").read_text())
+    (tmp_path / name / "vocab.json").write_text(json.dumps(made["model"]["vocab"]))
+    merges = ["#version: 0.2", *(" ".join(pair) for pair in made["model"]["merges"])]
+    (tmp_path / name / "merges.txt").write_text("\n".join(merges) + "\n")
+    expected = encoder(tmp_path)(PROMPTS["unicode"], 1)
+    (tmp_path / name / "tokenizer.json").unlink()
+    found = encoder(tmp_path)(PROMPTS["unicode"], 1)
+    np.testing.assert_array_equal(found.input_ids, expected.input_ids)
+    np.testing.assert_array_equal(found.clip_ids, expected.clip_ids)
 
 
 def test_padding(folder):
