@@ -27,6 +27,8 @@ def random_params(model: SubjectModel, seed: int, mesh: Mesh, only: set[str] | N
     """Initial parameters on the mesh, in the dtypes that they are stored in; `only`: those paths."""
     expected = dict(flatten(model.abstract_params()))
     wanted = unflatten({path: leaf for path, leaf in expected.items() if only is None or path in only})
+    if not wanted:
+        return {}
 
     def init(key: jax.Array) -> Params:
         leaves = dict(flatten(model.init(key)))
@@ -42,7 +44,7 @@ def tiny_params(model: SubjectModel, seed: int, mesh: Mesh, names: tuple[str, ..
 
     Raises UserError where the config says other sizes than what is shipped has.
     """
-    leaves, read = dict(flatten(random_params(model, seed, mesh))), shipped.read(checkpoint.TINY, names)
+    leaves, read = dict(flatten(model.abstract_params())), shipped.read(checkpoint.TINY, names)
     read = {path: array for path, array in read.items() if path.partition("/")[0] in MODEL_PARTS}
     parts = {path.partition("/")[0] for path in read}
     with_adapters = any(map(is_lora, read))
@@ -56,10 +58,10 @@ def tiny_params(model: SubjectModel, seed: int, mesh: Mesh, names: tuple[str, ..
             f"the shipped weights of {', '.join(sorted(parts))} do not fit the config: {problems}; take the sizes of "
             f"configs/tiny.py, or --config.train.weights=random, or for another DLA --config.train.warm_start=False"
         )
-    found = {
-        path: jax.device_put(array.astype(leaves[path].dtype), leaves[path].sharding) for path, array in read.items()
-    }
-    return unflatten(leaves | found)
+    found = unflatten({path: array.astype(leaves[path].dtype) for path, array in read.items()})
+    found = jax.device_put(found, parameter_shardings(found, mesh))
+    rest = random_params(model, seed, mesh, leaves.keys() - read.keys())
+    return unflatten(dict(flatten(rest)) | dict(flatten(found)))
 
 
 def untrained(folder: Path) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import pytest
 
 from mllmsubj import checkpoint, shipped, weights
 from mllmsubj.errors import UserError
-from mllmsubj.models.subject import is_trained
+from mllmsubj.models.subject import SubjectModel, is_trained
 from mllmsubj.sharding import flatten, make_mesh, unflatten
 from mllmsubj.weights import FOUNDATION, STARTED, load_params, random_params, tiny_params, trained_params, untrained
 from tests.small import small_model
@@ -58,6 +58,16 @@ def test_what_the_method_trained_is_for_drawing_alone(tiny):
     for path in trained:
         np.testing.assert_array_equal(drawn[path], np.float32(0.25))
         np.testing.assert_array_equal(begun[path], random[path])
+
+
+def test_no_random_numbers_where_everything_is_shipped(tiny, monkeypatch):
+    model = small_model(lora=True)
+    everything = {p: np.full(leaf.shape, 0.25) for p, leaf in flatten(model.abstract_params())}
+    shipped.write(tiny, "vae", unflatten(everything), {})
+    monkeypatch.setattr(SubjectModel, "init", lambda *_: pytest.fail("parameters were initialized"))
+    found = dict(flatten(tiny_params(model, 0, make_mesh())))
+    assert found.keys() == everything.keys()
+    assert all((np.asarray(leaf) == 0.25).all() for leaf in found.values())
 
 
 def test_a_dla_alone_is_a_start(tiny):
