@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -72,6 +71,8 @@ def save(
         (partial / "files.json").write_text(json.dumps(_listing(partial), indent=2))
         (partial / "config.json").write_text(config_text(config))
         _swap(partial, folder)
+
+    import orbax.checkpoint as ocp  # a third of a second: only where parameters are in its format
 
     partial = folder
     try:
@@ -178,6 +179,8 @@ def stored(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} has no params folder")
     if problem := damage(folder):
         raise UserError(f"checkpoint {folder} is damaged: {problem}; copy it again")
+    import orbax.checkpoint as ocp  # a third of a second: only where parameters are in its format
+
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return dict(flatten(checkpointer.metadata(path).item_metadata.tree))
@@ -187,6 +190,8 @@ def stored(folder: Path) -> dict[str, Any]:
 
 def read(folder: Path, target: Params) -> Params:
     """The parameters named in `target`, which may be some of those in the folder."""
+    import orbax.checkpoint as ocp  # a third of a second: only where parameters are in its format
+
     restore_args = ocp.checkpoint_utils.construct_restore_args(target)
     arguments = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
     try:

@@ -15,7 +15,6 @@ from absl import flags
 from mllmsubj.app.cli import need_train_extra, parse, start_logging
 from mllmsubj.app.overrides import divided, overridden
 from mllmsubj.evals.benchmarks import BENCHMARKS, check_benchmark
-from mllmsubj.evals.results import lines, output_folder, write
 
 
 def define(values: flags.FlagValues) -> None:
@@ -33,6 +32,9 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Judges and writes; nothing is written unless all of it was made."""
     argv, overrides = divided(argv)
     parse(values, argv)
+
+    from mllmsubj.evals.results import lines, output_folder, write  # imports numpy, which --help has no use for
+
     check_benchmark(values.benchmark)
     folder = output_folder(values.output)
     need_train_extra("held-out data are read with")
