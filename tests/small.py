@@ -1,7 +1,6 @@
 """A subject model of the smallest sizes that still has every part, and inputs for it."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,8 @@ from mllmsubj.train.optimizer import learning_rates, make_optimizer, split
 from mllmsubj.train.settings import ModesConfig
 from mllmsubj.train.state import new_state
 from mllmsubj.train.step import TrainStep
+from tests.environment import ROOT
 
-ROOT = Path(__file__).parents[1]
 GRID = (4, 6)
 """Rows and columns of the noisy tokens."""
 SHIFT = ShiftConfig(256, 4096, 0.5, 1.15)

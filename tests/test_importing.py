@@ -1,6 +1,5 @@
 import hashlib
 import json
-import os
 import resource
 import shutil
 import signal
@@ -31,7 +30,8 @@ from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel, is_trained
 from mllmsubj.sharding import flatten, make_mesh, unflatten
 from mllmsubj.weights import load_params
-from tests.small import ROOT, small_config, small_model
+from tests.environment import ROOT, environment
+from tests.small import small_config, small_model
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FOLDERS = {"transformer": "transformer", "vae": "vae", "clip": "text_encoder", "mllm": "mllm"}
@@ -506,11 +506,10 @@ def test_each_host_reads_its_own_part(tmp_path, monkeypatch):
     with socket.socket() as sock:
         sock.bind(("localhost", 0))
         port = str(sock.getsockname()[1])
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-c", RESTORED]
     hosts = [
         subprocess.Popen(
-            [*command, str(rank), port, str(workdir)], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+            [*command, str(rank), port, str(workdir)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
         )
         for rank in range(2)
     ]

@@ -18,7 +18,8 @@ from mllmsubj.models.subject import SubjectModel
 from mllmsubj.sharding import flatten, make_mesh
 from mllmsubj.turns import is_read, turn_bytes
 from mllmsubj.weights import random_params
-from tests.small import ROOT, small_config, small_model
+from tests.environment import ROOT
+from tests.small import small_config, small_model
 
 SMALLER = 16
 """How much smaller the groups of the model are whose memory is measured."""

@@ -18,7 +18,8 @@ from mllmsubj import checkpoint
 from mllmsubj.experiment import Experiment, load_config
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel
-from tests.small import ROOT, random_like
+from tests.environment import ROOT, xla_flags
+from tests.small import random_like
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = "tests/experiments/small.py"
@@ -49,7 +50,7 @@ def execute(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the small experiment imports its parent from there
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / ".ipython"))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # one device, and little time to compile
+    monkeypatch.setenv("XLA_FLAGS", xla_flags())
 
     def run(name, **parameters):
         notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)

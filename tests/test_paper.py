@@ -17,7 +17,7 @@ from mllmsubj.models.subject import Layout, SubjectInputs, SubjectModel
 from mllmsubj.ops.patchify import TOKEN_PIXELS
 from mllmsubj.ops.splash import LANES
 from mllmsubj.sharding import flatten, parameter_specs
-from tests.small import ROOT
+from tests.environment import ROOT
 
 COUNTS = {
     "mllm": 7_944_373_760,

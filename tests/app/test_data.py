@@ -1,6 +1,5 @@
 """`mllmsubj data pack` and `data check`; its `preview` is tested with toyworld."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -119,8 +118,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys,
 def test_a_killed_pack_goes_on_to_the_same_pack(tmp_path):
     flags = ["--source=toyworld", "--examples=120", "--size=256", "--shards=6", "--threads=2", "--seed=5"]
     command = [sys.executable, "-m", "mllmsubj", "data", "pack", f"--output={tmp_path / 'pack'}", *flags]
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("pack/*.array_record")):
         assert process.poll() is None
@@ -132,7 +130,7 @@ def test_a_killed_pack_goes_on_to_the_same_pack(tmp_path):
     assert 0 < len(whole) < 6
     assert not (tmp_path / "pack" / "pack.json").exists()
 
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
     assert "120 examples, 0 skipped" in done.stdout
     assert all(path.stat().st_mtime_ns == before for path, before in whole.items())
     source = open_named("toyworld", "train", 120, 256, 5)

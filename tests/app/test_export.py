@@ -21,7 +21,8 @@ from mllmsubj.models.layers import unstack
 from mllmsubj.models.lora import merge_lora
 from mllmsubj.models.subject import is_trained
 from mllmsubj.sharding import flatten, unflatten
-from tests.small import ROOT, random_like, small_config, small_model
+from tests.environment import ROOT
+from tests.small import random_like, small_config, small_model
 
 
 @pytest.fixture(scope="module")

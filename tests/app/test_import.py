@@ -11,7 +11,7 @@ from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.sharding import flatten, make_mesh
 from mllmsubj.weights import load_params
-from tests.small import ROOT
+from tests.environment import ROOT
 
 CONFIG = f"--config={ROOT / 'configs' / 'tiny.py'}"
 

@@ -14,8 +14,8 @@ from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.sharding import make_mesh
 from mllmsubj.train import loop
+from tests.environment import ROOT
 from tests.models.test_dit import inputs
-from tests.small import ROOT
 
 
 @pytest.fixture(scope="module")

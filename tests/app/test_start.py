@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.small import ROOT
+from tests.environment import ROOT
 
 HELP = """
 from mllmsubj.app.cli import COMMANDS, run

@@ -145,6 +145,6 @@ def test_the_full_size_table(paper_config):
 @pytest.fixture(scope="module")
 def paper_config():
     from mllmsubj.experiment import Experiment, load_config
-    from tests.small import ROOT
+    from tests.environment import ROOT
 
     return Experiment.from_config(load_config(str(ROOT / "configs" / "paper.py"))).model.transformer

@@ -11,7 +11,7 @@ from mllmsubj.data.byte_tokenizer import CLIP_SPECIALS, MLLM_SPECIALS, save_toke
 from mllmsubj.data.prompts import IMAGE_END, IMAGE_START, IMAGE_TOKEN, PromptConfig, PromptEncoder
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import load_config
-from tests.small import ROOT
+from tests.environment import ROOT
 
 IMAGE_TOKENS = 3
 CONFIG = PromptConfig(system="Be brief.", max_tokens=128, pad_to=16, clip_tokens=77, pooled="prompt")

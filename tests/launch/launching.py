@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.environment import ROOT
+
 NASTY = (
     "plain",
     "two words",

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from tests.launch.launching import ROOT, flag, launch, printed
+from tests.environment import ROOT
+from tests.launch.launching import flag, launch, printed
 
 # name, chips, hosts, chips per host, topology, GKE's name, runtime
 KNOWN = """

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tests.launch.launching import NASTY, ROOT, bash, dry_run, flag, launch, pasted, printed, shellcheck
+from tests.environment import ROOT
+from tests.launch.launching import NASTY, bash, dry_run, flag, launch, pasted, printed, shellcheck
 
 WHERE = ("--name=paper", "--zone=us-east5-a", "--project=lab")
 TRAIN = ("--", "mllmsubj", "train", "--config=configs/paper.py", "--workdir=runs/paper")

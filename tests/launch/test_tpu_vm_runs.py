@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.launching import NASTY, ROOT, launch
+from tests.environment import ROOT
+from tests.launch.launching import NASTY, launch
 from tests.launch.test_tpu_vm import SECRET
 from tests.train.runs import CONFIG, losses, metrics, saves
 

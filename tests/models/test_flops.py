@@ -12,7 +12,8 @@ from mllmsubj.models.layers import Compute, unstack
 from mllmsubj.models.subject import Features, SubjectConfig, SubjectModel, is_trained
 from mllmsubj.sharding import flatten, unflatten
 from mllmsubj.typing import Attends
-from tests.small import ROOT, small_config, small_inputs
+from tests.environment import ROOT
+from tests.small import small_config, small_inputs
 
 COMPUTE = Compute(scan_layers=False, attention="xla")
 EVERYTHING = Attends(null=True, text=True, image=True, reference=True)

@@ -8,7 +8,7 @@ from mllmsubj.experiment import load_config, typed
 from mllmsubj.models.layers import abstract_params, init_params
 from mllmsubj.models.probe import DISTANCES, LookConfig, Probe, ProbeConfig, cut_out, variogram
 from mllmsubj.sharding import flatten, parameter_specs
-from tests.small import ROOT
+from tests.environment import ROOT
 
 LOOK = LookConfig(stem=2, widths=(8, 16), blocks=(1, 1))
 SMALL = ProbeConfig(whole=LOOK, close=LOOK, cut=8, span=1.5, norm_num_groups=4, maps=2)

@@ -13,7 +13,7 @@ from mllmsubj.models.subject import SubjectModel
 from mllmsubj.pretrain.parts import make_part
 from mllmsubj.sharding import flatten, make_mesh, unflatten
 from mllmsubj.train.run import prepare
-from tests.small import ROOT
+from tests.environment import ROOT
 
 JUDGED = 32
 """Held-out pictures; the files' numbers are of more."""

@@ -6,7 +6,7 @@ import pytest
 from mllmsubj.experiment import load_config
 from mllmsubj.reproduce.tables import TABLES, Claim, runs
 from mllmsubj.reproduce.verdicts import Verdict, verdicts
-from tests.small import ROOT
+from tests.environment import ROOT
 
 CONFIG = load_config(str(ROOT / "configs" / "tiny.py"))
 ALL = {name: make(CONFIG) for name, make in TABLES.items()}

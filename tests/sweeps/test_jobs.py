@@ -7,14 +7,12 @@ import subprocess
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 import pytest
 
 from mllmsubj.errors import UserError
 from mllmsubj.sweeps.jobs import Job, run_jobs
-
-ROOT = Path(__file__).parents[2]
+from tests.environment import ROOT
 
 
 def job(folder, name, code, **more):

@@ -1,11 +1,9 @@
 """Runs of the small experiment as processes of their own, and what they leave behind."""
 
 import json
-import os
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,8 +12,8 @@ import orbax.checkpoint as ocp
 from mllmsubj.experiment import load_config
 from mllmsubj.sharding import make_mesh
 from mllmsubj.train import loop
+from tests.environment import ROOT, environment
 
-ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "experiments" / "small.py"
 PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -40,11 +38,6 @@ def start(workdir, *overrides, processes=0):
     if processes:
         command = [sys.executable, "launch/local.py", f"--processes={processes}", "--devices=1", "--", *command]
     return subprocess.Popen(command, cwd=ROOT, env=environment(), **PIPES)
-
-
-def environment():
-    """One device; code that is compiled fast, since compiling it is most of what these processes do."""
-    return os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
 def wait_for_step(process, step, prefix=""):

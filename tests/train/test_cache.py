@@ -1,7 +1,6 @@
 """Training with the towers' outputs kept on disk is the same training, whatever happens to the files."""
 
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -26,7 +25,8 @@ from mllmsubj.train.programs import compile_step, with_recall
 from mllmsubj.train.run import make_stages
 from mllmsubj.train.state import state_shardings
 from mllmsubj.train.step import Encoded
-from tests.small import ROOT, random_like, small_batch, small_config, small_model, small_step
+from tests.environment import ROOT, environment
+from tests.small import random_like, small_batch, small_config, small_model, small_step
 
 ROWS = np.arange(8)
 BATCHES = [small_batch(8, seed=seed) for seed in (0, 1, 2, 0, 1)]
@@ -264,8 +264,7 @@ def test_processes_agree(tmp_path):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     code = "from tests.train.test_cache import two_processes; two_processes({}, {}, {!r})"
-    environment = {**os.environ, "XLA_FLAGS": ""}
     arguments = [[sys.executable, "-c", code.format(i, port, str(tmp_path / "cache"))] for i in range(2)]
-    both = [subprocess.Popen(a, cwd=ROOT, env=environment, stdout=-1, stderr=-2, text=True) for a in arguments]
+    both = [subprocess.Popen(a, cwd=ROOT, env=environment(), stdout=-1, stderr=-2, text=True) for a in arguments]
     said = [process.communicate(timeout=120)[0] for process in both]
     assert all(text.rstrip().endswith("fine") for text in said), "\n".join(said)

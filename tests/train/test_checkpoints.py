@@ -1,4 +1,3 @@
-import os
 import shutil
 import signal
 import socket
@@ -18,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from mllmsubj.errors import UserError
 from mllmsubj.train.checkpoints import Checkpoints
 from mllmsubj.train.settings import CheckpointConfig
+from tests.environment import ROOT, environment
 
 CONFIG = CheckpointConfig(
     every_steps=10,
@@ -29,7 +29,6 @@ CONFIG = CheckpointConfig(
     best="loss/all",
     best_is="min",
 )
-ROOT = Path(__file__).parents[2]
 
 
 def state(step: int, size: int = 8, optimizer=optax.adam):
@@ -179,9 +178,10 @@ def test_a_removal_that_was_cut_short_is_finished(tmp_path):
 
 
 def run(program: str, *arguments: object, devices: int = 1) -> subprocess.Popen:
-    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, "-c", "from tests.train.test_checkpoints import *\n" + program, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 SAVES_FOREVER = """

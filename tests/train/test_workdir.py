@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -10,8 +9,6 @@ from ml_collections import ConfigDict
 from mllmsubj.checkpoint import config_text
 from mllmsubj.errors import UserError
 from mllmsubj.train.workdir import claim
-
-ROOT = Path(__file__).parents[2]
 
 
 def config(**changes) -> ConfigDict:
@@ -80,6 +77,7 @@ def test_one_run_at_a_time(tmp_path):
 import sys
 from pathlib import Path
 from tests.train.test_workdir import claim, config
+from tests.environment import ROOT
 with claim(Path({str(tmp_path)!r}), config()):
     print("holds", flush=True)
     sys.stdin.read()
