@@ -33,6 +33,7 @@ class Generator:
         self.prepare = jit(model.prepare)
         self.sample = jit(self._sample, static_argnames=("grid", "stages", "true"), donate_argnames="noise")
         self.decode = jit(model.decode, static_argnames="grid")
+        self._noise = jit(self._noise_of, static_argnames=("count", "grid"))
 
     def __call__(
         self,
@@ -75,7 +76,11 @@ class Generator:
 
     def noise(self, seed: int, first: int, count: int, grid: tuple[int, int]) -> Float[Array, "b n c"]:
         """Noise of pictures `first` to `first + count`, each from its own key."""
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(first, first + count))
+        return self._noise(np.uint32(seed), np.uint32(first), count=count, grid=grid)
+
+    def _noise_of(self, seed: Array, first: Array, count: int, grid: tuple[int, int]) -> Float[Array, "b n c"]:
+        numbers = first + jnp.arange(count, dtype=jnp.uint32)
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(numbers)
         shape = (grid[0] * grid[1], self.model.config.transformer.in_channels)
         return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 

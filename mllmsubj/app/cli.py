@@ -118,7 +118,7 @@ def _set_up() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_users_cache()))
     if importlib.util.find_spec("libtpu") and not _has_accelerator():
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # else libtpu, here to compile, complains of the TPU it misses
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
     # TensorFlow, which some data and the writer for TensorBoard load, greets with lines; nothing is computed with it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

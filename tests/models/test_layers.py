@@ -1,14 +1,15 @@
-"""Projections to and from heads."""
+"""Projections to and from heads; stacks of layers."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllmsubj.models.layers import Dense
+from mllmsubj.models.layers import Compute, Dense, stack
 from mllmsubj.models.lora import LoRAConfig
 from mllmsubj.models.quantize import quantize_frozen
-from mllmsubj.ops.target import compiling_for
+from mllmsubj.ops.target import compiling_for, platform
 from tests.small import random_like
 
 LORA = LoRAConfig(rank=4, alpha=4.0, targets=("to_q", "proj_out"))
@@ -42,3 +43,25 @@ def test_heads_are_the_channels_side_by_side(platform, eight_bits, name, fields,
         found = modules[1].apply({"params": params}, *headed)
     assert found.shape == shape
     np.testing.assert_allclose(found.reshape(X.shape), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_laid_out_layers_are_traced_once_a_platform():
+    traced = []
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            traced.append(platform())
+            return Dense(24)(x), None
+
+    layers = stack(Block, 3, Compute(scan_layers=False))()
+    params = random_like(jax.eval_shape(layers.init, jax.random.key(0), X))
+    traced.clear()
+    for kind in ("cpu", "tpu", "cpu"):
+        with compiling_for(kind):
+            found, _ = jax.jit(lambda params: layers.apply(params, X))(params)
+    assert traced == ["cpu", "tpu"]
+    expected = X
+    for layer in params["params"].values():
+        expected = Dense(24).apply({"params": layer["Dense_0"]}, expected)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
