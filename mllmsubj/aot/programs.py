@@ -86,7 +86,7 @@ def _train(experiment: Experiment, mesh: Mesh, encode_only: bool) -> Iterator[Pr
         "encode", encode, work, 0 if encode_only else bytes_per_device((state, frozen["transformer"])), seconds
     )
     if not encode_only:
-        encoded = train_programs.encoded_by(encode, step, frozen, batch)
+        encoded = train_programs.encoded_by(encode)
         update, seconds = _compiled("update", lambda: train_programs.lower_update(step, state, frozen, encoded, mesh))
         work = train_programs.update_step_flops(step, encoded)
         yield Program("update", update, work, bytes_per_device((towers, batch)), seconds)

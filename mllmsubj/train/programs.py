@@ -64,7 +64,7 @@ def compile_step(step: TrainStep, state: TrainState, frozen: Params, batch: Batc
     """Arguments may be arrays or ShapeDtypeStructs with shardings; only their forms are read."""
     start = time.perf_counter()
     encode = lower_encode(step, frozen, batch).compile()
-    encoded = encoded_by(encode, step, frozen, batch)
+    encoded = encoded_by(encode)
     update = lower_update(step, state, frozen, encoded, mesh).compile()
     return Programs(encode, encoded, update, step_flops(step, batch, encoded), time.perf_counter() - start)
 
@@ -76,10 +76,9 @@ def lower_encode(step: TrainStep, frozen: Params, batch: Batch) -> jax.stages.Lo
     )
 
 
-def encoded_by(encode: jax.stages.Compiled, step: TrainStep, frozen: Params, batch: Batch) -> Encoded:
+def encoded_by(encode: jax.stages.Compiled) -> Encoded:
     """The form of what it gives, and how that lies on the mesh."""
-    shapes = jax.eval_shape(step.encode, {name: frozen[name] for name in TOWERS}, batch)
-    return placed(shapes, encode.output_shardings)
+    return placed(encode.out_info, encode.output_shardings)
 
 
 def lower_update(

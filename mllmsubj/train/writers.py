@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def make_writer(
         opened.callback(writers[0].close)
         writers.append(PngWriter(workdir / "samples"))
         if config.tensorboard:
-            writers += _tensorboard(workdir / "tensorboard")
+            writers.append(TensorBoardWriter(workdir / "tensorboard"))
         if config.wandb:
             writers.append(WandbWriter(workdir, config.wandb))
         opened.pop_all()
@@ -131,17 +132,25 @@ class PngWriter(Writer):
 
 
 class TensorBoardWriter(Writer):
-    """clu's writer of TensorBoard's event files; raises ImportError without TensorFlow."""
+    """clu's writer of TensorBoard's event files; writes nothing, with a warning, where TensorFlow is missing."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @cached_property
+    def _writer(self) -> Any:
+        """Made at the first call, on the thread of `BackgroundWriter`: TensorFlow takes seconds to import."""
         # Read when TensorFlow is loaded: it greets with lines on oneDNN and the CPU.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        import tensorflow as tf
-        from clu.metric_writers import SummaryWriter
-
+        try:
+            import tensorflow as tf
+            from clu.metric_writers import SummaryWriter
+        except ImportError as error:
+            log.warning("no TensorBoard files: %s; pip install 'mllmsubj[train]', or log.tensorboard=False", error)
+            return Writer()
         with suppress(RuntimeError):  # it runs already, then somebody else has decided
             tf.config.set_visible_devices([], "GPU")  # it would take all their memory
-        self._writer = SummaryWriter(str(folder))
+        return SummaryWriter(str(self._folder))
 
     def write_scalars(self, step: int, scalars: Mapping[str, Scalar]) -> None:
         self._writer.write_scalars(step, scalars)
@@ -256,14 +265,6 @@ class BackgroundWriter(Writer):
         errors = [error for future in pending if (error := future.exception())]
         if errors:
             raise errors[0]
-
-
-def _tensorboard(folder: Path) -> list[Writer]:
-    try:
-        return [TensorBoardWriter(folder)]
-    except ImportError as error:
-        log.warning("no TensorBoard files: %s; pip install 'mllmsubj[train]', or log.tensorboard=False", error)
-        return []
 
 
 @contextmanager
