@@ -20,9 +20,12 @@ from mllmsubj.experiment import Experiment
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.lora import merge_lora
 from mllmsubj.models.subject import SubjectModel
-from mllmsubj.sharding import flatten, make_mesh, unflatten
+from mllmsubj.sharding import make_mesh
+from tests.small import random_like, small_config
 
 CAT, COFFEE = (Image.fromarray(picture()) for picture in (skimage.data.chelsea, skimage.data.coffee))
+CONFIG = small_config()
+CONFIG.model.transformer.update(num_layers=1, num_single_layers=1)
 FAST = dict(steps=3, height=64, width=48)
 PROMPT = "ein Kätzchen 🐈 auf dem 月"
 
@@ -37,21 +40,16 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def params():
-    """Random parameters of the shipped config, as a checkpoint holds them; adapters are not zero."""
-    experiment = Experiment.from_config(checkpoint.read_config(TINY))
+    """Random parameters of the small config, as a checkpoint holds them; adapters are not zero."""
+    experiment = Experiment.from_config(CONFIG)
     model = SubjectModel(experiment.model, experiment.compute.resolve()).stacked
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        return np.asarray(0.05 * rng.standard_normal(leaf.shape) + ("scale" in path), leaf.dtype)
-
-    return unflatten({p: draw(p, x) for p, x in flatten(model.abstract_params())})
+    return jax.tree.map(np.asarray, random_like(model.abstract_params()))
 
 
 @pytest.fixture(scope="module")
 def folder(params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "checkpoint"
-    checkpoint.save(folder, checkpoint.read_config(TINY), params, TINY)
+    checkpoint.save(folder, CONFIG, params, TINY)
     return folder
 
 
@@ -191,8 +189,8 @@ def test_eight_bits_take_turns_too_and_keep_the_adapters(folder, params, drawn):
     np.testing.assert_array_equal(block["lora_a"], whole["double_blocks"]["attn"]["to_q"]["lora_a"][0])
 
 
-def test_adapters_are_not_needed(params, pipe, tmp_path, drawn):
-    config = checkpoint.read_config(TINY)
+def test_adapters_are_not_needed(params, folder, pipe, tmp_path):
+    config = checkpoint.read_config(folder)
     scale, config.model.lora = pipe.experiment.model.lora, None
     merged = params | {"transformer": jax.jit(lambda tree: merge_lora(tree, scale))(params["transformer"])}
     checkpoint.save(tmp_path / "merged", config, merged, TINY)
