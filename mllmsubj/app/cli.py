@@ -4,6 +4,7 @@ A user's mistake is one line on stderr and exit code 2.
 """
 
 import _thread
+import gc
 import importlib
 import importlib.util
 import logging
@@ -122,6 +123,7 @@ def _set_up() -> None:
     # TensorFlow, which some data and the writer for TensorBoard load, greets with lines; nothing is computed with it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    gc.set_threshold(10_000)  # tracing makes objects by the million; looking for cycles 15 times as often takes a tenth
     warnings.showwarning = lambda message, *_, **__: print(f"mllmsubj: warning: {message}", file=sys.stderr)
 
 

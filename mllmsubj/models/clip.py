@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mllmsubj.models.layers import Compute, Dense, LayerNorm, stack
+from mllmsubj.models.layers import Compute, Dense, LayerNorm, parameter, stack
 from mllmsubj.ops.attention import attend
 from mllmsubj.sharding import constrain
 from mllmsubj.typing import Array, Float, Int
@@ -58,7 +58,8 @@ class CLIPTextModel(nn.Module):
                 "truncate the prompt"
             )
         embed = nn.Embed(config.vocab_size, config.hidden_size, dtype=self.compute.dtype, name="token_embedding")
-        positions = self.param(
+        positions = parameter(
+            self,
             "position_embedding",
             nn.initializers.normal(0.01),
             (config.max_position_embeddings, config.hidden_size),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from mllmsubj.errors import UserError
-from mllmsubj.models.layers import Compute, Dense, RMSNorm, rms_norm, stack, swiglu
+from mllmsubj.models.layers import Compute, Dense, RMSNorm, parameter, rms_norm, stack, swiglu
 from mllmsubj.ops.attention import attend
 from mllmsubj.sharding import constrain
 from mllmsubj.typing import Array, Bool, Float
@@ -127,7 +127,7 @@ class LayerwiseAttentionPooling(nn.Module):
         pooled = states[slice(*config.states)]
         x = rearrange(pooled.astype(compute.dtype), "l b s d -> (b s) l d")
         if config.norm_states:
-            scale = self.param("layer_norms", nn.initializers.ones_init(), (config.num_pooled, config.input_dim))
+            scale = parameter(self, "layer_norms", nn.initializers.ones_init(), (config.num_pooled, config.input_dim))
             x = rms_norm(x, scale, config.eps)
         if config.width != config.input_dim:
             x = Dense(config.width, use_bias=False, name="down")(x)

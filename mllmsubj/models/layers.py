@@ -41,6 +41,19 @@ class Compute:
         return self.scan_layers and not loops_overlap()
 
 
+def parameter(module: nn.Module, name: str, initializer: Callable[..., Array], shape: tuple[int, ...]) -> Array:
+    """A module's parameter, made by the initializer if it is not there; raises ValueError where it has another shape.
+
+    `module.param` is slower: to compare shapes, it traces the initializer of a parameter that is there.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, initializer, shape)
+    found: Array = module.get_variable("params", name)
+    if found.shape != shape:
+        raise ValueError(f"parameter {'/'.join((*module.path, name))} is {found.shape}; its module takes {shape}")
+    return found
+
+
 class Dense(nn.Module):
     """Linear projection, perhaps with a low-rank adapter; parameters `kernel` [in, out], `bias`, `lora_a`, `lora_b`.
 
@@ -62,13 +75,13 @@ class Dense(nn.Module):
         dtype = parts[0].dtype
         channels = [part.shape[-2 if i == 0 and self.reads_heads else -1 :] for i, part in enumerate(parts)]
         product, width = partial(_product, parts, channels), sum(map(math.prod, channels))
-        y = product(self._apart(self.param("kernel", self.kernel_init, (width, self.features))))
+        y = product(self._apart(parameter(self, "kernel", self.kernel_init, (width, self.features))))
         y = scaled(self, y)
         if self.use_bias:
-            y += self._apart(self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(dtype))
+            y += self._apart(parameter(self, "bias", nn.initializers.zeros_init(), (self.features,)).astype(dtype))
         if self.lora is not None and self.name in self.lora.targets:
-            down = self.param("lora_a", nn.initializers.lecun_normal(), (width, self.lora.rank))
-            up = self.param("lora_b", nn.initializers.zeros_init(), (self.lora.rank, self.features))
+            down = parameter(self, "lora_a", nn.initializers.lecun_normal(), (width, self.lora.rank))
+            up = parameter(self, "lora_b", nn.initializers.zeros_init(), (self.lora.rank, self.features))
             y += self.lora.scale * _matmul(product(down), self._apart(up.astype(dtype)))
         return y
 
@@ -125,7 +138,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        scale = parameter(self, "scale", nn.initializers.ones_init(), (x.shape[-1],))
         return rms_norm(x, scale, self.eps)
 
 
@@ -136,8 +149,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
+        scale = parameter(self, "scale", nn.initializers.ones_init(), (x.shape[-1],))
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), (x.shape[-1],))
         return (layer_norm(x.astype(jnp.float32), self.eps) * scale + bias).astype(x.dtype)
 
 

@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from mllmsubj.models.layers import Dense, scaled
+from mllmsubj.models.layers import Dense, parameter, scaled
 from mllmsubj.typing import Array, Float, Leaf
 
 FREQUENCIES = 256
@@ -73,8 +73,8 @@ class LayerwiseDense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*steps b d"]) -> Float[Array, "*steps l b e"]:
         init = nn.initializers.lecun_normal(in_axis=0, out_axis=2, batch_axis=(1,))
-        kernel = self.param("kernel", init, (x.shape[-1], self.layers, self.features)).astype(x.dtype)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.layers, self.features)).astype(x.dtype)
+        kernel = parameter(self, "kernel", init, (x.shape[-1], self.layers, self.features)).astype(x.dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.layers, self.features)).astype(x.dtype)
         return jnp.moveaxis(scaled(self, jnp.einsum("...bd,dle->...ble", x, kernel)) + bias, -2, -3)
 
 

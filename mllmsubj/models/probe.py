@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce
 
-from mllmsubj.models.layers import Dense
+from mllmsubj.models.layers import Dense, parameter
 from mllmsubj.models.vae import GroupNorm
 from mllmsubj.typing import Array, Float
 
@@ -109,7 +109,7 @@ class Look(nn.Module):
                 h = jax.nn.relu(GroupNorm(groups, name=f"norm_{level}_{i}")(x))
                 x = x + nn.Conv(width, (3, 3), name=f"conv_{level}_{i}")(h)
         x = jax.nn.relu(GroupNorm(groups, name="norm_out")(x))
-        x = x + self.param("position", nn.initializers.normal(0.1), x.shape[1:])
+        x = x + parameter(self, "position", nn.initializers.normal(0.1), x.shape[1:])
         x = x + Dense(x.shape[-1], name="all")(reduce(x, "b y x d -> b 1 1 d", "mean"))
         return read_off(rearrange(x, "b y x d -> b (y x) d"), self.attributes, self.probe.maps)
 

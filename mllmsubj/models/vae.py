@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 
-from mllmsubj.models.layers import Compute, Dense
+from mllmsubj.models.layers import Compute, Dense, parameter
 from mllmsubj.ops.attention import attend
 from mllmsubj.sharding import constrain
 from mllmsubj.typing import Array, Float
@@ -207,8 +207,8 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b height width d"]) -> Float[Array, "b height width d"]:
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
+        scale = parameter(self, "scale", nn.initializers.ones_init(), (x.shape[-1],))
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), (x.shape[-1],))
         wide = x.astype(jnp.float32)
         wide -= self._mean(wide)
         wide *= jax.lax.rsqrt(self._mean(wide * wide) + EPS)

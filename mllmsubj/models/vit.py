@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mllmsubj.models.layers import Compute, Dense, LayerNorm, RMSNorm, stack
+from mllmsubj.models.layers import Compute, Dense, LayerNorm, RMSNorm, parameter, stack
 from mllmsubj.ops.attention import attend
 from mllmsubj.sharding import constrain
 from mllmsubj.typing import Array, Float
@@ -67,8 +67,8 @@ class InternViT(nn.Module):
         embed = nn.Conv(width, patch, strides=patch, padding="VALID", dtype=dtype, name="patch_embedding")
         patches = rearrange(embed(pixel_values.astype(dtype)), "t y x d -> t (y x) d")
 
-        class_token = self.param("class_token", INITIAL, (1, 1, width)).astype(dtype)
-        position = self.param("position_embedding", INITIAL, (1, config.grid**2 + 1, width)).astype(dtype)
+        class_token = parameter(self, "class_token", INITIAL, (1, 1, width)).astype(dtype)
+        position = parameter(self, "position_embedding", INITIAL, (1, config.grid**2 + 1, width)).astype(dtype)
         first = jnp.broadcast_to(class_token, (len(patches), 1, width))
         tokens = constrain(jnp.concatenate([first, patches], axis=1) + position, "batch", "seq", "embed")
         tokens, _ = stack(ViTBlock, config.num_hidden_layers, self.compute)(config, self.compute, name="layers")(tokens)
@@ -97,7 +97,7 @@ class ViTBlock(nn.Module):
 
     def _layer_scale(self, name: str, x: Array) -> Array:
         initial = nn.initializers.constant(self.config.layer_scale_init_value)
-        return self.param(name, initial, (x.shape[-1],)).astype(x.dtype)
+        return parameter(self, name, initial, (x.shape[-1],)).astype(x.dtype)
 
 
 class ViTAttention(nn.Module):

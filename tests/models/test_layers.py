@@ -65,3 +65,13 @@ def test_laid_out_layers_are_traced_once_a_platform():
     for layer in params["params"].values():
         expected = Dense(24).apply({"params": layer["Dense_0"]}, expected)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_of_another_shape():
+    with pytest.raises(ValueError, match=r"parameter kernel is \(24, 23\); its module takes \(24, 24\)"):
+        Dense(24).apply({"params": {"kernel": jnp.zeros((24, 23)), "bias": jnp.zeros(24)}}, X)
+
+
+def test_initializers_are_not_traced_where_parameters_are_there():
+    dense = Dense(24, kernel_init=lambda *_: pytest.fail("the initializer was called"), use_bias=False)
+    assert dense.apply({"params": {"kernel": jnp.zeros((24, 24))}}, X).shape == X.shape
