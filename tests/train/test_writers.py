@@ -11,7 +11,7 @@ import pytest
 
 from mllmsubj.errors import UserError
 from mllmsubj.train.settings import LogConfig
-from mllmsubj.train.writers import BackgroundWriter, JsonlWriter, Writer, make_writer
+from mllmsubj.train.writers import BackgroundWriter, JsonlWriter, TensorBoardWriter, Writer, make_writer
 from tests.small import small_config
 
 
@@ -120,6 +120,12 @@ def test_tensorflow_is_not_needed(tmp_path, monkeypatch, caplog):
     assert "no TensorBoard files" in record.message
     assert "\n" not in record.message
     assert steps(tmp_path) == [1]
+
+
+def test_tensorflow_is_not_imported_before_the_first_write(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    TensorBoardWriter(tmp_path)
+    assert not caplog.records
 
 
 def test_tensorflow_is_imported_for_tensorboard_alone(tmp_path):

@@ -1,0 +1,28 @@
+"""What is known of a program that is compiled."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mllmsubj.models.subject import Features
+from mllmsubj.sharding import make_mesh
+from mllmsubj.train.programs import encoded_by
+from mllmsubj.train.step import Encoded
+
+
+def test_the_form_of_what_is_encoded_comes_from_the_program():
+    """Without tracing the frozen encoders again."""
+    sharding = NamedSharding(make_mesh(data=2, devices=jax.devices()[:2]), PartitionSpec("data"))
+    traced = []
+
+    def encode(x):
+        traced.append(x)
+        features = Features(x, x, x, x, x, x, None, reference_sizes=((1, 2),))
+        return Encoded(features, x.astype(jnp.bfloat16), x, x, x, grid=(3, 4))
+
+    shape = jax.ShapeDtypeStruct((4, 3), jnp.float32, sharding=sharding)
+    found = encoded_by(jax.jit(encode, out_shardings=sharding).lower(shape).compile())
+    assert (found.grid, found.features.reference_sizes, found.features.reference_mask) == ((3, 4), ((1, 2),), None)
+    leaf = found.target_mean
+    assert (leaf.shape, leaf.dtype, leaf.sharding) == ((4, 3), jnp.bfloat16, sharding)
+    assert len(traced) == 1
