@@ -15,6 +15,11 @@ MIN_CACHED_SECONDS = "0.2"
 """Programs that took longer to compile are kept in the cache that all workers and processes share."""
 
 
+def shared() -> Path:
+    """A folder that all workers and processes of one run of the tests share; it is deleted at the end."""
+    return Path(os.environ["MLLMSUBJ_TEST_SHARED"])
+
+
 def xla_flags(devices: int = 1) -> str:
     """XLA_FLAGS for a process with this many simulated devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"

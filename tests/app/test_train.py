@@ -32,6 +32,7 @@ from tests.train.runs import (
     train_here,
     wait_for_save,
     wait_for_step,
+    weights,
 )
 
 ONE_STAGE = dict(train__stage1__steps=0, train__stage2__steps=4)
@@ -145,9 +146,8 @@ def test_stage_two_goes_on_from_another_run_s_stage_one(tmp_path, monkeypatch):
     frozen = (("dla/.*", None), (".*/lora_[ab]", 1e-3))
     train_here(monkeypatch, tmp_path / "one", train__stage1__steps=4, train__stage2__steps=0)
     changes = dict(train__start_from=str(tmp_path / "one"), train__stage2__learning_rates=frozen)
-    weights = dict(train__weights=str(tmp_path / "one" / "base"))
     before = read(tmp_path / "one" / "model" / "params", "")
-    train_here(monkeypatch, tmp_path / "two", **ONE_STAGE, **changes, **weights)
+    train_here(monkeypatch, tmp_path / "two", **ONE_STAGE, **changes)
     after = read(tmp_path / "two" / "model" / "params", "")
     assert after.keys() == before.keys()
     for path, array in after.items():
@@ -199,6 +199,7 @@ cli.main(["mllmsubj", "train", "--config={CONFIG}", f"--workdir={{sys.argv[1]}}"
 def test_a_grace_too_short(tmp_path):
     """What cannot be saved in time is given up: exit code 143, and the save before is whole."""
     flags = [
+        f"train.weights={weights()}",
         "train.stage1.steps=0",
         "train.stage2.steps=2000",
         "checkpoint.grace_seconds=0.5",
@@ -248,7 +249,8 @@ cli.main(["mllmsubj", "train", "--config={CONFIG}", f"--workdir={{workdir}}", *s
 def test_a_full_disk(small_disk):
     """One line; with space again, the run goes on from the save before."""
     workdir, steps = small_disk / "run", ("train.stage1.steps=0", "train.stage2.steps=12")
-    command = [sys.executable, "-c", FILLED_UP, str(workdir), *(f"--config.{step}" for step in steps)]
+    flags = [f"--config.{flag}" for flag in (f"train.weights={weights()}", *steps)]
+    command = [sys.executable, "-c", FILLED_UP, str(workdir), *flags]
     process = subprocess.Popen(command, cwd=ROOT, env=environment(), **PIPES)
     out, err = process.communicate(timeout=900)
     assert (out, process.returncode) == ("", 2)

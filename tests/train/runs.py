@@ -1,26 +1,46 @@
 """Runs of the small experiment as processes of their own, and what they leave behind."""
 
+import contextlib
 import json
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mllmsubj.experiment import load_config
+from mllmsubj import checkpoint
+from mllmsubj.errors import UserError
+from mllmsubj.experiment import Experiment, load_config
+from mllmsubj.models.layers import Compute
+from mllmsubj.models.subject import SubjectModel
 from mllmsubj.sharding import make_mesh
 from mllmsubj.train import loop
-from tests.environment import ROOT, environment
+from tests.environment import ROOT, environment, shared
+from tests.small import random_like
 
 CONFIG = ROOT / "tests" / "experiments" / "small.py"
 PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@cache
+def weights():
+    """A checkpoint with random parameters of the small experiment, made once for all workers: initializing a model by
+    `train.weights=random` compiles a program that takes longer than a short training."""
+    folder = shared() / "weights"
+    if not folder.exists():
+        config = load_config(str(CONFIG))
+        model = SubjectModel(Experiment.from_config(config).model, Compute())
+        with contextlib.suppress(UserError):  # another worker was faster
+            checkpoint.save(folder, config, random_like(model.abstract_params()), checkpoint.TINY)
+    return folder
+
+
 def config(**changes):
-    """The small experiment; `changes` as train__stage1__steps=3."""
+    """The small experiment on `weights()`; `changes` as train__stage1__steps=3."""
     made = load_config(str(CONFIG))
+    made.train.weights = str(weights())
     made.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     return made
 
@@ -34,6 +54,7 @@ def train_here(monkeypatch, workdir, devices=1, **changes):
 def start(workdir, *overrides, processes=0):
     """`mllmsubj train` on one device, or as `processes` of them joined by launch/local.py."""
     command = [sys.executable, "-m", "mllmsubj", "train", f"--config={CONFIG}", f"--workdir={workdir}"]
+    overrides = (f"train.weights={weights()}", *overrides)
     command += [f"--config.{override}" for override in overrides]
     if processes:
         command = [sys.executable, "launch/local.py", f"--processes={processes}", "--devices=1", "--", *command]
