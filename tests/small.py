@@ -1,6 +1,7 @@
 """A subject model of the smallest sizes that still has every part, and inputs for it."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from mllmsubj.data.batch import Batch
 from mllmsubj.diffusion.schedule import ShiftConfig
 from mllmsubj.diffusion.settings import SamplingConfig
 from mllmsubj.experiment import Experiment, load_config
-from mllmsubj.models.layers import Compute, unstack
+from mllmsubj.models.layers import Compute, init_params, unstack
 from mllmsubj.models.subject import Condition, Layout, SubjectInputs, SubjectModel
 from mllmsubj.train.optimizer import learning_rates, make_optimizer, split
 from mllmsubj.train.settings import ModesConfig
@@ -65,6 +66,11 @@ def small_config() -> ConfigDict:
 def small_model(lora: bool = False, **compute) -> SubjectModel:
     sizes = Experiment.from_config(small_config()).model
     return SubjectModel(sizes if lora else replace(sizes, lora=None), Compute(**compute))
+
+
+def initialized(model):
+    """A module's initial parameters, by one compiled program instead of one an operation."""
+    return jax.jit(partial(init_params, model))(jax.random.key(0))
 
 
 def random_like(tree, seed=0):

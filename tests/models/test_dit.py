@@ -41,7 +41,7 @@ def apply(params, args, **fields):
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(models.FluxTransformer(CONFIG), jax.random.key(1))
+    return jax.jit(partial(init_params, models.FluxTransformer(CONFIG)))(jax.random.key(1))
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["guidance", "no-guidance"])

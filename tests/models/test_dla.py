@@ -9,7 +9,7 @@ import pytest
 
 from mllmsubj.errors import UserError
 from mllmsubj.models.dla import DLAConfig, DualLayerAggregator, LayerwiseAttentionPooling
-from mllmsubj.models.layers import init_params
+from tests.small import initialized
 
 CONFIG = DLAConfig(
     num_states=5,
@@ -79,16 +79,21 @@ def test_lap_is_krea2_text_fusion(refiner, tokens):
     assert_close(grads["pool"]["kernel"], theirs.projector.weight.grad.T)
 
 
+def made(config):
+    """An aggregator's compiled `apply` and its parameters."""
+    model = DualLayerAggregator(config)
+    return jax.jit(lambda params, *states: model.apply({"params": params}, *states)), initialized(model)
+
+
 @pytest.fixture(scope="module")
 def dla():
     config = dataclasses.replace(CONFIG, num_refiner_blocks=0, norm_states=True, width=8)
-    model = DualLayerAggregator(config)
-    return model, init_params(model, jax.random.key(0))
+    return made(config)
 
 
 def test_shapes_and_bottleneck(dla):
-    model, params = dla
-    text, image = model.apply({"params": params}, states(6), states(3))
+    apply, params = dla
+    text, image = apply(params, states(6), states(3))
     assert text.shape == (2, 6, 20)
     assert image.shape == (2, 3, 20)
     assert params["text"]["lap"]["down"]["kernel"].shape == (16, 8)
@@ -96,37 +101,36 @@ def test_shapes_and_bottleneck(dla):
 
 def test_tokens_and_modalities_stay_apart(dla):
     """Without a refiner a token depends on its own layers alone, and text never on images."""
-    model, params = dla
+    apply, params = dla
     x, changed = states(6), states(6)
     changed[:, :, 2] += 1.0
-    before, image = model.apply({"params": params}, x, x)
-    after, _ = model.apply({"params": params}, changed, x)
+    before, image = apply(params, x, x)
+    after, _ = apply(params, changed, x)
     same = np.isclose(before, after, atol=1e-6).all(axis=(0, 2))
     assert same.tolist() == [True, True, False, True, True, True]
-    _, image_after = model.apply({"params": params}, changed, x)
+    _, image_after = apply(params, changed, x)
     np.testing.assert_array_equal(image, image_after)
 
 
 def test_every_layer_counts(dla):
-    model, params = dla
+    apply, params = dla
 
     def pooled(x):
-        return jnp.sum(model.apply({"params": params}, x, x)[0] ** 2)
+        return jnp.sum(apply(params, x, x)[0] ** 2)
 
-    grads = jax.grad(pooled)(states(2))
+    grads = jax.jit(jax.grad(pooled))(states(2))
     assert (np.abs(np.asarray(grads)).max(axis=(1, 2, 3)) > 0).all()
 
 
 @pytest.mark.parametrize("pooled", [(0, 5), (4, 5), (1, 3)])
 def test_states_that_are_not_pooled_do_not_count(pooled):
-    model = DualLayerAggregator(dataclasses.replace(CONFIG, norm_states=True, states=pooled))
-    params = init_params(model, jax.random.key(0))
+    apply, params = made(dataclasses.replace(CONFIG, norm_states=True, states=pooled))
     assert params["text"]["lap"]["layer_norms"].shape == (pooled[1] - pooled[0], 16)
 
     def pool(x):
-        return jnp.sum(model.apply({"params": params}, x, x)[1] ** 2)
+        return jnp.sum(apply(params, x, x)[1] ** 2)
 
-    counts = np.abs(np.asarray(jax.grad(pool)(states(2)))).max(axis=(1, 2, 3)) > 0
+    counts = np.abs(np.asarray(jax.jit(jax.grad(pool))(states(2)))).max(axis=(1, 2, 3)) > 0
     assert counts.tolist() == [pooled[0] <= state < pooled[1] for state in range(5)]
 
 
@@ -138,10 +142,11 @@ def test_states_that_are_not_there(pooled):
 
 def test_one_lap_for_both():
     """Text and image tokens are pooled alike, by the text half of a DLA; which half is which changes nothing else."""
-    model = DualLayerAggregator(dataclasses.replace(CONFIG, shared=True))
-    params = init_params(model, jax.random.key(0))
+    apply, params = made(dataclasses.replace(CONFIG, shared=True))
     assert list(params) == ["text"]
-    text, image = model.apply({"params": params}, states(4), states(4))
+    text, image = apply(params, states(4), states(4))
     np.testing.assert_array_equal(text, image)
-    alone, _ = DualLayerAggregator(CONFIG).apply({"params": params | {"image": params["text"]}}, states(4), states(4))
+    alone, _ = jax.jit(DualLayerAggregator(CONFIG).apply)(
+        {"params": params | {"image": params["text"]}}, states(4), states(4)
+    )
     np.testing.assert_array_equal(text, alone)

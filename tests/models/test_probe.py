@@ -5,10 +5,11 @@ import pytest
 
 from mllmsubj.evals.toyworld.probe import make_network
 from mllmsubj.experiment import load_config, typed
-from mllmsubj.models.layers import abstract_params, init_params
+from mllmsubj.models.layers import abstract_params
 from mllmsubj.models.probe import DISTANCES, LookConfig, Probe, ProbeConfig, cut_out, variogram
 from mllmsubj.sharding import flatten, parameter_specs
 from tests.environment import ROOT
+from tests.small import initialized
 
 LOOK = LookConfig(stem=2, widths=(8, 16), blocks=(1, 1))
 SMALL = ProbeConfig(whole=LOOK, close=LOOK, cut=8, span=1.5, norm_num_groups=4, maps=2)
@@ -19,45 +20,47 @@ FAR = {name: len(values) for name, values in PLACES.items()}
 @pytest.fixture(scope="module")
 def probe():
     network = Probe(SMALL, 16, {"shape": 5, **FAR}, ("shape",), PLACES)
-    return network, init_params(network, jax.random.key(0))
+    return network, jax.jit(lambda params, *arrays: network.apply({"params": params}, *arrays)), initialized(network)
 
 
 def test_logits_of_each_attribute(probe):
-    network, params = probe
-    logits = network.apply({"params": params}, jnp.zeros((4, 16, 16, 3)))
+    network, apply, params = probe
+    images, names = jnp.zeros((4, 16, 16, 3)), []
+    jax.eval_shape(lambda: names.extend(network.apply({"params": params}, images)))  # jit sorts what it returns
+    logits = apply(params, images)
     assert {name: each.shape[1] for name, each in logits.items()} == {"shape": 5, **FAR}
-    assert list(logits) == ["shape", *FAR]
+    assert names == ["shape", *FAR]
     assert all(each.dtype == jnp.float32 for each in logits.values())
     parameter_specs({"probe": params})  # every path has a rule
 
 
 def test_place_matters(probe):
     """The same dot elsewhere is read otherwise, and pictures of a batch do not see each other."""
-    network, params = probe
+    _, apply, params = probe
     images = np.zeros((2, 16, 16, 3), np.float32)
     images[0, 4:8, 0:4] = images[1, 4:8, 12:16] = 1.0
-    both = network.apply({"params": params}, images)["column"]
+    both = apply(params, images)["column"]
     assert np.abs(both[0] - both[1]).max() > 1e-3
-    np.testing.assert_allclose(network.apply({"params": params}, images[1:])["column"][0], both[1], atol=1e-5)
+    np.testing.assert_allclose(apply(params, images[1:])["column"][0], both[1], atol=1e-5)
 
 
 def test_the_close_look_sees_the_subject_alone(probe):
-    network, params = probe
+    _, apply, params = probe
     rng, places = np.random.default_rng(0), jnp.asarray([[0.25, 0.9, 0.3]])
     images = rng.uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
     elsewhere = images.copy()
     elsewhere[:, :6] = elsewhere[:, :, 10:] = 0
-    here, there = (network.apply({"params": params}, each, places) for each in (images, elsewhere))
+    here, there = (apply(params, each, places) for each in (images, elsewhere))
     np.testing.assert_allclose(here["shape"], there["shape"], atol=1e-5)
     assert np.abs(here["row"] - there["row"]).max() > 1e-3
 
 
 def test_a_place_that_is_not_known_is_expected_from_the_first_look(probe):
-    network, params = probe
+    _, apply, params = probe
     images = np.random.default_rng(1).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
-    own = network.apply({"params": params}, images)
+    own = apply(params, images)
     places = [jax.nn.softmax(own[name]) @ jnp.asarray(values) for name, values in PLACES.items()]
-    given = network.apply({"params": params}, images, jnp.stack(places, axis=1))
+    given = apply(params, images, jnp.stack(places, axis=1))
     np.testing.assert_allclose(own["shape"], given["shape"], atol=1e-5)
 
 
