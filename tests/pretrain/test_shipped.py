@@ -27,7 +27,7 @@ NUMBERS = {
 CONFIG = load_config(str(ROOT / "configs" / "tiny.py"))
 
 
-@pytest.mark.parametrize("name", [name for name in NUMBERS if shipped.path(checkpoint.TINY, name).is_file()])
+@pytest.mark.parametrize("name", ["vae", "probe", "mllm", pytest.param("dit", marks=pytest.mark.slow)])
 def test_a_shipped_part_is_as_good_as_it_says(name):
     part = make_part(name, Experiment.from_config(CONFIG), checkpoint.TINY)
     part, (number, off) = replace(part, config=replace(part.config, judged=JUDGED)), NUMBERS[name]
@@ -67,6 +67,7 @@ def test_all_that_is_shipped_is_small():
     assert sum(checkpoint.sizes(checkpoint.TINY).values()) < 24 * 2**20
 
 
+@pytest.mark.slow
 def test_the_shipped_model_draws_as_well_as_it_did():
     """The method's guard: the same pictures as when the subject was shipped, judged by the same probe."""
     recorded = shipped.provenance(checkpoint.TINY, shipped.SUBJECT)["guarded"]
