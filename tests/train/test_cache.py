@@ -19,6 +19,7 @@ from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
 from mllmsubj.models.subject import Features
 from mllmsubj.sharding import make_mesh, parameter_shardings
+from mllmsubj.train import programs
 from mllmsubj.train.cache import Cache
 from mllmsubj.train.modes import union
 from mllmsubj.train.programs import compile_step, with_recall
@@ -80,10 +81,18 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module", params=RUNS.values(), ids=RUNS)
+SLOW = {"without references, as stage 1": pytest.mark.slow}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(run, marks=SLOW.get(name, ()), id=name) for name, run in RUNS.items()]
+)
 def trainer(request):
+    """Its programs are compiled by the default emitters: by the others, two programs round differently."""
     axes, options = request.param
-    return Trainer(make_mesh(*axes, devices=jax.devices()[: np.prod(axes)]), **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "compiler_options", lambda: {"xla_cpu_use_fusion_emitters": True})
+        yield Trainer(make_mesh(*axes, devices=jax.devices()[: np.prod(axes)]), **options)
 
 
 @pytest.mark.parametrize("parts", ["latents", "all"])

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from mllmsubj.checkpoint import config_text
 from mllmsubj.errors import UserError
 from mllmsubj.train.workdir import claim
+from tests.environment import ROOT
 
 
 def config(**changes) -> ConfigDict:
@@ -77,7 +78,6 @@ def test_one_run_at_a_time(tmp_path):
 import sys
 from pathlib import Path
 from tests.train.test_workdir import claim, config
-from tests.environment import ROOT
 with claim(Path({str(tmp_path)!r}), config()):
     print("holds", flush=True)
     sys.stdin.read()
