@@ -7,7 +7,7 @@ import pytest
 from mllmsubj import checkpoint, shipped, weights
 from mllmsubj.errors import UserError
 from mllmsubj.models.subject import SubjectModel, is_trained
-from mllmsubj.sharding import flatten, make_mesh, unflatten
+from mllmsubj.sharding import flatten, make_mesh, parameter_shardings, unflatten
 from mllmsubj.weights import FOUNDATION, STARTED, load_params, random_params, tiny_params, trained_params, untrained
 from tests.small import small_model
 
@@ -23,40 +23,70 @@ def tiny(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_what_is_shipped_replaces_random_numbers(tiny):
-    model, mesh = small_model(lora=True), make_mesh()
-    found, random = (dict(flatten(make(model, 0, mesh))) for make in (tiny_params, random_params))
-    assert found.keys() == random.keys()
+@pytest.fixture(scope="module")
+def mesh():
+    """One device: a program that initializes a model compiles for a long time on several."""
+    return make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def random(mesh):
+    """Path -> leaf of CLIP and the DLA of the small model with random numbers."""
+    model = small_model(lora=True)
+    only = {path for path, _ in flatten(model.abstract_params()) if path.startswith(("clip/", "dla/"))}
+    return dict(flatten(random_params(model, 0, mesh, only)))
+
+
+def ship(folder, part, begins, value):
+    """Writes a part of the small model, without adapters; returns its paths. What is not there has to be initialized,
+    which takes most of the time of these tests."""
+    leaves = flatten(small_model(lora=True).abstract_params())
+    found = {p: np.full(leaf.shape, value) for p, leaf in leaves if p.startswith(begins) and "/lora_" not in p}
+    shipped.write(folder, part, unflatten(found), {})
+    return found.keys()
+
+
+def test_what_is_shipped_replaces_random_numbers(tiny, mesh, random):
+    model = small_model(lora=True)
+    there = ship(tiny, "mllm", "mllm/", 0.1) | ship(tiny, "dit", "transformer/", 0.1)
+    found = dict(flatten(tiny_params(model, 0, mesh)))
+    assert {path: leaf.dtype for path, leaf in found.items()} == {
+        path: leaf.dtype for path, leaf in flatten(model.abstract_params())
+    }
     for path, leaf in found.items():
-        if path.startswith("vae/"):
+        if path in there or path.startswith("vae/"):
             np.testing.assert_array_equal(leaf, np.float32(np.float16(0.1)))
-        else:
-            np.testing.assert_array_equal(leaf, random[path])
-        assert (leaf.dtype, leaf.sharding) == (random[path].dtype, random[path].sharding)
+    for path, leaf in random.items():
+        np.testing.assert_array_equal(found[path], leaf)
+        assert (found[path].dtype, found[path].sharding) == (leaf.dtype, leaf.sharding)
     assert shipped.provenance(tiny, "vae") == {"seed": 3}
 
 
-def test_what_is_random_is_named(tiny):
+def test_what_is_random_is_named(tiny, mesh):
     assert untrained(tiny) == ("mllm", "clip", "transformer", "dla")
     assert untrained(tiny / "other") == ()
-    with pytest.warns(UserWarning, match="'tiny' has no trained weights yet for mllm, clip, transformer, dla: these"):
-        drawn = trained_params(tiny, small_model(lora=True), 0, make_mesh())
+    ship(tiny, "mllm", "mllm/", 0.1)
+    with pytest.warns(UserWarning, match="'tiny' has no trained weights yet for clip, transformer, dla: these"):
+        drawn = trained_params(tiny, small_model(lora=True), 0, mesh)
     np.testing.assert_array_equal(drawn["vae"]["decoder"]["conv_in"]["bias"], np.float32(np.float16(0.1)))
 
 
-def test_what_the_method_trained_is_for_drawing_alone(tiny):
-    model, mesh = small_model(lora=True), make_mesh()
+def test_what_the_method_trained_is_for_drawing_alone(tiny, mesh, random):
+    model = small_model(lora=True)
     leaves = {path: np.full(leaf.shape, 0.25) for path, leaf in flatten(model.abstract_params())}
     trained = {path: leaf for path, leaf in leaves.items() if is_trained(path)}
+    ship(tiny, "mllm", "mllm/", 0.1)
     frozen = {p: leaf for p, leaf in leaves.items() if p.startswith("transformer/") and p not in trained}
     shipped.write(tiny, "dit", unflatten(frozen), {})
     shipped.write(tiny, shipped.SUBJECT, unflatten(trained), {})
-    assert untrained(tiny) == ("mllm", "clip")
-    with pytest.warns(UserWarning, match="for mllm, clip: these"):
+    assert untrained(tiny) == ("clip",)
+    with pytest.warns(UserWarning, match="for clip: these"):
         drawn = dict(flatten(trained_params(tiny, model, 0, mesh)))
-    begun, random = (dict(flatten(make(model, 0, mesh))) for make in (tiny_params, random_params))
+    begun = dict(flatten(tiny_params(model, 0, mesh)))
     for path in trained:
         np.testing.assert_array_equal(drawn[path], np.float32(0.25))
+        assert not np.array_equal(begun[path], drawn[path])
+    for path in trained.keys() & random.keys():
         np.testing.assert_array_equal(begun[path], random[path])
 
 
@@ -65,15 +95,19 @@ def test_no_random_numbers_where_everything_is_shipped(tiny, monkeypatch):
     everything = {p: np.full(leaf.shape, 0.25) for p, leaf in flatten(model.abstract_params())}
     shipped.write(tiny, "vae", unflatten(everything), {})
     monkeypatch.setattr(SubjectModel, "init", lambda *_: pytest.fail("parameters were initialized"))
-    found = dict(flatten(tiny_params(model, 0, make_mesh())))
+    mesh = make_mesh()
+    found = dict(flatten(tiny_params(model, 0, mesh)))
     assert found.keys() == everything.keys()
+    shardings = dict(flatten(parameter_shardings(unflatten(everything), mesh)))
+    assert all(leaf.sharding == shardings[path] for path, leaf in found.items())
     assert all((np.asarray(leaf) == 0.25).all() for leaf in found.values())
 
 
-def test_a_dla_alone_is_a_start(tiny):
-    model, mesh = small_model(lora=True), make_mesh()
-    dla = {p: np.full(leaf.shape, 0.25) for p, leaf in flatten(model.abstract_params()) if p.startswith("dla/")}
-    shipped.write(tiny, "dla", unflatten(dla), {})
+def test_a_dla_alone_is_a_start(tiny, mesh):
+    model = small_model(lora=True)
+    for part, begins in (("mllm", "mllm/"), ("dit", "transformer/")):
+        ship(tiny, part, begins, 0.1)  # so that little is initialized
+    dla = ship(tiny, "dla", "dla/", 0.25)
     warm, cold = (dict(flatten(tiny_params(model, 0, mesh, names))) for names in (STARTED, FOUNDATION))
     for path, leaf in warm.items():
         np.testing.assert_array_equal(leaf, np.float32(0.25) if path in dla else cold[path])

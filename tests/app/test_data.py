@@ -12,6 +12,7 @@ from mllmsubj.app import cli
 from mllmsubj.data.pack import Progress, pack
 from mllmsubj.data.sources import open_named
 from tests.data.sources.pictures import encoded, noise, write_folder, write_manifest
+from tests.environment import environment
 
 
 @pytest.fixture
