@@ -2,9 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A file's tests stay in one worker, so that what they share is made once; the order is that of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint fmt bench assets pretrain-tiny lock clean
+.PHONY: install demo test test-all test-changed test-shuffled coverage breaks check-wheel lint fmt bench assets \
+  pretrain-tiny lock clean
 
 install: $(STAMP)
 
@@ -18,8 +21,43 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/mllmsubj demo --workdir=demo
 
+# Minutes: all but what is marked slow, programs compiled as fast as XLA can compile them.
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST)
+
+# Hours: everything, programs compiled as users compile them. Run again after a stop, it runs what has not passed yet.
+test-all: install
+	MLLMSUBJ_TEST_OPTIMIZED=1 $(PYTEST) -p tests.resume --timeout=3600 -m 'not tpu and not gpu'
+
+# The tests that import what has changed since the branch left BASE, uncommitted changes included.
+BASE ?= HEAD
+test-changed: install
+	@files=$$($(BIN)/python -m tests.imports --base=$(BASE)) || exit; \
+	if [ -z "$$files" ]; then echo "no test touches what has changed"; else $(PYTEST) $$files; fi
+
+# `make test` in a random order, on three workers, with another hash seed: do tests lean on each other?
+test-shuffled: install
+	PYTHONHASHSEED=$$(od -An -N2 -tu2 /dev/urandom | tr -d ' ') $(BIN)/python -m pytest -n 3 --dist=loadfile -p randomly
+
+# Lines and branches that `make test` runs, processes that it starts included; by package and by file.
+coverage: install
+	$(PYTEST) --cov --cov-report=json:coverage.json --cov-report=
+	$(BIN)/python -m tests.coverage_table coverage.json
+
+# Deliberate mistakes, each of which the quick tests must notice; says which they do not.
+breaks: install
+	$(BIN)/python -m tests.breaks.run $(BREAKS)
+
+# What the README promises of a package: a wheel, in a fresh environment and an empty folder, draws a picture.
+check-wheel: install
+	rm -rf build/wheel && mkdir -p build/wheel/empty
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt build/wheel/*.whl
+	cd build/wheel/empty && PATH="$$PWD/../venv/bin:$$PATH" && mllmsubj --help && \
+	  mllmsubj data preview --output=sheet.png --split=test && \
+	  mllmsubj generate --checkpoint=tiny --reference=sheet.png --prompt="the thing in the picture, on the moon" \
+	    --output=moon.png && test -s moon.png
 
 lint: install
 	$(BIN)/ruff check .
@@ -65,4 +103,4 @@ lock: install
 	mv constraints.tmp constraints.txt
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage* coverage.json
