@@ -3,7 +3,6 @@
 A user's mistake is one line on stderr and exit code 2.
 """
 
-import _thread
 import gc
 import importlib
 import importlib.util
@@ -12,14 +11,13 @@ import os
 import select
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from absl import flags
 
+from mllmsubj.app import interrupts
 from mllmsubj.errors import UserError, nearest
 
 COMMANDS = {
@@ -46,14 +44,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits: 0 done, 2 a mistake in what was given, 130 interrupted, 141 its reader has gone."""
     argv = list(sys.argv if argv is None else argv)
     try:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, _interrupt)
+        interrupts.install()
         run(argv)
         print(end="", flush=True)  # there may be no sys.stdout, which print knows
     except (UserError, flags.Error) as error:
         print(f"mllmsubj: error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        interrupts.caught()
         print("mllmsubj: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
@@ -125,15 +123,6 @@ def _set_up() -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     gc.set_threshold(10_000)  # tracing makes objects by the million; looking for cycles 15 times as often takes a tenth
     warnings.showwarning = lambda message, *_, **__: print(f"mllmsubj: warning: {message}", file=sys.stderr)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """KeyboardInterrupt, where somebody hears it: JAX collects garbage in a callback, what that raises Python ignores,
-    and it is the first to run after a compiled program, which nothing interrupts."""
-    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
-        threading.Timer(0.01, _thread.interrupt_main).start()
-        return
-    raise KeyboardInterrupt
 
 
 def _unheard() -> bool:

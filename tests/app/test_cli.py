@@ -14,6 +14,7 @@ from mllmsubj.app import cli
 from mllmsubj.app.commands.generate import output_paths
 from mllmsubj.app.pipeline import Pipeline
 from mllmsubj.errors import UserError
+from tests.environment import environment
 
 SECONDS = 5.0
 """After which a command is at work: it starts JAX, reads parameters or draws."""
@@ -38,9 +39,9 @@ def generate(**changes):
 
 
 def command(folder, *args):
-    """A process as a user starts one: one device, its own cache."""
-    env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
-    env["XDG_CACHE_HOME"] = str(folder / "cache")
+    """A process as a user starts one: one device, a cache of its own."""
+    env = environment(XDG_CACHE_HOME=str(folder / "cache"))
+    del env["JAX_COMPILATION_CACHE_DIR"]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen([sys.executable, "-m", "mllmsubj", *args], cwd=folder, env=env, **pipes)
 
@@ -190,6 +191,31 @@ def test_output_names(tmp_path, monkeypatch):
     assert [str(path) for path in output_paths("new/a.b.PNG", 1)] == ["new/a.b.PNG"]
     assert [str(path) for path in output_paths("a.b.png", 2)] == ["a.b-0.png", "a.b-1.png"]
     assert output_paths("~/a.png", 1) == [tmp_path / "a.png"]
+
+
+INTERRUPTED_IN_A_FINALIZER = """
+import os, signal, sys, time
+from mllmsubj.app import cli
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)  # where the handler runs, whose exception Python ignores
+
+def run(argv):
+    Finalized()
+    time.sleep(60)
+
+cli.run = run
+cli.main(["mllmsubj"])
+"""
+
+
+def test_an_interrupt_that_a_finalizer_ignores_is_repeated():
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IN_A_FINALIZER], capture_output=True, text=True, timeout=30
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("", "mllmsubj: interrupted\n", 130)
 
 
 def test_two_pictures_of_a_photograph_then_interrupted(folder):
