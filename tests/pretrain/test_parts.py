@@ -73,6 +73,22 @@ def test_a_part_goes_on_from_one_that_is_there(tmp_path, network):
     assert not (tmp_path / "new").exists()
 
 
+def test_each_step_has_random_numbers_of_its_own(tmp_path, network):
+    """The same parameters and pictures lose otherwise at another step, and the same at the same."""
+    part = make("probe", tmp_path, **network)
+    run = PartRun(
+        part_experiment(Experiment.from_config(config("probe", **network)), part),
+        make_mesh(1, 1, 1, devices=jax.devices()[:1]),
+        part,
+    )
+    state, batch = run.state(jax.jit(part.init)(jax.random.key(0))), read(part, 8)
+    update = jax.jit(run.step.update)
+    first, again, later = (
+        float(update(state.replace(step=jnp.asarray(step, jnp.int32)), {}, batch)[1]["loss_sum"]) for step in (0, 0, 7)
+    )
+    assert first == again != later
+
+
 def test_the_vae_loses_what_its_terms_say(tmp_path):
     part = make("vae", tmp_path, window=16)
     params, batch = parameters(part), read(part, 4)
