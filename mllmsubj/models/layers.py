@@ -7,7 +7,7 @@ and norms, rotations and softmax work in float32 and come back in the dtype they
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import lru_cache, partial, reduce
 from itertools import accumulate
 from operator import add
 from typing import Any
@@ -242,4 +242,10 @@ def init_params(model: nn.Module, key: jax.Array) -> Params:
 
 def abstract_params(model: nn.Module) -> Params:
     """Shapes and dtypes of a model's parameters; nothing is allocated."""
+    return jax.tree.map(lambda leaf: leaf, _traced_shapes(model))
+
+
+@lru_cache(maxsize=32)
+def _traced_shapes(model: nn.Module) -> Params:
+    """Traced once a model, which takes a second for large ones; nobody may change what this returns."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
