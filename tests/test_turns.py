@@ -39,7 +39,9 @@ def test_every_parameter_has_one_turn(waiting):
     assert not is_read("mllm/lm_head/kernel")
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize(
+    ("waiting", "watched"), [("auto", False), ("auto", True), ("int8", False)], indirect=["waiting"]
+)
 def test_pictures_are_the_same_again_and_again(waiting, turns, watched):
     steps = []
     progress = (lambda *at: steps.append(at)) if watched else None

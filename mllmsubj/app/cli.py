@@ -51,7 +51,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"mllmsubj: error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        interrupts.caught()
         print("mllmsubj: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
@@ -59,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # else Python complains of it once more at exit
         sys.exit(128 + signal.SIGPIPE)
+    finally:
+        interrupts.end()
 
 
 def run(argv: list[str]) -> None:

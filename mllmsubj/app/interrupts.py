@@ -13,36 +13,37 @@ from types import FrameType
 from typing import Any
 
 SECONDS = 0.1
-"""After which a KeyboardInterrupt that nobody holds is taken to be lost."""
+"""Between two looks whether a KeyboardInterrupt still exists."""
 
 
 class Interrupted(KeyboardInterrupt):
     """Python's own class cannot be referred to weakly."""
 
 
-_timers: list[threading.Timer] = []
+_ended = threading.Event()
+_watchers: list[threading.Thread] = []
 
 
 def install() -> None:
     """Handles SIGINT, if that is not ignored or handled otherwise. To be called in the main thread."""
+    _ended.clear()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _handle)
         sys.unraisablehook = _report_ignored
 
 
-def caught() -> None:
-    """Tells that the KeyboardInterrupt has come where it ends the command: it is not repeated."""
-    for timer in _timers:
-        timer.cancel()
-        timer.join()
+def end() -> None:
+    """Nothing is repeated from now on: the command has ended."""
+    _ended.set()
+    while _watchers:
+        _watchers.pop().join()
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
     error = Interrupted()
-    timer = threading.Timer(SECONDS, _repeat_if_lost, [weakref.ref(error)])
-    timer.daemon = True
-    _timers.append(timer)
-    timer.start()
+    watcher = threading.Thread(target=_repeat_if_lost, args=[weakref.ref(error)], daemon=True)
+    _watchers.append(watcher)
+    watcher.start()
     try:
         raise error
     finally:
@@ -51,8 +52,10 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 def _repeat_if_lost(error: weakref.ref) -> None:
     main = threading.main_thread().ident
-    if error() is None and main is not None:
-        signal.pthread_kill(main, signal.SIGINT)
+    while not _ended.wait(SECONDS):
+        if error() is None and main is not None:
+            signal.pthread_kill(main, signal.SIGINT)
+            return
 
 
 def _report_ignored(ignored: Any) -> None:

@@ -241,11 +241,15 @@ def init_params(model: nn.Module, key: jax.Array) -> Params:
 
 
 def abstract_params(model: nn.Module) -> Params:
-    """Shapes and dtypes of a model's parameters; nothing is allocated."""
+    """Shapes and dtypes of a model's parameters; nothing is allocated. Traced once a model, if that can be hashed."""
+    try:
+        hash(model)
+    except TypeError:  # it has a dict among its fields
+        return _traced_shapes.__wrapped__(model)
     return jax.tree.map(lambda leaf: leaf, _traced_shapes(model))
 
 
 @lru_cache(maxsize=32)
 def _traced_shapes(model: nn.Module) -> Params:
-    """Traced once a model, which takes a second for large ones; nobody may change what this returns."""
+    """Nobody may change what this returns."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

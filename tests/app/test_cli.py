@@ -220,7 +220,8 @@ def test_an_interrupt_that_a_finalizer_ignores_is_repeated():
 
 def test_two_pictures_of_a_photograph_then_interrupted(folder):
     """The front door as users have it; then once more, interrupted, with what was compiled."""
-    request = generate(output="new/moon.png", num_images=2, steps=2, height=64, width=80, seed=5)
+    unguided = dict(text_guidance=1, reference_guidance=1)  # a third of the program
+    request = generate(output="new/moon.png", num_images=2, steps=2, height=64, width=80, seed=5, **unguided)
     process = command(folder, *request)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -238,7 +239,7 @@ def test_two_pictures_of_a_photograph_then_interrupted(folder):
     assert sorted(path.name for path in (folder / "new").iterdir()) == ["moon-0.png", "moon-1.png"]
     assert any((folder / "cache" / "mllmsubj" / "jax").iterdir())
 
-    process = command(folder, *generate(steps=1000))
+    process = command(folder, *generate(steps=1000, **unguided))
     time.sleep(SECONDS)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)

@@ -20,8 +20,8 @@ from mllmsubj.experiment import Experiment
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.lora import merge_lora
 from mllmsubj.models.subject import SubjectModel
-from mllmsubj.sharding import make_mesh
 from tests.small import random_like, small_config
+from tests.train.runs import on_one_device
 
 CAT, COFFEE = (Image.fromarray(picture()) for picture in (skimage.data.chelsea, skimage.data.coffee))
 CONFIG = small_config()
@@ -32,9 +32,8 @@ PROMPT = "ein Kätzchen 🐈 auf dem 月"
 
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
-    """As users have it, and compiled twice as fast."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
+        on_one_device(patch, module)
         yield
 
 

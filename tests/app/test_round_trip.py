@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mllmsubj import checkpoint
-from mllmsubj.app import cli
+from mllmsubj.app import cli, pipeline
 from mllmsubj.app.pipeline import Pipeline
 from mllmsubj.experiment import Experiment
 from mllmsubj.models.dit import FluxTransformer
@@ -16,6 +16,7 @@ from mllmsubj.sharding import make_mesh
 from mllmsubj.train import loop
 from tests.environment import ROOT
 from tests.models.test_dit import inputs
+from tests.train.runs import on_one_device
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +38,15 @@ def trained(flux, tmp_path_factory):
         config.train[stage].learning_rates = (("dla/.*", 0.05), (".*/lora_[ab]", 0.05))
     config.log.tensorboard = False
     config.evals.loss.every_steps = config.evals.samples.every_steps = 0
-    loop.train(config, root / "workdir")
+    with pytest.MonkeyPatch.context() as patch:
+        on_one_device(patch, loop)
+        loop.train(config, root / "workdir")
     return root / "workdir"
 
 
 @pytest.mark.parity
-def test_pictures(trained):
+def test_pictures(trained, monkeypatch):
+    on_one_device(monkeypatch, pipeline)
     reference = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
     [image] = Pipeline.load(trained).generate(reference, "the thing in the picture, on the moon").images
     assert image.size == (32, 32)

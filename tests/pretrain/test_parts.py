@@ -14,9 +14,11 @@ from mllmsubj.data.toyworld.pictures import PictureSource
 from mllmsubj.data.toyworld.questions import QUESTIONS
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
+from mllmsubj.pretrain import run as run_module
 from mllmsubj.pretrain.run import PartRun, part_experiment, pretrain
 from mllmsubj.sharding import flatten, make_mesh, unflatten
 from tests.pretrain.parts import SIZE, config, make, parameters, read
+from tests.train.runs import on_one_device
 
 
 def binned(part, metrics):
@@ -33,7 +35,8 @@ def network():
     return dict(network=dict(whole=look, close=look, cut=16, span=1.4, norm_num_groups=2, maps=1))
 
 
-def test_a_part_is_made_and_written_down(tmp_path, network):
+def test_a_part_is_made_and_written_down(tmp_path, network, monkeypatch):
+    on_one_device(monkeypatch, run_module)
     assert pretrain(config("probe", **network), "probe", tmp_path) == tmp_path / "probe.safetensors"
     logged = [json.loads(line) for line in (tmp_path / "probe" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if "loss" in line] == [2, 4]

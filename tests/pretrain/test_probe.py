@@ -17,9 +17,11 @@ from mllmsubj.data.toyworld.render import SIZE as SIZE_OF
 from mllmsubj.evals.toyworld.probe import ProbeReader
 from mllmsubj.experiment import Experiment
 from mllmsubj.models.probe import LookConfig, ProbeConfig
+from mllmsubj.pretrain import run
 from mllmsubj.pretrain.parts import make_part
 from mllmsubj.pretrain.run import pretrain
 from tests.small import small_config
+from tests.train.runs import on_one_device
 
 SIZE = 32
 
@@ -102,8 +104,9 @@ def test_wear_is_slight_and_differs_from_picture_to_picture(part):
     assert len(np.unique(off.round(4))) == 6
 
 
-def test_what_is_written_reads_pictures(config, tmp_path):
+def test_what_is_written_reads_pictures(config, tmp_path, monkeypatch):
     """The command's work, for two steps; the file and its provenance are all that a reader needs."""
+    on_one_device(monkeypatch, run)
     pretrain(config, "probe", tmp_path)
     reader = ProbeReader.load(tmp_path)
     look = LookConfig(stem=4, widths=(8, 16), blocks=(1, 1))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -56,7 +57,9 @@ def test_shipped_parts_fit_the_model():
 def test_training_begins_with_the_dla_that_is_shipped_or_a_random_one(warm, tmp_path):
     config = load_config(str(ROOT / "configs" / "tiny.py"))
     config.train.warm_start = warm
-    trained = dict(flatten(prepare(config, Experiment.from_config(config), tmp_path, make_mesh())[1]))
+    trained = dict(
+        flatten(prepare(config, Experiment.from_config(config), tmp_path, make_mesh(devices=jax.devices()[:1]))[1])
+    )
     found = shipped.read(checkpoint.TINY, ("dla",))
     kernels = [path for path in found if path.endswith("/kernel")]
     assert kernels

@@ -45,9 +45,14 @@ def config(**changes):
     return made
 
 
+def on_one_device(monkeypatch, module, devices=1):
+    """What a module builds on a mesh is built on the first few devices: as most users have it, and compiled faster."""
+    monkeypatch.setattr(module, "make_mesh", partial(make_mesh, devices=jax.devices()[:devices]))
+
+
 def train_here(monkeypatch, workdir, devices=1, **changes):
     """In this process, on the first few of its devices."""
-    monkeypatch.setattr(loop, "make_mesh", partial(make_mesh, devices=jax.devices()[:devices]))
+    on_one_device(monkeypatch, loop, devices)
     loop.train(config(**changes), workdir)
 
 

@@ -34,6 +34,7 @@ def test_killed_three_times(tmp_path, monkeypatch, caplog):
     killed_and_whole(monkeypatch, tmp_path, 4, kills=(2, 4, 6))
     workdir = tmp_path / "whole"
     before, lines = arrays(workdir), (workdir / "metrics.jsonl").read_text()
+    caplog.clear()
     caplog.set_level("INFO", "mllmsubj")
     steps = dict(train__stage1__steps=4, train__stage2__steps=4)
     train_here(monkeypatch, workdir, **steps)
