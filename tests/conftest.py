@@ -28,6 +28,35 @@ def pytest_unconfigure(config):
         shutil.rmtree(SHARED, ignore_errors=True)
 
 
+LONG = (
+    *(
+        "app/test_train.py",
+        "train/test_hosts.py",
+        "train/test_resume.py",
+        "train/test_cache.py",
+        "pretrain/test_dla.py",
+    ),
+    *("app/test_round_trip.py", "app/test_pipeline.py", "models/test_subject.py", "pretrain/test_parts.py"),
+    *("train/test_step.py", "diffusion/test_sampler.py", "test_importing.py", "test_turns.py", "app/test_cli.py"),
+    *(
+        "pretrain/test_dit.py",
+        "aot/test_report.py",
+        "app/test_import.py",
+        "models/test_dla.py",
+        "pretrain/test_shipped.py",
+    ),
+    *("convert/test_lora.py", "pretrain/test_probe.py", "train/test_checkpoints.py", "app/test_evaluate.py"),
+    *("evals/test_loss.py", "models/test_mllm.py", "test_weights.py", "test_notebooks.py", "evals/test_samples.py"),
+)
+"""Files that take over ten seconds, the longest first."""
+
+
+def pytest_collection_modifyitems(items):
+    """All other files come first, so that most breaks show within a minute or two; the long ones then end together."""
+    places = {str(ROOT / "tests" / name): place for place, name in enumerate(LONG, 1)}
+    items.sort(key=lambda item: places.get(str(item.path), 0))
+
+
 MOST_MEMORY = 2**30
 """Bytes that a process may hold when a module's tests are done; beyond that its compiled programs are freed."""
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from absl import flags
@@ -51,8 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"mllmsubj: error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("mllmsubj: interrupted", file=sys.stderr)
-        sys.exit(130)
+        print("mllmsubj: interrupted", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(end="", flush=True)
+        # Not sys.exit: threads of XLA that still compute now and then crash when Python takes itself apart around them.
+        os._exit(128 + signal.SIGINT)
     except BrokenPipeError:
         if not _unheard():
             raise
