@@ -51,6 +51,12 @@ LONG = (
 """Files that take over ten seconds, the longest first."""
 
 
+def pytest_collection_finish():
+    """What all tests share is not searched for garbage, and the rest is not searched at every 700th new object."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 def pytest_collection_modifyitems(items):
     """All other files come first, so that most breaks show within a minute or two; the long ones then end together."""
     places = {str(ROOT / "tests" / name): place for place, name in enumerate(LONG, 1)}

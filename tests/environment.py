@@ -6,7 +6,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 OPTIMIZED = os.environ.get("MLLMSUBJ_TEST_OPTIMIZED") == "1"
 """Whether programs are compiled as users compile them (`make test-all`); otherwise as fast as XLA can compile them."""
-FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+FAST_COMPILATION = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 """A fifth of the default's compile time and half of its memory, for programs that run for milliseconds."""
 THREADS = "16"
 """XLA's thread pool (environment variable NPROC). Every simulated device holds a thread while it waits in a collective;

@@ -16,6 +16,8 @@ from mllmsubj.app.pipeline import Pipeline
 from mllmsubj.errors import UserError
 from tests.environment import environment
 
+HEARS_SIGINT = ["env", "--default-signal=INT", sys.executable]
+"""Python that hears Ctrl-C even if the tests run in a shell's background, whose processes and their children do not."""
 SECONDS = 5.0
 """After which a command is at work: it starts JAX, reads parameters or draws."""
 
@@ -43,7 +45,7 @@ def command(folder, *args):
     env = environment(XDG_CACHE_HOME=str(folder / "cache"))
     del env["JAX_COMPILATION_CACHE_DIR"]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen([sys.executable, "-m", "mllmsubj", *args], cwd=folder, env=env, **pipes)
+    return subprocess.Popen([*HEARS_SIGINT, "-m", "mllmsubj", *args], cwd=folder, env=env, **pipes)
 
 
 def assert_one_line(out, err, says):
@@ -212,9 +214,7 @@ cli.main(["mllmsubj"])
 
 
 def test_an_interrupt_that_a_finalizer_ignores_is_repeated():
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_IN_A_FINALIZER], capture_output=True, text=True, timeout=30
-    )
+    done = subprocess.run([*HEARS_SIGINT, "-c", INTERRUPTED_IN_A_FINALIZER], capture_output=True, text=True, timeout=30)
     assert (done.stdout, done.stderr, done.returncode) == ("", "mllmsubj: interrupted\n", 130)
 
 

@@ -30,6 +30,7 @@ def dla(tmp_path_factory):
     return make("dla", folder)
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_captions_say(dla):
     """Its loss falls on pictures that it sees again and again, and only its own parameters have gradients."""
     params, frozen, batch = parameters(dla), dla.frozen(), read(dla, 8)

@@ -53,7 +53,7 @@ def test_shipped_parts_fit_the_model():
         assert {path: leaf.shape for path, leaf in found.items() if path.startswith(f"{part}/")} == shapes
 
 
-@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("warm", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_training_begins_with_the_dla_that_is_shipped_or_a_random_one(warm, tmp_path):
     config = load_config(str(ROOT / "configs" / "tiny.py"))
     config.train.warm_start = warm

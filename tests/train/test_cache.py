@@ -81,7 +81,7 @@ RUNS = {
 }
 
 
-SLOW = {"without references, as stage 1": pytest.mark.slow}
+SLOW = dict.fromkeys(["eight devices", "without references, as stage 1"], pytest.mark.slow)
 
 
 @pytest.fixture(

@@ -22,7 +22,7 @@ def alone(tmp_path_factory):
     """The workdir of 20 steps on one device."""
     workdir = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
-        train_here(patch, workdir, **CHANGES, evals__loss__every_steps=10)
+        train_here(patch, workdir, **CHANGES)
     return workdir
 
 
@@ -35,26 +35,37 @@ def assert_same_run(workdir, alone):
     assert len(losses(workdir)) == 20
 
 
-def test_two_processes_one_of_which_is_told_to_stop(tmp_path, alone, monkeypatch):
-    """Both save at one step and leave with 143; the run that goes on, on one device, ends where `alone` does."""
-    process = start(tmp_path, *STEPS, "evals.loss.every_steps=10", processes=2)
+@pytest.mark.parametrize("evals", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_processes_one_of_which_is_told_to_stop(tmp_path, alone, monkeypatch, evals):
+    """Both save at one step and leave with 143; the run that goes on, on one device, ends where `alone` does.
+
+    With evaluations, their numbers are those of one device, too.
+    """
+    every = 10 if evals else 0
+    process = start(tmp_path / "two", *STEPS, f"evals.loss.every_steps={every}", processes=2)
     wait_for_step(process, 11, "0| ")
     subprocess.run(["kill", "-TERM", str(children(process)[1])], check=True)
     _, err = process.communicate(timeout=600)
     assert process.returncode == 143, err
     said = [line for line in err.splitlines() if "saved at step" in line]
-    [step] = saves(tmp_path)
+    [step] = saves(tmp_path / "two")
     assert sorted(said) == [f"{i}| mllmsubj: saved at step {step} of 20; run the same command to go on" for i in (0, 1)]
     assert 11 <= step < 20
 
-    train_here(monkeypatch, tmp_path, **CHANGES, evals__loss__every_steps=10)
-    assert_same_run(tmp_path, alone)
-    apart, path = distance(arrays(tmp_path), arrays(alone))
+    train_here(monkeypatch, tmp_path / "two", **CHANGES, evals__loss__every_steps=every)
+    assert_same_run(tmp_path / "two", alone)
+    apart, path = distance(arrays(tmp_path / "two"), arrays(alone))
     assert apart < 5e-6, path
-    judged = [[line for line in metrics(workdir) if "loss/all" in line] for workdir in (tmp_path, alone)]
-    for here, there in zip(*judged, strict=True):
-        assert here["step"] == there["step"]
-        assert here["loss/all"] == pytest.approx(there["loss/all"], rel=1e-5)
+    if evals:
+        train_here(monkeypatch, tmp_path / "one", **CHANGES, evals__loss__every_steps=every)
+        judged = [evaluated(tmp_path / name) for name in ("two", "one")]
+        for here, there in zip(*judged, strict=True):
+            assert here["step"] == there["step"]
+            assert here["loss/all"] == pytest.approx(there["loss/all"], rel=1e-5)
+
+
+def evaluated(workdir):
+    return [line for line in metrics(workdir) if "loss/all" in line]
 
 
 @pytest.mark.slow
