@@ -8,12 +8,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
+from tests.environment import MIN_CACHED_SECONDS, ROOT, THREADS, shared, xla_flags
 
-from tests.environment import MIN_CACHED_SECONDS, ROOT, THREADS, xla_flags
-
-SHARED = os.environ.setdefault("MLLMSUBJ_TEST_SHARED", tempfile.mkdtemp(prefix="mllmsubj-tests-"))
-"""A folder for what all workers and processes of one run of the tests share; see `tests.environment.shared`."""
+IS_FIRST = "MLLMSUBJ_TEST_SHARED" not in os.environ
+"""Whether this process started the run: it makes and deletes the folder that its workers and processes share."""
+if IS_FIRST:
+    os.environ["MLLMSUBJ_TEST_SHARED"] = tempfile.mkdtemp(prefix="mllmsubj-tests-")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=8)}"
 os.environ.setdefault("NPROC", THREADS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,10 +22,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", MIN_CACHED_SECONDS)
 
 
-def pytest_unconfigure(config):
-    """Deletes the shared folder, in the process that started the workers."""
-    if not hasattr(config, "workerinput"):
-        shutil.rmtree(SHARED, ignore_errors=True)
+def pytest_unconfigure():
+    if IS_FIRST:
+        shutil.rmtree(shared(), ignore_errors=True)
 
 
 LONG = (
@@ -63,16 +62,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(str(item.path), 0))
 
 
-MOST_MEMORY = 2**30
-"""Bytes that a process may hold when a module's tests are done; beyond that its compiled programs are freed."""
+MOST_MEMORY, MOST_OF_A_MODULE = 2**30, 2**31
+"""Bytes that a process may hold after a module's last test, and after others, before compiled programs are freed."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _free_compiled_programs():
+def pytest_runtest_teardown(item, nextitem):
     """JAX keeps every program that was ever called, some two megabytes each, and tests call thousands."""
-    yield
+    most = MOST_OF_A_MODULE if nextitem is not None and nextitem.path == item.path else MOST_MEMORY
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    if "jax" in sys.modules and pages * os.sysconf("SC_PAGE_SIZE") > MOST_MEMORY:
+    if "jax" in sys.modules and pages * os.sysconf("SC_PAGE_SIZE") > most:
         sys.modules["jax"].clear_caches()
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # else the C library keeps what was freed

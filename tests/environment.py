@@ -1,9 +1,12 @@
 """Settings of the processes that run tests, and of those that tests start. Nothing here imports JAX."""
 
 import os
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+"""Of a process whose output a test reads."""
 OPTIMIZED = os.environ.get("MLLMSUBJ_TEST_OPTIMIZED") == "1"
 """Whether programs are compiled as users compile them (`make test-all`); otherwise as fast as XLA can compile them."""
 FAST_COMPILATION = (

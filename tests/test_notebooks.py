@@ -72,6 +72,7 @@ def assert_not_blank(pictures):
     assert all(len(np.unique(picture.reshape(-1, 3), axis=0)) > 50 for picture in pictures)
 
 
+@pytest.mark.slow
 def test_quickstart(execute, tmp_path):
     config = load_config(str(ROOT / SMALL))
     params = random_like(SubjectModel(Experiment.from_config(config).model, Compute()).abstract_params())

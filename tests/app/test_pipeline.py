@@ -178,6 +178,7 @@ def test_parameters_that_take_turns_draw_the_same(folder, drawn):
     np.testing.assert_array_equal(pixels(turns.generate(CAT, PROMPT, num_images=3, seed=7, **FAST)), pixels(drawn))
 
 
+@pytest.mark.slow
 def test_eight_bits_take_turns_too_and_keep_the_adapters(folder, params, drawn):
     here, turns = (Pipeline.load(folder, frozen_dtype="int8", offload=offload) for offload in (False, True))
     first, again = (pixels(each.generate(CAT, PROMPT, num_images=3, seed=7, **FAST)) for each in (here, turns))

@@ -14,8 +14,8 @@ from PIL import Image
 
 from mllmsubj.app import cli
 from mllmsubj.train.workdir import in_use
-from tests.environment import ROOT, environment
-from tests.train.runs import CONFIG, PIPES
+from tests.environment import PIPES, ROOT, environment
+from tests.train.runs import CONFIG
 
 TINY = str(ROOT / "configs" / "tiny.py")
 FILES_OF_A_RUN = ["eval", "evaluation.json", "log.txt"]

@@ -19,12 +19,10 @@ from mllmsubj.errors import UserError
 from mllmsubj.train import loop
 from mllmsubj.train.workdir import claim
 from tests.data.sources.pictures import encoded, noise
+from tests.environment import PIPES, ROOT, environment
 from tests.train.runs import (
     CONFIG,
-    PIPES,
-    ROOT,
     config,
-    environment,
     metrics,
     read,
     saves,
@@ -155,11 +153,13 @@ def test_stage_two_goes_on_from_another_run_s_stage_one(tmp_path, monkeypatch):
         assert apart == 0.0 if path.startswith("['dla']") else 0.0 < apart < 4 * 1.2e-3, path
 
 
-def test_a_process_from_its_start_to_its_end(tmp_path):
-    """Nothing on stderr but its own lines; pictures, a profile and TensorBoard's files beside the model."""
-    asked = ("log.tensorboard=True", "log.profile_steps=2", "log.profile_start=1", "evals.samples.every_steps=2")
-    steps = ("train.stage1.steps=0", "train.stage2.steps=4")
-    process = start(tmp_path, *steps, *asked)
+@pytest.mark.parametrize("writes", ["profile", pytest.param("everything", marks=pytest.mark.slow)])
+def test_a_process_from_its_start_to_its_end(tmp_path, writes):
+    """Nothing on stderr but its own lines; with the model a profile, if asked for pictures and TensorBoard's files."""
+    asked, everything = ("log.profile_steps=2", "log.profile_start=1"), writes == "everything"
+    if everything:
+        asked += ("log.tensorboard=True", "evals.samples.every_steps=2")
+    process = start(tmp_path, "train.stage1.steps=0", "train.stage2.steps=4", *asked)
     out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert out == f"{tmp_path / 'model'}: draw with mllmsubj generate --checkpoint={tmp_path} …\n"
@@ -168,10 +168,11 @@ def test_a_process_from_its_start_to_its_end(tmp_path):
     assert metrics(tmp_path)[0]["first_step_seconds"] > 0
     assert "first_step_seconds" not in metrics(tmp_path)[1]
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    assert list((tmp_path / "tensorboard").iterdir())
-    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["samples-2.png", "samples-4.png"]
-    with Image.open(tmp_path / "samples" / "samples-4.png") as picture:
-        assert picture.size == (3 * 32, 2 * 32)
+    if everything:
+        assert list((tmp_path / "tensorboard").iterdir())
+        assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["samples-2.png", "samples-4.png"]
+        with Image.open(tmp_path / "samples" / "samples-4.png") as picture:
+            assert picture.size == (3 * 32, 2 * 32)
 
 
 def test_compiled_programs_stay_in_the_workdir_unless_the_user_names_a_place(tmp_path, monkeypatch):
@@ -196,6 +197,7 @@ cli.main(["mllmsubj", "train", "--config={CONFIG}", f"--workdir={{sys.argv[1]}}"
 """
 
 
+@pytest.mark.slow
 def test_a_grace_too_short(tmp_path):
     """What cannot be saved in time is given up: exit code 143, and the save before is whole."""
     flags = [
@@ -246,6 +248,7 @@ cli.main(["mllmsubj", "train", "--config={CONFIG}", f"--workdir={{workdir}}", *s
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk(small_disk, monkeypatch, caplog):
     """One line; with space again, the run goes on from the save before."""
     workdir, steps = small_disk / "run", ("train.stage1.steps=0", "train.stage2.steps=12")

@@ -36,6 +36,12 @@ def condition(model, params):
     return lambda inputs: run(params, inputs, jnp.full((len(inputs.input_ids),), 2.5))
 
 
+@pytest.fixture(scope="module")
+def velocity(model, params):
+    """(noise, times or what `prepare` makes of them, condition, attends) -> velocity, each program compiled once."""
+    return jax.jit(partial(model.velocity, params, GRID), static_argnames="attends")
+
+
 def test_condition_shapes(condition):
     c = condition(small_inputs(batch=2, references=((32, 48), (16, 16))))
     assert c.text.shape == (2, 6, 12)
@@ -46,13 +52,12 @@ def test_condition_shapes(condition):
     assert c.text_mask.sum(axis=1).tolist() == [4, 4]
 
 
-def test_padding_changes_nothing(condition, model, params):
+def test_padding_changes_nothing(condition, velocity):
     inputs = small_inputs()
     changed = replace(inputs, input_ids=inputs.input_ids.copy())
     changed.input_ids[:, -2:] = 77
     noise = np.random.default_rng(0).standard_normal((1, GRID[0] * GRID[1], 16)).astype(np.float32)
-    run = jax.jit(partial(model.velocity, params, GRID, attends=BOTH))
-    before, after = (run(noise, jnp.full((1,), 0.9), condition(i)) for i in (inputs, changed))
+    before, after = (velocity(noise, jnp.full((1,), 0.9), condition(i), attends=BOTH) for i in (inputs, changed))
     np.testing.assert_allclose(before, after, atol=1e-5)
 
 
@@ -71,7 +76,7 @@ def test_text_reads_the_reference_and_the_null_condition_does_not(condition):
     [((), BOTH), (("reference",), MLLM), (("text", "image"), VAE), (("text", "image", "reference"), NOTHING)],
     ids=str,
 )
-def test_dropping_a_condition_by_mask_per_row(model, params, dropped, left):
+def test_dropping_a_condition_by_mask_per_row(velocity, dropped, left):
     """As training does it: all tokens are there, a row's mask says which count; row 1 keeps everything."""
     c = small_condition(references=((3, 2), (2, 2)))
     noise = np.random.default_rng(0).standard_normal((2, GRID[0] * GRID[1], 16)).astype(np.float32)
@@ -80,26 +85,24 @@ def test_dropping_a_condition_by_mask_per_row(model, params, dropped, left):
     keep["null"] = np.array(["text" in dropped, False])
     masks = {f"{name}_mask": np.broadcast_to(rows[:, None], getattr(c, name).shape[:2]) for name, rows in keep.items()}
     masks["text_mask"] = masks["text_mask"] & c.text_mask
-    run = jax.jit(partial(model.velocity, params, GRID), static_argnames="attends")
-    together = run(noise, t, replace(c, **masks), attends=ALL)
-    np.testing.assert_allclose(together[0], run(noise, t, c, attends=left)[0], atol=2e-5)
-    np.testing.assert_allclose(together[1], run(noise, t, c, attends=BOTH)[1], atol=2e-5)
+    together = velocity(noise, t, replace(c, **masks), attends=ALL)
+    np.testing.assert_allclose(together[0], velocity(noise, t, c, attends=left)[0], atol=2e-5)
+    np.testing.assert_allclose(together[1], velocity(noise, t, c, attends=BOTH)[1], atol=2e-5)
 
 
-def test_every_condition_pulls(model, params):
+def test_every_condition_pulls(velocity):
     c = small_condition()
     noise = np.random.default_rng(0).standard_normal((2, GRID[0] * GRID[1], 16)).astype(np.float32)
-    run = jax.jit(partial(model.velocity, params, GRID), static_argnames="attends")
-    outs = [run(noise, jnp.full((2,), 0.5), c, attends=a) for a in (NOTHING, MLLM, VAE, BOTH)]
+    outs = [velocity(noise, jnp.full((2,), 0.5), c, attends=a) for a in (NOTHING, MLLM, VAE, BOTH)]
     for i, a in enumerate(outs):
         assert all(np.abs(a - b).max() > 1e-2 for b in outs[i + 1 :])
 
 
-def test_prepared_modulation_is_the_same_velocity(model, params):
+def test_prepared_modulation_is_the_same_velocity(model, params, velocity):
     c = small_condition()
     noise = np.random.default_rng(0).standard_normal((2, GRID[0] * GRID[1], 16)).astype(np.float32)
     times = jnp.asarray([[0.9, 0.9], [0.4, 0.4]])
-    run = jax.jit(partial(model.velocity, params, GRID, attends=BOTH))
+    run = partial(velocity, attends=BOTH)
     prepared = jax.jit(model.prepare)(params, times, c)
     for i in range(2):
         assert_close(run(noise, jax.tree.map(lambda x, i=i: x[i], prepared), c), run(noise, times[i], c), 1e-5)

@@ -104,6 +104,7 @@ def test_wear_is_slight_and_differs_from_picture_to_picture(part):
     assert len(np.unique(off.round(4))) == 6
 
 
+@pytest.mark.slow
 def test_what_is_written_reads_pictures(config, tmp_path, monkeypatch):
     """The command's work, for two steps; the file and its provenance are all that a reader needs."""
     on_one_device(monkeypatch, run)

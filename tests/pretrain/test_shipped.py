@@ -28,7 +28,9 @@ NUMBERS = {
 CONFIG = load_config(str(ROOT / "configs" / "tiny.py"))
 
 
-@pytest.mark.parametrize("name", ["vae", "probe", "mllm", pytest.param("dit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["vae", "probe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mllm", "dit"))]
+)
 def test_a_shipped_part_is_as_good_as_it_says(name):
     part = make_part(name, Experiment.from_config(CONFIG), checkpoint.TINY)
     part, (number, off) = replace(part, config=replace(part.config, judged=JUDGED)), NUMBERS[name]

@@ -17,11 +17,10 @@ from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.sharding import make_mesh
 from mllmsubj.train import loop
-from tests.environment import ROOT, environment, shared
+from tests.environment import PIPES, ROOT, environment, shared
 from tests.small import random_like
 
 CONFIG = ROOT / "tests" / "experiments" / "small.py"
-PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @cache

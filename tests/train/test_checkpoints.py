@@ -197,7 +197,7 @@ def test_killed_while_saving(tmp_path):
     """Whatever moment it is, what is found afterwards is whole, and at most the save in flight is lost."""
     rng = np.random.default_rng()
     found = 0
-    for attempt in range(3):
+    for attempt in range(2):
         process = run(SAVES_FOREVER, tmp_path)
         started = int(process.stdout.readline())
         assert started == found + 1

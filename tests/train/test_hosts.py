@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.environment import ROOT
-from tests.train.runs import PIPES, arrays, distance, losses, metrics, saves, start, train_here, wait_for_step
+from tests.environment import PIPES, ROOT
+from tests.train.runs import arrays, distance, losses, metrics, saves, start, train_here, wait_for_step
 
 STEPS = ("train.stage1.steps=0", "train.stage2.steps=20", "checkpoint.every_steps=100")
 """And the same for a run in this process, which saves in the middle, too:"""

@@ -2,14 +2,10 @@
 
 import math
 
-import jax
 import numpy as np
-import pytest
 
 from mllmsubj.train.metrics import Totals
-from mllmsubj.train.modes import NAMES
-from mllmsubj.train.step import BINS, TIME_BINS, TOWERS
-from tests.small import small_batch, small_step
+from mllmsubj.train.step import BINS
 
 
 def step_metrics(losses, bins, modes, bad=0, skipped=0):
@@ -51,18 +47,3 @@ def test_an_update_that_was_left_out_is_counted_and_no_mean():
     assert (numbers["loss"], numbers["loss_t/0.4-0.5"], numbers["updates_left_out"]) == (1.0, 1.0, 1.0)
     totals.add(step_metrics([2.0], [4], [1]))
     assert totals.bad == 0
-
-
-def test_a_step_puts_each_row_s_loss_into_its_bins():
-    step, state, frozen = small_step()
-    batch = small_batch(8)
-    batch.skipped[3] = 2
-    encoded = jax.jit(step.encode)({name: frozen[name] for name in TOWERS}, batch)
-    _, metrics = jax.jit(step.update)(state, frozen["transformer"], encoded)
-    draws = jax.jit(step.draw)(jax.tree.map(lambda x: x[0], encoded), 0)
-    times = np.bincount(np.minimum(np.asarray(draws.t) * TIME_BINS, TIME_BINS - 1).astype(int), minlength=TIME_BINS)
-    np.testing.assert_array_equal(metrics["by_time"][1], times)
-    np.testing.assert_array_equal(metrics["by_mode"][1], np.bincount(draws.mode, minlength=len(NAMES)))
-    for name in ("by_time", "by_mode"):
-        assert np.sum(metrics[name][0]) == pytest.approx(float(metrics["loss_sum"]), rel=1e-5)
-    assert (metrics["count"], metrics["skipped"]) == (8, 2)

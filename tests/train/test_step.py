@@ -15,7 +15,7 @@ from mllmsubj.train import modes
 from mllmsubj.train.optimizer import learning_rates, split
 from mllmsubj.train.settings import ModesConfig
 from mllmsubj.train.state import state_shardings
-from mllmsubj.train.step import TOWERS
+from mllmsubj.train.step import TIME_BINS, TOWERS
 from tests.small import small_batch, small_condition, small_inputs, small_model, small_step
 
 STEPS = 3
@@ -197,3 +197,18 @@ def test_a_pattern_that_matches_nothing_is_an_error():
     ):
         with pytest.raises(UserError, match=message):
             learning_rates(state.params, replace(step.stage, learning_rates=rates))
+
+
+def test_a_step_puts_each_row_s_loss_into_its_bins():
+    step, state, frozen, encode, update = small()
+    batch = small_batch(8)
+    batch.skipped[3] = 2
+    encoded = encode({name: frozen[name] for name in TOWERS}, batch)
+    _, metrics = update(state, frozen["transformer"], encoded)
+    draws = jax.jit(step.draw)(jax.tree.map(lambda x: x[0], encoded), 0)
+    times = np.bincount(np.minimum(np.asarray(draws.t) * TIME_BINS, TIME_BINS - 1).astype(int), minlength=TIME_BINS)
+    np.testing.assert_array_equal(metrics["by_time"][1], times)
+    np.testing.assert_array_equal(metrics["by_mode"][1], np.bincount(draws.mode, minlength=len(modes.NAMES)))
+    for name in ("by_time", "by_mode"):
+        assert np.sum(metrics[name][0]) == pytest.approx(float(metrics["loss_sum"]), rel=1e-5)
+    assert (metrics["count"], metrics["skipped"]) == (8, 2)
