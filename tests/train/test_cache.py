@@ -1,9 +1,11 @@
 """Training with the towers' outputs kept on disk is the same training, whatever happens to the files."""
 
 import logging
+import shutil
 import socket
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,19 +16,20 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from mllmsubj import distributed
+from mllmsubj import checkpoint, distributed
 from mllmsubj.errors import UserError
 from mllmsubj.experiment import Experiment
 from mllmsubj.models.subject import Features
 from mllmsubj.sharding import make_mesh, parameter_shardings
 from mllmsubj.train import programs
-from mllmsubj.train.cache import Cache
+from mllmsubj.train.cache import Cache, make_cache
 from mllmsubj.train.modes import union
 from mllmsubj.train.programs import compile_step, with_recall
 from mllmsubj.train.run import make_stages
 from mllmsubj.train.state import state_shardings
 from mllmsubj.train.step import Encoded
 from tests.environment import ROOT, environment
+from tests.evals import small_run
 from tests.small import random_like, small_batch, small_config, small_model, small_step
 
 ROWS = np.arange(8)
@@ -152,6 +155,26 @@ def test_a_row_is_known_by_what_the_towers_read_of_it(make, small, parts, read, 
             assert find(cache, step, changed(batch, name))[0] is not None, name
     assert find(make(parts, towers="others"), step, batch)[1] == [0, 1, 2, 3]
     assert find(make("all" if parts == "latents" else "latents"), step, batch)[1] == [0, 1, 2, 3]
+
+
+def test_other_weights_know_nothing(small, tmp_path):
+    """Runs share what lies in a cache only if the weights of their frozen encoders are the same, wherever they lie."""
+    step, encoded, batch = small
+    base = small_run.save(tmp_path / "one" / "base")
+    copied = shutil.copytree(base, tmp_path / "copy" / "base")
+    other = jax.tree.map(lambda leaf: leaf + 1, small_run.params())
+    checkpoint.save(tmp_path / "other" / "base", small_run.config(), other, checkpoint.TINY)
+
+    def cache_of(folder):
+        with jax.set_mesh(small_run.mesh_of(1)):
+            run = small_run.run_on(folder, 1)[0]
+        data = replace(run.experiment.data, cache=str(tmp_path / "cache"), cache_parts="all")
+        return make_cache(replace(run, experiment=replace(run.experiment, data=data)))
+
+    fill(cache_of(base), step, encoded, batch)
+    for folder, missing in ((copied, []), (tmp_path / "other" / "base", [0, 1, 2, 3])):
+        with closing(cache_of(folder)) as cache:
+            assert find(cache, step, batch)[1] == missing
 
 
 def test_the_first_stage_reads_references_for_the_second(make):

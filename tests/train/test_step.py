@@ -92,6 +92,19 @@ def test_an_update_with_nan_changes_nothing_but_the_count():
     assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (fine.params, state.params)), strict=True))
 
 
+@pytest.mark.parametrize(("step_number", "decay"), [(0, 0.1), (10_000, 0.98)])
+def test_the_running_mean_follows_the_parameters(step_number, decay):
+    """Its decay grows from 0.1 to the config's 0.98."""
+    _, state, frozen, encode, update = small()
+    encoded = encode({name: frozen[name] for name in TOWERS}, small_batch(8))
+    after, _ = update(state.replace(step=jnp.asarray(step_number, jnp.int32)), frozen["transformer"], encoded)
+    moved = 0.0
+    for (path, mean), (_, new), (_, old) in zip(*map(flatten, (after.ema, after.params, state.ema)), strict=True):
+        np.testing.assert_allclose(mean, decay * old + (1 - decay) * new, rtol=1e-5, atol=1e-7, err_msg=path)
+        moved = max(moved, float(jnp.abs(new - old).max()))
+    assert moved > 1e-4
+
+
 def test_what_has_no_learning_rate_stays_and_has_no_moments():
     _, state, frozen = small_step(rates=(("dla/.*", None), (".*/lora_[ab]", 1e-2)))
     assert all(path.startswith("transformer/") for path, _ in flatten(state.params))
@@ -120,6 +133,7 @@ def test_a_row_s_numbers_depend_on_seed_step_and_row_alone():
     some = jax.device_get(draw(jnp.array([6, 1]), 5))
     jax.tree.map(lambda all_, two: np.testing.assert_array_equal(all_[[6, 1]], two), eight, some)
     assert len({*eight.t.tolist(), *jax.device_get(draw(jnp.arange(8), 6)).t.tolist()}) == 16
+    assert abs(np.corrcoef(eight.noise.ravel(), eight.posterior.ravel())[0, 1]) < 0.1
 
 
 def test_the_batch_is_encoded_as_inference_does():
