@@ -39,7 +39,7 @@ test-changed: install
 test-shuffled: install
 	PYTHONHASHSEED=$$(od -An -N2 -tu2 /dev/urandom | tr -d ' ') $(BIN)/python -m pytest -n 3 --dist=loadfile -p randomly
 
-# Lines and branches that `make test` runs, processes that it starts included; by package and by file.
+# Lines and branches that `make test` runs, processes that it starts included; by package.
 coverage: install
 	$(PYTEST) --cov --cov-report=json:coverage.json --cov-report=
 	$(BIN)/python -m tests.coverage_table coverage.json

@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 import weakref
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -29,7 +31,7 @@ def install() -> None:
     _ended.clear()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _handle)
-        sys.unraisablehook = _report_ignored
+        sys.unraisablehook = partial(_report_ignored, sys.unraisablehook)
 
 
 def end() -> None:
@@ -58,7 +60,7 @@ def _repeat_if_lost(error: weakref.ref) -> None:
             return
 
 
-def _report_ignored(ignored: Any) -> None:
-    """As Python does, but for what is raised again anyhow."""
+def _report_ignored(report: Callable[[Any], object], ignored: Any) -> None:
+    """Reports as before, but for what is raised again anyhow."""
     if not isinstance(ignored.exc_value, Interrupted):
-        sys.__unraisablehook__(ignored)
+        report(ignored)
