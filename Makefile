@@ -48,7 +48,7 @@ coverage: install
 breaks: install
 	$(BIN)/python -m tests.breaks.run $(BREAKS)
 
-# What the README promises of a package: a wheel, in a fresh environment and an empty folder, draws a picture.
+# What the README says of a package: a wheel, in a fresh environment and an empty folder, draws a picture.
 check-wheel: install
 	rm -rf build/wheel && mkdir -p build/wheel/empty
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
@@ -68,7 +68,7 @@ fmt: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The numbers of the README's section "Speed": an idle machine, please.
+# The numbers of docs/speed.md: an idle machine, please.
 bench: install
 	$(BIN)/mllmsubj bench --what=sampler --width=768 --tokens=256
 	$(BIN)/mllmsubj bench --what=sampler --width=1024 --tokens=1024 --steps=4

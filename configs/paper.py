@@ -6,7 +6,7 @@ where DIR was imported from InternVL3-8B-hf, FLUX.1-dev's transformer and vae, a
 Parameters: MLLM 7,944,373,760; DiT 11,901,408,320 without its adapters. Expected on DreamBench (paper):
 DINO-I 0.748, CLIP-I 0.844, CLIP-T 0.301.
 
-Variants are slices, `configs/paper.py:v5p-64`; what fits where was found by `mllmsubj compile` and is in the README.
+Variants are slices, `configs/paper.py:v5p-64`; what fits where was found by `mllmsubj compile` and is in docs/tpu.md.
 """
 
 import math

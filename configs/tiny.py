@@ -14,7 +14,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The embedded default.
 
     `variant` "full": the transformer's first lessons, see below and `make pretrain-tiny`; "short": both stages in 280
-    steps, a quarter of an hour on two cores, as the README's tables were made.
+    steps, a quarter of an hour on two cores, as the tables of docs/toyworld.md were made.
     """
     config = paper.get_config()
     model = config.model

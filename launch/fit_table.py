@@ -1,4 +1,4 @@
-"""The README's table of what fits where: `mllmsubj compile` for every variant of configs/paper.py, kept in docs/fits/.
+"""The table of docs/tpu.md of what fits where: `mllmsubj compile` for every variant of configs/paper.py (docs/fits/).
 
     python launch/fit_table.py [--variants=v5p-64,colab-v5e-1] [--steps=train,sample] [--table-only]
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FITS = ROOT / "docs" / "fits"
+PAGE = ROOT / "docs" / "tpu.md"
 BEGIN, END = "<!-- launch/fit_table.py writes this -->", "<!-- to here -->"
 GIB = 2**30
 
@@ -35,8 +36,7 @@ def main(argv: list[str] | None = None) -> int:
                 continue  # they are there to draw
             if not compiled(variant, topologies[variant], step):
                 failed.append(f"{variant} {step}")
-    readme = ROOT / "README.md"
-    readme.write_text(replaced(readme.read_text(), table(topologies)))
+    PAGE.write_text(replaced(PAGE.read_text(), table(topologies)))
     if failed:
         print(f"fit_table: no report of {', '.join(failed)}", file=sys.stderr)
     return bool(failed)
@@ -85,10 +85,12 @@ def row(variant: str, topology: str, found: dict) -> str:
     return f"{where} | {need:.1f} of {have:.0f} | {fits} | {sent:.1f} | {speed} |"
 
 
-def replaced(readme: str, lines: str) -> str:
-    """The README with the table between its marks."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
+def replaced(page: str, lines: str) -> str:
+    """The page with the table between its marks; raises ValueError if it has none."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the page has no marks {BEGIN!r} and {END!r}")
     return f"{before}{BEGIN}\n{lines}\n{END}{after}"
 
 

@@ -1,7 +1,8 @@
 """Arrays in, pictures out: the model's four compiled programs, encode, prepare, denoise and decode, in turn."""
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +29,9 @@ class Generator:
     def __init__(self, model: SubjectModel, shift: ShiftConfig, turn: Turn = resident):
         """`turn`: where parameters are while they are not read; see mllmsubj/turns.py."""
         self.model, self.shift, self.turn = model, shift, turn
-        jit = partial(jax.jit, compiler_options=compiler_options())
-        self.condition = jit(model.condition)
-        self.prepare = jit(model.prepare)
-        self.sample = jit(self._sample, static_argnames=("grid", "stages", "true"), donate_argnames="noise")
-        self.decode = jit(model.decode, static_argnames="grid")
-        self._noise = jit(self._noise_of, static_argnames=("count", "grid"))
+        programs = _programs(model)
+        self.condition, self.prepare, self.decode = programs.condition, programs.prepare, programs.decode
+        self.sample, self._noise = programs.sample, programs.noise
 
     def __call__(
         self,
@@ -78,29 +76,54 @@ class Generator:
         """Noise of pictures `first` to `first + count`, each from its own key."""
         return self._noise(np.uint32(seed), np.uint32(first), count=count, grid=grid)
 
-    def _noise_of(self, seed: Array, first: Array, count: int, grid: tuple[int, int]) -> Float[Array, "b n c"]:
-        numbers = first + jnp.arange(count, dtype=jnp.uint32)
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(numbers)
-        shape = (grid[0] * grid[1], self.model.config.transformer.in_channels)
-        return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
-    def _sample(
-        self,
-        params: Params,
-        condition: Condition,
-        noise: Float[Array, "b n c"],
-        times: Float[Array, " steps1"],
-        scales: tuple[Array | float, Array | float],
-        moments: PyTree = None,
-        *,
-        grid: tuple[int, int],
-        stages: tuple[Stage, ...],
-        true: bool,
-    ) -> Float[Array, "b n c"]:
-        """`moments`: what `prepare` made of these times, if it was called before."""
-        velocity = partial(self.model.velocity, params, grid)
-        prepare = partial(self.model.prepare, params) if moments is None else lambda *_: moments
-        return sample(guided(velocity, *scales) if true else velocity, condition, noise, times, stages, prepare)
+@dataclass(frozen=True)
+class _Programs:
+    """A model's jitted functions."""
+
+    condition: jax.stages.Wrapped
+    prepare: jax.stages.Wrapped
+    sample: jax.stages.Wrapped
+    decode: jax.stages.Wrapped
+    noise: jax.stages.Wrapped
+
+
+@cache
+def _programs(model: SubjectModel) -> _Programs:
+    """Shared by all generators of a model in this process, so that each program is traced and compiled once."""
+    jit = partial(jax.jit, compiler_options=compiler_options())
+    return _Programs(
+        condition=jit(model.condition),
+        prepare=jit(model.prepare),
+        sample=jit(partial(_sample, model), static_argnames=("grid", "stages", "true"), donate_argnames="noise"),
+        decode=jit(model.decode, static_argnames="grid"),
+        noise=jit(partial(_noise, channels=model.config.transformer.in_channels), static_argnames=("count", "grid")),
+    )
+
+
+def _noise(seed: Array, first: Array, count: int, grid: tuple[int, int], channels: int) -> Float[Array, "b n c"]:
+    numbers = first + jnp.arange(count, dtype=jnp.uint32)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(numbers)
+    return jax.vmap(lambda key: jax.random.normal(key, (grid[0] * grid[1], channels)))(keys)
+
+
+def _sample(
+    model: SubjectModel,
+    params: Params,
+    condition: Condition,
+    noise: Float[Array, "b n c"],
+    times: Float[Array, " steps1"],
+    scales: tuple[Array | float, Array | float],
+    moments: PyTree = None,
+    *,
+    grid: tuple[int, int],
+    stages: tuple[Stage, ...],
+    true: bool,
+) -> Float[Array, "b n c"]:
+    """`moments`: what `prepare` made of these times, if it was called before."""
+    velocity = partial(model.velocity, params, grid)
+    prepare = partial(model.prepare, params) if moments is None else lambda *_: moments
+    return sample(guided(velocity, *scales) if true else velocity, condition, noise, times, stages, prepare)
 
 
 def _step_by_step(

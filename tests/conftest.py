@@ -46,6 +46,7 @@ LONG = (
     ),
     *("convert/test_lora.py", "pretrain/test_probe.py", "train/test_checkpoints.py", "app/test_evaluate.py"),
     *("evals/test_loss.py", "models/test_mllm.py", "test_weights.py", "test_notebooks.py", "evals/test_samples.py"),
+    "test_docs.py",
 )
 """Files that take over ten seconds, the longest first."""
 

@@ -1,5 +1,7 @@
 """Parameters come to the devices for their turn and leave after it; the pictures are the same."""
 
+import gc
+
 import jax
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from tests.small import SETTINGS, SHIFT, random_like, small_inputs, small_model
 
 
 def live_bytes():
+    gc.collect()  # arrays that tests before left in cycles
     return sum(array.nbytes for array in jax.live_arrays())
 
 

@@ -70,7 +70,7 @@ class Aggregator(nn.Module):
 class Peer(nn.Module):
     """DLA and transformer, with the optimizer and running mean of `TrainStep.update`."""
 
-    def __init__(self, config: SubjectConfig, train: TrainConfig, rates: dict[str, float], warmup_steps: int):
+    def __init__(self, config: SubjectConfig, train: TrainConfig, rates: Mapping[str, float], warmup_steps: int):
         super().__init__()
         assert config.lora is not None
         self.train_config, self.warmup_steps, self.done = train, warmup_steps, 0

@@ -82,7 +82,7 @@ class PartStep:
 
     part: Part
     experiment: Experiment
-    rates: dict[str, float]
+    rates: Mapping[str, float]
     first = 0
 
     def update(self, state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, dict[str, Any]]:

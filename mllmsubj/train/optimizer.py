@@ -1,10 +1,13 @@
 """AdamW or Muon over the trained parameters alone; a frozen one has neither gradient nor moments."""
 
 import re
+from collections.abc import Mapping
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax.core import FrozenDict
 
 from mllmsubj.errors import UserError
 from mllmsubj.sharding import STACKED, flatten, unflatten
@@ -18,8 +21,8 @@ INSIDE = re.compile(r"(?!transformer/(x_embedder|proj_out)/).*/kernel")
 """Muon's: matrices between what is hidden; what reads or writes pictures is AdamW's, as tables of words are."""
 
 
-def learning_rates(params: Params, stage: StageConfig) -> dict[str, float]:
-    """Path -> peak learning rate of everything that `stage` trains.
+def learning_rates(params: Params, stage: StageConfig) -> FrozenDict[str, float]:
+    """Path -> peak learning rate of everything that `stage` trains; hashable, as the steps that hold it are.
 
     Raises UserError for a pattern that names no parameter, and if nothing is left to train.
     """
@@ -33,7 +36,7 @@ def learning_rates(params: Params, stage: StageConfig) -> dict[str, float]:
     trained = {path: rate for path, rate in rates.items() if rate is not None}
     if not trained:
         raise UserError("learning_rates: every parameter is frozen; nothing to train")
-    return {path: trained[path] for path in paths if path in trained}
+    return FrozenDict({path: trained[path] for path in paths if path in trained})
 
 
 def trained_paths(params: Params, train: TrainConfig) -> set[str]:
@@ -57,8 +60,12 @@ def join(*trees: Params) -> Params:
     return unflatten(leaves)
 
 
+@cache
 def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
-    """Clip by the global norm, Adam or Muon, weight decay; `descend` applies the learning rates."""
+    """Clip by the global norm, Adam or Muon, weight decay; `descend` applies the learning rates.
+
+    Equal configs give the same object, so that steps of equal settings are equal.
+    """
     adam = optax.scale_by_adam(train.beta1, train.beta2)
     return optax.chain(
         optax.clip_by_global_norm(train.clip_norm),
@@ -107,7 +114,7 @@ def _either(inside: optax.GradientTransformation, others: optax.GradientTransfor
 
 
 def descend(
-    params: Params, updates: Params, rates: dict[str, float], done: Float[Array, ""], stage: StageConfig
+    params: Params, updates: Params, rates: Mapping[str, float], done: Float[Array, ""], stage: StageConfig
 ) -> Params:
     """params − rate · update, each at its own rate, which grows over the warm-up and falls over the cool-down.
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -71,9 +71,8 @@ def compile_step(step: TrainStep, state: TrainState, frozen: Params, batch: Batc
 
 def lower_encode(step: TrainStep, frozen: Params, batch: Batch) -> jax.stages.Lowered:
     """The first program."""
-    return jax.jit(step.encode, compiler_options=compiler_options()).lower(
-        {name: frozen[name] for name in TOWERS}, batch
-    )
+    encode = jax.jit(_functions(step)[0], compiler_options=compiler_options())
+    return encode.lower({name: frozen[name] for name in TOWERS}, batch)
 
 
 def encoded_by(encode: jax.stages.Compiled) -> Encoded:
@@ -87,7 +86,7 @@ def lower_update(
     """The second program."""
     shardings = (state_shardings(state, mesh), None)
     options = compiler_options()
-    update = jax.jit(step.update, donate_argnames="state", out_shardings=shardings, compiler_options=options)
+    update = jax.jit(_functions(step)[1], donate_argnames="state", out_shardings=shardings, compiler_options=options)
     return update.lower(state, frozen["transformer"], encoded)
 
 
@@ -95,7 +94,7 @@ def with_recall(programs: Programs, step: TrainStep, frozen: Params, batch: Batc
     """The same with a program for batches of which so much is known; it gives `update` arrays laid out as before."""
     start = time.perf_counter()
     shardings = programs.encode.output_shardings
-    recall = jax.jit(step.encode, out_shardings=shardings, compiler_options=compiler_options())
+    recall = jax.jit(_functions(step)[0], out_shardings=shardings, compiler_options=compiler_options())
     return replace(
         programs,
         recall=recall.lower({name: frozen[name] for name in TOWERS}, batch, known).compile(),
@@ -123,3 +122,9 @@ def update_step_flops(step: TrainStep, encoded: Encoded) -> int:
     """Of the second program alone."""
     attends = modes.union(step.stage.modes)
     return step.train.accumulate * train_flops(step.model.config, encoded.features, encoded.grid, attends)
+
+
+@cache
+def _functions(step: TrainStep) -> tuple[Callable[..., Encoded], Callable[..., tuple[TrainState, dict[str, Any]]]]:
+    """`encode` and `update`; the same objects for equal steps, so that JAX traces each once in a process."""
+    return step.encode, step.update

@@ -1,5 +1,6 @@
 """Everything that changes in training, how a step changes it, and how it lies on the mesh."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import flax.struct
@@ -51,7 +52,7 @@ def advance(
     gradients: Params,
     loss: Array,
     optimizer: optax.GradientTransformation,
-    rates: dict[str, float],
+    rates: Mapping[str, float],
     stage: StageConfig,
     first: int,
     ema_decay: float,

@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.core import FrozenDict
 
 from mllmsubj.data.batch import Batch
 from mllmsubj.data.images import ReferenceConfig, normalised
@@ -78,7 +79,7 @@ class TrainStep:
     stage: StageConfig
     first: int
     """The stage's first step."""
-    rates: dict[str, float]
+    rates: FrozenDict[str, float]
     """Path -> peak learning rate of what the stage trains."""
     optimizer: optax.GradientTransformation
     reference: ReferenceConfig

@@ -69,7 +69,7 @@ def test_drawing_takes_four_programs(tiny):
 
 @pytest.mark.slow
 def test_the_paper_s_model_draws_on_a_slice():
-    """At full size, as the README's table says it; takes minutes."""
+    """At full size, as the table of docs/tpu.md says it; takes minutes."""
     found = report("sample", Experiment.from_config(load_config("configs/paper.py:v6e-16")), find_slice("v6e:4x4"))
     assert found["fits"]
     assert found["predicted_mfu"] > 0.5

@@ -1,6 +1,8 @@
-"""The README's table of what fits where."""
+"""The table of docs/tpu.md of what fits where."""
 
 import json
+
+import pytest
 
 from launch import fit_table
 
@@ -16,9 +18,14 @@ REPORT = {
 }
 
 
-def test_the_readme_says_what_the_reports_say():
-    readme = (fit_table.ROOT / "README.md").read_text()
-    assert fit_table.replaced(readme, fit_table.table(fit_table.known_variants())) == readme
+def test_page_matches_reports():
+    page = fit_table.PAGE.read_text()
+    assert fit_table.replaced(page, fit_table.table(fit_table.known_variants())) == page
+
+
+def test_page_without_marks():
+    with pytest.raises(ValueError, match="no marks"):
+        fit_table.replaced("# A page", "| a |")
 
 
 def test_rows(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mllmsubj.errors import UserError
@@ -116,7 +117,7 @@ def test_what_has_no_learning_rate_stays_and_has_no_moments():
 def test_a_stage_may_train_less_than_the_run():
     """The DLA is in the state, since the other stage trains it; this one neither moves it nor has moments for it."""
     step, state, frozen, encode, _ = small()
-    lora = {path: rate for path, rate in step.rates.items() if path.startswith("transformer/")}
+    lora = FrozenDict({path: rate for path, rate in step.rates.items() if path.startswith("transformer/")})
     moments = step.optimizer.init(split(state.params, set(lora))[0])
     step, state = replace(step, rates=lora), state.replace(moments=moments)
     last, _ = trajectory(state, frozen, encode, jax.jit(step.update), small_batch(8), steps=1)
