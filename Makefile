@@ -63,6 +63,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 fmt: install
 	$(BIN)/ruff check --fix .
@@ -75,24 +76,24 @@ bench: install
 
 # The shipped checkpoint's config and tokenizers, after a change of configs/tiny.py.
 assets: install
-	$(BIN)/python -m mllmsubj.assets
+	$(BIN)/python -m mllmsubj.toyworld.ship
 
 # The tiny model from nothing, on toyworld, and into the package: its parts, then both stages of the method on top of
 # them. Hours on two CPU cores; it goes on where it was stopped.
 pretrain-tiny: install
 	for part in vae probe mllm; do \
-	  $(BIN)/mllmsubj pretrain --config=configs/tiny.py --part=$$part --workdir=pretrained || exit; \
+	  $(BIN)/mllmsubj pretrain --config=tiny --part=$$part --workdir=pretrained || exit; \
 	done
 	mkdir -p pretrained/full
 	cp pretrained/vae.* pretrained/probe.* pretrained/full/
-	$(BIN)/mllmsubj pretrain --config=configs/tiny.py:full --part=dit --workdir=pretrained/full
-	$(BIN)/mllmsubj pretrain --config=configs/tiny.py --part=dit --workdir=pretrained \
+	$(BIN)/mllmsubj pretrain --config=tiny:full --part=dit --workdir=pretrained/full
+	$(BIN)/mllmsubj pretrain --config=tiny --part=dit --workdir=pretrained \
 	  --config.pretrain.dit.start_from=pretrained/full
-	$(BIN)/mllmsubj pretrain --config=configs/tiny.py --part=dla --workdir=pretrained
+	$(BIN)/mllmsubj pretrain --config=tiny --part=dla --workdir=pretrained
 	cp pretrained/*.safetensors pretrained/*.json mllmsubj/assets/tiny/
-	$(BIN)/mllmsubj train --config=configs/tiny.py --workdir=pretrained/subject \
-	  --config.data.examples=10000 --config.data.cache=pretrained/cache --config.data.cache_parts=all
-	$(BIN)/python -m mllmsubj.assets --subject=pretrained/subject
+	$(BIN)/mllmsubj train --config=tiny --workdir=pretrained/subject \
+	  --config.data.examples=10000 --config.data.cache=pretrained/cache --config.data.cached_features=all
+	$(BIN)/python -m mllmsubj.toyworld.ship --subject=pretrained/subject
 
 # Pins everything that the targets above install. torch's own dependencies stay out of the file, since
 # they differ between its CPU and CUDA builds; pip takes those that the chosen build names.

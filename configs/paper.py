@@ -13,7 +13,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mllmsubj.config.schema import default_config
 
 SLICES = {
     # Examples a chip in training and pictures a chip in sampling: as many as keep the weights' way over the links
@@ -33,7 +33,7 @@ COLAB = {"colab-v5e-1": "v5e:1x1", "colab-v6e-1": "v6e:1x1"}
 
 def get_config(variant: str = "") -> ConfigDict:
     """The full-size experiment, perhaps for a slice: a key of SLICES or of COLAB."""
-    config = base.get_config()
+    config = default_config()
     if variant in SLICES:
         chips = math.prod(map(int, SLICES[variant]["topology"].partition(":")[2].split("x")))
         config.compute.remat = SLICES[variant]["remat"]

@@ -70,9 +70,9 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     model.lora.update(rank=16, alpha=16.0)
 
-    config.prompt.pad_to = 40  # toyworld's longest prompt
+    config.prompt.pad_to_multiple = 40  # toyworld's longest prompt
     config.reference.long_side = 128
-    config.reference.long_side_several = 96
+    config.reference.long_side_multi = 96
     config.sampling.height = 128
     config.sampling.width = 128
     # The paper's 0.95 and 0.85 at 512 pixels: where pictures of 128 are as uncertain (diffusion.schedule.same_noise).
@@ -89,8 +89,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.weights = "tiny"
     config.train.warm_start = True
     config.train.batch_size = 32
-    config.train.stage1.update(steps=1200, warmup_steps=50, cooldown_steps=300)
-    config.train.stage2.update(steps=1000, warmup_steps=50, cooldown_steps=600)
+    config.train.stage1.update(steps=1200, warmup_steps=50, decay_steps=300)
+    config.train.stage2.update(steps=1000, warmup_steps=50, decay_steps=600)
     for stage in (config.train.stage1, config.train.stage2):
         stage.learning_rates = (("dla/.*", 5e-4), (".*/lora_[ab]", 1e-3))
     # Pictures of 64 tokens show what they are at t = 0.7 already; what prompt and reference say is learnt above that.
@@ -109,7 +109,7 @@ def get_config(variant: str = "") -> ConfigDict:
             steps=3000,
             batch_size=16,
             learning_rate=2e-3,
-            cooldown_steps=1000,
+            decay_steps=1000,
             judged=200,
             window=64,  # pixels
             gradient_weight=0.5,
@@ -122,7 +122,7 @@ def get_config(variant: str = "") -> ConfigDict:
             steps=4500,
             batch_size=32,
             learning_rate=2e-3,
-            cooldown_steps=2500,
+            decay_steps=2500,
             judge_every_steps=500,
             judged=1000,
             network=dict(  # 0.34 M parameters
@@ -144,7 +144,7 @@ def get_config(variant: str = "") -> ConfigDict:
             steps=6000,
             batch_size=64,
             learning_rate=2e-3,
-            cooldown_steps=3000,
+            decay_steps=3000,
             judged=100,
             tokens=88,
             shares=(0.4, 0.35, 0.25),
@@ -159,7 +159,7 @@ def get_config(variant: str = "") -> ConfigDict:
             steps=9000,
             batch_size=32,
             learning_rate=2e-3,
-            cooldown_steps=3500,
+            decay_steps=3500,
             ema_decay=0.998,
             judge_every_steps=3000,
             judged=32,
@@ -180,7 +180,7 @@ def get_config(variant: str = "") -> ConfigDict:
             steps=1500,
             batch_size=32,
             learning_rate=1e-3,
-            cooldown_steps=750,
+            decay_steps=750,
             judge_every_steps=500,
             judged=64,
             examples=12_000,
@@ -191,12 +191,12 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "full":
         # A full caption leaves nothing open: the picture is known from pure noise on, and what captions that say little
         # of a pose teach of shapes only at little noise is learnt here at once. Mixed captions come after.
-        config.pretrain.dit.update(cooldown_steps=1000, drop_scene=0.05, drop_subject=0.02, drop_all=0.05)
+        config.pretrain.dit.update(decay_steps=1000, drop_scene=0.05, drop_subject=0.02, drop_all=0.05)
         config.train.time.update(mean=3.0, std=1.2)
     elif variant == "short":
-        config.data.update(examples=8000, cache_parts="all")  # with data.cache encoded once, for every run
-        config.train.stage1.update(steps=80, cooldown_steps=30)
-        config.train.stage2.update(steps=200, cooldown_steps=150)
+        config.data.update(examples=8000, cached_features="all")  # with data.cache encoded once, for every run
+        config.train.stage1.update(steps=80, decay_steps=30)
+        config.train.stage2.update(steps=200, decay_steps=150)
         for stage in (config.train.stage1, config.train.stage2):
             stage.learning_rates = (("dla/.*", 2e-4), (".*/lora_[ab]", 1e-3))
         config.evals.loss.every_steps = 400

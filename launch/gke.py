@@ -1,8 +1,8 @@
 """TPU slices on GKE: a JobSet manifest from flags, rendered, applied, followed, deleted; or the same through xpk.
 
     FLAGS="--name=paper --accelerator-type=v5p-64 --image=IMAGE --secret=mllmsubj"
-    python launch/gke.py render $FLAGS -- mllmsubj train --config=configs/paper.py --workdir=DIR   # prints the manifest
-    python launch/gke.py apply $FLAGS -- mllmsubj train --config=configs/paper.py --workdir=DIR
+    python launch/gke.py render $FLAGS -- mllmsubj train --config=paper --workdir=DIR   # prints the manifest
+    python launch/gke.py apply $FLAGS -- mllmsubj train --config=paper --workdir=DIR
     python launch/gke.py logs --name=paper
     python launch/gke.py delete --name=paper
     python launch/gke.py xpk --name=paper --accelerator-type=v5p-64 --image=IMAGE --cluster=CLUSTER -- mllmsubj train …
@@ -32,7 +32,7 @@ STEPS = {
     "xpk": "start it through xpk, on a cluster that xpk made: … xpk … -- COMMAND",
 }
 STOPPED = 143
-"""Exit code of a command that has saved after SIGTERM; see mllmsubj/app/commands/train.py."""
+"""Exit code of a command that has saved after SIGTERM; see mllmsubj/cli/train.py."""
 CONTAINER = "worker"
 
 

@@ -1,6 +1,6 @@
 """Several processes of one command on this machine, joined as one run: several hosts, to try things out.
 
-    python launch/local.py --processes=2 [--devices=4] -- mllmsubj train --config=configs/tiny.py --workdir=DIR
+    python launch/local.py --processes=2 [--devices=4] -- mllmsubj train --config=tiny --workdir=DIR
 
 Each line of output begins with the number of its process. SIGTERM and SIGINT go to all of them. Once one fails, the
 others get a moment to end, then are killed; the exit code is that of the first one that failed. A second signal kills.
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def environment(address: str, processes: int, index: int, devices: int | None) -> dict[str, str]:
-    """What tells a process who it is; see mllmsubj/distributed.py."""
+    """What tells a process who it is; see mllmsubj/parallel/multihost.py."""
     env = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
     env |= {"JAX_PROCESS_ID": str(index), "PYTHONUNBUFFERED": "1"}
     if devices:

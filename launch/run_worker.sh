@@ -67,7 +67,7 @@ load_variables() {
   done <variables
 }
 
-# Tells the command of the slice's other hosts, in the variables that mllmsubj/distributed.py reads.
+# Tells the command of the slice's other hosts, in the variables that mllmsubj/parallel/multihost.py reads.
 join() {
   local endpoints workers
   endpoints=$(metadata worker-network-endpoints)

@@ -1,7 +1,7 @@
 """A TPU VM slice through gcloud: create it, set it up, run one command on all its workers, resume, delete.
 
     FLAGS="--name=paper --zone=us-east5-a --accelerator-type=v5p-64 --spot --env-file=secrets.env"
-    python launch/tpu_vm.py watch $FLAGS -- mllmsubj train --config=configs/paper.py --workdir=DIR
+    python launch/tpu_vm.py watch $FLAGS -- mllmsubj train --config=paper --workdir=DIR
 
 `watch` does it all and stays: it creates the slice if there is none, waits for it, sets it up, starts the command, and
 after a preemption deletes what is left and begins anew, until the command ends everywhere; its exit code is then

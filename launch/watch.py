@@ -19,7 +19,7 @@ UNKNOWN = "UNKNOWN"
 COMING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
 LOST = ("SUSPENDED", "PREEMPTED", "FAILED")
 STOPPED = 143
-"""What a command leaves with that has saved after SIGTERM: to be started again. See mllmsubj/app/commands/train.py."""
+"""What a command leaves with that has saved after SIGTERM: to be started again. See mllmsubj/cli/train.py."""
 PATIENCE = 5
 """Failures in a row of one thing, before watch gives up."""
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mllmsubj.app.pipeline import Pipeline
+    from mllmsubj.inference.pipeline import Pipeline
 
 __all__ = ["Pipeline"]
 
@@ -11,7 +11,7 @@ __all__ = ["Pipeline"]
 def __getattr__(name: str):
     """`mllmsubj.Pipeline`, imported when it is first asked for: the package itself starts no JAX."""
     if name == "Pipeline":
-        from mllmsubj.app.pipeline import Pipeline
+        from mllmsubj.inference.pipeline import Pipeline
 
         return Pipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

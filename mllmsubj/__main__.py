@@ -1,5 +1,5 @@
 """`python -m mllmsubj COMMAND`."""
 
-from mllmsubj.app.cli import main
+from mllmsubj.cli.main import main
 
 main()

@@ -27,27 +27,37 @@ def pytest_unconfigure():
         shutil.rmtree(shared(), ignore_errors=True)
 
 
-LONG = (
-    *(
-        "app/test_train.py",
-        "train/test_hosts.py",
-        "train/test_resume.py",
-        "train/test_cache.py",
-        "pretrain/test_dla.py",
-    ),
-    *("app/test_round_trip.py", "app/test_pipeline.py", "models/test_subject.py", "pretrain/test_parts.py"),
-    *("train/test_step.py", "diffusion/test_sampler.py", "test_importing.py", "test_turns.py", "app/test_cli.py"),
-    *(
-        "pretrain/test_dit.py",
-        "aot/test_report.py",
-        "app/test_import.py",
-        "models/test_dla.py",
-        "pretrain/test_shipped.py",
-    ),
-    *("convert/test_lora.py", "pretrain/test_probe.py", "train/test_checkpoints.py", "app/test_evaluate.py"),
-    *("evals/test_loss.py", "models/test_mllm.py", "test_weights.py", "test_notebooks.py", "evals/test_samples.py"),
+LONG = [
+    "cli/test_train.py",
+    "train/test_hosts.py",
+    "train/test_resume.py",
+    "train/test_cache.py",
+    "toyworld/pretrain/test_dla.py",
+    "cli/test_round_trip.py",
+    "inference/test_pipeline.py",
+    "models/test_subject.py",
+    "toyworld/pretrain/test_parts.py",
+    "train/test_step.py",
+    "diffusion/test_sampler.py",
+    "checkpoints/test_importing.py",
+    "inference/test_offload.py",
+    "cli/test_generate.py",
+    "toyworld/pretrain/test_dit.py",
+    "compile/test_report.py",
+    "cli/test_import.py",
+    "models/test_dla.py",
+    "toyworld/pretrain/test_shipped.py",
+    "convert/test_lora.py",
+    "toyworld/pretrain/test_probe.py",
+    "train/test_checkpoints.py",
+    "cli/test_evaluate.py",
+    "evals/test_loss.py",
+    "models/test_mllm.py",
+    "checkpoints/test_initial.py",
+    "test_notebooks.py",
+    "evals/test_samples.py",
     "test_docs.py",
-)
+]
 """Files that take over ten seconds, the longest first."""
 
 
@@ -63,15 +73,22 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(str(item.path), 0))
 
 
-MOST_MEMORY, MOST_OF_A_MODULE = 2**30, 2**31
-"""Bytes that a process may hold after a module's last test, and after others, before compiled programs are freed."""
+GROWTH = 2**30
+"""Bytes that a process may grow by before compiled programs are freed."""
+_left = [0]
+"""Bytes that it held after that was done last."""
 
 
-def pytest_runtest_teardown(item, nextitem):
+def pytest_runtest_teardown():
     """JAX keeps every program that was ever called, some two megabytes each, and tests call thousands."""
-    most = MOST_OF_A_MODULE if nextitem is not None and nextitem.path == item.path else MOST_MEMORY
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    if "jax" in sys.modules and pages * os.sysconf("SC_PAGE_SIZE") > most:
+    if "jax" in sys.modules and _resident() > _left[0] + GROWTH:
         sys.modules["jax"].clear_caches()
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # else the C library keeps what was freed
+        _left[0] = _resident()
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

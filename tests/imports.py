@@ -146,7 +146,7 @@ def _targets(node: ast.AST, file: Path, names: Iterable[str]) -> Iterator[str]:
             yield "mllmsubj.__main__"  # the words of a command line
     elif isinstance(node, ast.JoinedStr) and node.values and isinstance(node.values[0], ast.Constant):
         start = str(node.values[0].value).replace("/", ".")
-        if start.endswith("."):  # such as f"mllmsubj.app.commands.{name}" and f"launch/{script}.py"
+        if start.endswith("."):  # such as f"mllmsubj.cli.{name}" and f"launch/{script}.py"
             yield from (name for name in names if name.rpartition(".")[0] == start.removesuffix("."))
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
         path = "/".join(_joined(node))  # ROOT / "launch" / "local.py"

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from mllmsubj.config.load import load_config
+from mllmsubj.config.sampling import SamplingConfig
+from mllmsubj.config.schema import Experiment
+from mllmsubj.config.train import ModesConfig
 from mllmsubj.data.batch import Batch
 from mllmsubj.diffusion.schedule import ShiftConfig
-from mllmsubj.diffusion.settings import SamplingConfig
-from mllmsubj.experiment import Experiment, load_config
 from mllmsubj.models.layers import Compute, init_params, unstack
 from mllmsubj.models.subject import Condition, Layout, SubjectInputs, SubjectModel
 from mllmsubj.train.optimizer import learning_rates, make_optimizer, split
-from mllmsubj.train.settings import ModesConfig
 from mllmsubj.train.state import new_state
 from mllmsubj.train.step import TrainStep
 from tests.environment import ROOT
@@ -59,7 +60,7 @@ def small_config() -> ConfigDict:
         # The shipped recipe may change; what tests compare to 1e-5 does not.
         config.train.time.update(mean=1.0, std=1.3)
         for stage in (config.train.stage1, config.train.stage2):
-            stage.update(warmup_steps=20, cooldown_steps=0, learning_rates=(("dla/.*", 1e-3), (".*/lora_[ab]", 1e-3)))
+            stage.update(warmup_steps=20, decay_steps=0, learning_rates=(("dla/.*", 1e-3), (".*/lora_[ab]", 1e-3)))
     return config
 
 
@@ -150,12 +151,14 @@ def small_batch(rows=4, size=(64, 96), side=64, seed=0):
     )
 
 
-def small_step(modes=(0.6, 0.15, 0.15, 0.1), accumulate=1, rates=(("dla/.*", 1e-2), (".*/lora_[ab]", 1e-2)), **compute):
+def small_step(
+    modes=(0.6, 0.15, 0.15, 0.1), grad_accum_steps=1, rates=(("dla/.*", 1e-2), (".*/lora_[ab]", 1e-2)), **compute
+):
     """One stage's programs on the small model, with the state before the first step and the frozen parameters."""
     config = small_config()
     with config.unlocked():
         config.train.stage2.learning_rates = rates
-        config.train.accumulate = accumulate
+        config.train.grad_accum_steps = grad_accum_steps
     experiment = Experiment.from_config(config)
     model = small_model(lora=True, **compute)
     stage = replace(experiment.train.stage2, modes=ModesConfig(*modes))

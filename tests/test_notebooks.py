@@ -14,8 +14,9 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from mllmsubj import checkpoint
-from mllmsubj.experiment import Experiment, load_config
+from mllmsubj.checkpoints import format as checkpoint
+from mllmsubj.config.load import load_config
+from mllmsubj.config.schema import Experiment
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel
 from tests.environment import ROOT, xla_flags

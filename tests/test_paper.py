@@ -5,18 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllmsubj.aot.inputs import NULL_TEXT
+from mllmsubj.compile.inputs import NULL_TEXT
+from mllmsubj.config.load import load_config
+from mllmsubj.config.schema import Experiment
 from mllmsubj.diffusion.schedule import time_grid
 from mllmsubj.diffusion.stages import plan_stages
-from mllmsubj.experiment import Experiment, load_config
-from mllmsubj.generate import Generator
+from mllmsubj.inference.generator import Generator
 from mllmsubj.models.flops import transformer_flops
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.lora import is_lora
 from mllmsubj.models.subject import Layout, SubjectInputs, SubjectModel
 from mllmsubj.ops.patchify import TOKEN_PIXELS
 from mllmsubj.ops.splash import LANES
-from mllmsubj.sharding import flatten, parameter_specs
+from mllmsubj.parallel.sharding import flatten, parameter_specs
 from tests.environment import ROOT
 
 COUNTS = {

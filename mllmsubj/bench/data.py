@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mllmsubj.checkpoint import TINY
+from mllmsubj.checkpoints.format import TINY
+from mllmsubj.config.data import DataConfig, PromptConfig, ReferenceConfig
 from mllmsubj.data.example import Example, Index
-from mllmsubj.data.images import ReferenceConfig
 from mllmsubj.data.loader import make_loader
 from mllmsubj.data.pack import Progress, pack
-from mllmsubj.data.prompts import PromptConfig, PromptEncoder
-from mllmsubj.data.settings import DataConfig
 from mllmsubj.data.sources.array_record import PackSource
+from mllmsubj.data.tokenization import PromptEncoder
 from mllmsubj.data.transforms import RowReader
 from mllmsubj.errors import UserError
 
@@ -127,7 +126,7 @@ def _batches(source: PackSource, size: int, threads: int) -> Iterator[int]:
         threads=threads,
         prefetch=2,
         cache="",
-        cache_parts="latents",
+        cached_features="latents",
     )
     reference = ReferenceConfig(size, size, 1, 8.0, (0.5,) * 3, (0.5,) * 3)
     prompts = PromptConfig("You are a helpful assistant.", 256, 64, 77, "prompt")

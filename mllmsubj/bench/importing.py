@@ -20,17 +20,17 @@ import numpy as np
 from safetensors import safe_open
 from tqdm import tqdm
 
-from mllmsubj.checkpoint import TINY
+from mllmsubj.checkpoints.format import TINY
+from mllmsubj.config.load import load_config
+from mllmsubj.config.schema import Experiment
 from mllmsubj.convert import clip, flux, internvl, vae
 from mllmsubj.convert.engine import Table
 from mllmsubj.errors import UserError
-from mllmsubj.experiment import Experiment, load_config
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectConfig, SubjectModel
-from mllmsubj.sharding import flatten
+from mllmsubj.parallel.sharding import flatten
 from mllmsubj.typing import Params
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 FULL = 24
 """Gigabytes of FLUX.1-dev in bfloat16."""
 SHARD = 9_980_000_000
@@ -41,7 +41,7 @@ NUMBERS = 32 << 20
 IMPORT = r"""
 import re, sys
 from pathlib import Path
-from mllmsubj.app.cli import run
+from mllmsubj.cli.main import run
 run(["mllmsubj", "import", *sys.argv[1:]])
 print(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 """
@@ -86,7 +86,7 @@ def run(gigabytes: int, folder: str | None) -> dict[str, Any]:
 
 def _sizes(gigabytes: int) -> SubjectConfig:
     """FLUX.1-dev with as many layers as weigh that much, and other parts that weigh nothing."""
-    tiny, paper = (Experiment.from_config(load_config(str(CONFIGS / f"{name}.py"))).model for name in ("tiny", "paper"))
+    tiny, paper = (Experiment.from_config(load_config(name)).model for name in ("tiny", "paper"))
     layers = {
         name: max(1, round(getattr(paper.transformer, name) * gigabytes / FULL))
         for name in ("num_layers", "num_single_layers")
@@ -199,7 +199,7 @@ def _copy(files: list[Path]) -> None:
 def _import(root: Path) -> int:
     """Imports in a process of its own; returns its peak memory in KiB."""
     flags = {"mllm": "mllm", "transformer": "transformer", "vae": "vae", "workdir": "checkpoint"}
-    command = [sys.executable, "-c", IMPORT, f"--config={CONFIGS / 'tiny.py'}"]
+    command = [sys.executable, "-c", IMPORT, "--config=tiny"]
     command += [f"--{flag}={root / name}" for flag, name in flags.items()]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if process.returncode:

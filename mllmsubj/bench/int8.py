@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mllmsubj.checkpoint import TINY, read_config
+from mllmsubj.checkpoints.format import TINY, read_config
+from mllmsubj.config.schema import Experiment
 from mllmsubj.diffusion.sampler import sample
 from mllmsubj.diffusion.schedule import time_grid
 from mllmsubj.diffusion.stages import BOTH, plan_stages
 from mllmsubj.errors import UserError
-from mllmsubj.experiment import Experiment
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import Condition, SubjectModel

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mllmsubj.bench.timing import alternate, summary
-from mllmsubj.checkpoint import TINY, read_config
+from mllmsubj.checkpoints.format import TINY, read_config
+from mllmsubj.config.schema import Experiment
 from mllmsubj.convert import load_transformer
 from mllmsubj.diffusion.schedule import time_grid
 from mllmsubj.diffusion.stages import BOTH, MLLM, Stage, plan_stages
 from mllmsubj.errors import UserError
-from mllmsubj.experiment import Experiment
-from mllmsubj.generate import Generator
+from mllmsubj.inference.generator import Generator
 from mllmsubj.models.dit import FluxConfig
 from mllmsubj.models.flops import sample_flops, transformer_flops
 from mllmsubj.models.layers import unstack

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from mllmsubj.data.toyworld import random_identity, random_scene, render
+from mllmsubj.toyworld import random_identity, random_scene, render
 
 
 def run(size: int, seconds: float) -> dict[str, object]:

@@ -16,14 +16,14 @@ import numpy as np
 
 from mllmsubj.bench.timing import alternate, summary
 from mllmsubj.bench.train_inputs import HEAD, NULL, Size, known_sizes, random_batch, random_encoded, random_params
-from mllmsubj.checkpoint import TINY, read_config
+from mllmsubj.checkpoints.format import TINY, read_config
+from mllmsubj.config.schema import Experiment
 from mllmsubj.errors import UserError
-from mllmsubj.experiment import Experiment
 from mllmsubj.models.flops import encode_flops, train_flops
 from mllmsubj.models.layers import abstract_params, unstack
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.ops.patchify import image_ids, reference_ids
-from mllmsubj.sharding import flatten
+from mllmsubj.parallel.sharding import flatten
 from mllmsubj.train import modes
 from mllmsubj.train.optimizer import learning_rates, make_optimizer, split
 from mllmsubj.train.state import new_state
@@ -115,7 +115,7 @@ class Ours:
         rates, optimizer = learning_rates(self.params, train.stage2), make_optimizer(train)
         self.step = TrainStep(
             model=self.model,
-            train=replace(train, batch_size=size.rows, accumulate=1),
+            train=replace(train, batch_size=size.rows, grad_accum_steps=1),
             stage=train.stage2,
             first=0,
             rates=rates,

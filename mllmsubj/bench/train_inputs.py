@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mllmsubj.config.schema import Experiment
 from mllmsubj.data.batch import Batch
-from mllmsubj.experiment import Experiment
 from mllmsubj.models.subject import Features, SubjectConfig
 from mllmsubj.ops.patchify import TOKEN_PIXELS
-from mllmsubj.sharding import flatten, unflatten
+from mllmsubj.parallel.sharding import flatten, unflatten
 from mllmsubj.train.step import Encoded
 from mllmsubj.typing import Params
 

@@ -12,13 +12,13 @@ from diffusers.models.transformers.transformer_krea2 import Krea2TextFusion
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from mllmsubj.config.train import TrainConfig
 from mllmsubj.convert import flux
 from mllmsubj.convert.engine import LAYOUTS, Entry, Table, inside, linear, norm, repeat
 from mllmsubj.models.dla import DLAConfig
 from mllmsubj.models.subject import SubjectConfig
-from mllmsubj.sharding import flatten
+from mllmsubj.parallel.sharding import flatten
 from mllmsubj.train.optimizer import DECAYED
-from mllmsubj.train.settings import TrainConfig
 from mllmsubj.typing import Params
 
 ZERO_CENTRED = ("norm1", "norm2", "norm_q", "norm_k")

@@ -16,7 +16,7 @@ from mllmsubj.convert.engine import Entry, TensorFiles, convert, read_config, si
 from mllmsubj.errors import UserError
 from mllmsubj.models.dla import DLAConfig, DualLayerAggregator
 from mllmsubj.models.layers import abstract_params
-from mllmsubj.sharding import flatten
+from mllmsubj.parallel.sharding import flatten
 from mllmsubj.typing import Params
 
 FILE, CONFIG_FILE = "dla.safetensors", "dla_config.json"

@@ -16,7 +16,7 @@ from einops import EinopsError, rearrange
 from safetensors import SafetensorError, safe_open
 
 from mllmsubj.errors import UserError
-from mllmsubj.sharding import flatten, unflatten
+from mllmsubj.parallel.sharding import flatten, unflatten
 from mllmsubj.typing import Params
 
 T = TypeVar("T")

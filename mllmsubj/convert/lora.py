@@ -23,7 +23,7 @@ from mllmsubj.errors import UserError
 from mllmsubj.models.dit import FluxConfig, FluxTransformer
 from mllmsubj.models.layers import abstract_params
 from mllmsubj.models.lora import LoRAConfig
-from mllmsubj.sharding import flatten, unflatten
+from mllmsubj.parallel.sharding import flatten, unflatten
 from mllmsubj.typing import Array, Params
 
 FILE = "pytorch_lora_weights.safetensors"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from mllmsubj.data.prompts import IMAGE_END, IMAGE_START, IMAGE_TOKEN
+from mllmsubj.data.tokenization import IMAGE_END, IMAGE_START, IMAGE_TOKEN
 
 MLLM_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_START, IMAGE_END, IMAGE_TOKEN)
 CLIP_SPECIALS = ("<|startoftext|>", "<|endoftext|>")

@@ -3,13 +3,13 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from mllmsubj.config.data import ReferenceConfig
 from mllmsubj.errors import UserError
 from mllmsubj.ops.patchify import TOKEN_PIXELS
 from mllmsubj.typing import Float
@@ -19,30 +19,6 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _TURNED = range(2, 9)
 """EXIF orientations that are not upright; files hold others too, which mean nothing."""
-
-
-@dataclass(frozen=True)
-class ReferenceConfig:
-    """How references are resized for the two branches."""
-
-    long_side: int
-    """Pixels of a single reference's long side for the VAE."""
-    long_side_several: int
-    """The same where there are several references."""
-    max_references: int
-    max_aspect: float
-    """References longer than this times their short side are refused: their shape would not survive resizing."""
-    mean: tuple[float, ...]
-    """Mean and deviation per channel, of [0, 1] pixels, that the MLLM's vision tower was trained with."""
-    std: tuple[float, ...]
-
-    def vae_side(self, several: bool) -> int:
-        """Long side of a reference for the VAE, where there are `several` or one."""
-        return self.long_side_several if several else self.long_side
-
-    def square_side(self, several: bool) -> int:
-        """Of the square that holds any such reference."""
-        return -(-self.vae_side(several) // TOKEN_PIXELS) * TOKEN_PIXELS
 
 
 def open_image(path: str | Path) -> Image.Image:

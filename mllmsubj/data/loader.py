@@ -10,10 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 import grain
 import numpy as np
 
+from mllmsubj.config.data import DataConfig
 from mllmsubj.data.batch import Rows
 from mllmsubj.data.example import Source, Unreadable
 from mllmsubj.data.plan import Bucket, Plan, PlannedBatch
-from mllmsubj.data.settings import DataConfig
 from mllmsubj.data.transforms import RowReader
 from mllmsubj.errors import UserError
 

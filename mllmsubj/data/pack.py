@@ -27,7 +27,7 @@ from mllmsubj.data.sources.array_record import (
 )
 from mllmsubj.data.sources.indexing import make_index
 from mllmsubj.errors import UserError
-from mllmsubj.files import replacing
+from mllmsubj.io import replacing
 
 EXAMPLES_A_SHARD = 2000
 """Unless told how many shards: about a gigabyte of 512-pixel JPEG pairs at most."""

@@ -20,8 +20,8 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from mllmsubj.config.data import DataConfig
 from mllmsubj.data.example import Index
-from mllmsubj.data.settings import DataConfig
 from mllmsubj.errors import UserError, nearest
 
 T = TypeVar("T")

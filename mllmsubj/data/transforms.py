@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from mllmsubj.config.data import DataConfig, ReferenceConfig
 from mllmsubj.data.batch import Batch
 from mllmsubj.data.example import Example, Unreadable
-from mllmsubj.data.images import ReferenceConfig, check_sizes, fit, fit_size
+from mllmsubj.data.images import check_sizes, fit, fit_size
 from mllmsubj.data.pixels import decode_mask, decode_rgb
 from mllmsubj.data.plan import Bucket
-from mllmsubj.data.prompts import PromptEncoder
-from mllmsubj.data.settings import DataConfig
+from mllmsubj.data.tokenization import PromptEncoder
 from mllmsubj.errors import UserError
 from mllmsubj.ops.patchify import TOKEN_PIXELS
 

@@ -13,11 +13,12 @@ PAPER_SIDE = 512
 class ShiftConfig:
     """FLUX's shift: the more tokens a picture has, the longer its time grid stays near noise."""
 
-    base_tokens: int
-    """Tokens of a picture whose shift is `base_shift`."""
-    max_tokens: int
-    base_shift: float
-    max_shift: float
+    base_tokens: int = 256
+    """Tokens of an image whose shift is `base_shift`."""
+    max_tokens: int = 4096
+    """Tokens of an image whose shift is `max_shift`."""
+    base_shift: float = 0.5
+    max_shift: float = 1.15
 
 
 def shift_exponent(tokens: int, shift: ShiftConfig) -> float:

@@ -8,13 +8,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 
+from mllmsubj.config.sampling import SamplingConfig
+from mllmsubj.config.train import ModesConfig
 from mllmsubj.data.batch import Batch
 from mllmsubj.diffusion.schedule import time_grid
-from mllmsubj.diffusion.settings import SamplingConfig
-from mllmsubj.generate import Generator
+from mllmsubj.inference.generator import Generator
 from mllmsubj.ops.patchify import token_grid
 from mllmsubj.train.run import Run
-from mllmsubj.train.settings import ModesConfig
 from mllmsubj.typing import Params
 
 

@@ -4,14 +4,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mllmsubj import distributed
+from mllmsubj.config.data import DataConfig
+from mllmsubj.config.schema import Experiment
 from mllmsubj.data.batch import Batch
 from mllmsubj.data.example import Source
 from mllmsubj.data.loader import Loader
-from mllmsubj.data.settings import DataConfig
 from mllmsubj.data.sources import open_source
 from mllmsubj.errors import UserError
-from mllmsubj.experiment import Experiment
+from mllmsubj.parallel import multihost
 from mllmsubj.train.run import Run
 
 EXAMPLES = 10_000
@@ -69,7 +69,7 @@ class HeldOut:
 
     def spread(self, batch: Batch, loader: Loader, batch_size: int) -> Batch:
         """The whole batch on the mesh."""
-        return distributed.spread(batch, loader.rows, batch_size, self.run.mesh)
+        return multihost.spread(batch, loader.rows, batch_size, self.run.mesh)
 
     def prompts(self, examples: np.ndarray) -> tuple[str, ...]:
         """Of the examples with these numbers."""

@@ -2,8 +2,7 @@
 
 import logging
 from collections import ChainMap
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -11,48 +10,18 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from mllmsubj import checkpoint as checkpoints
-from mllmsubj import sharding, weights
-from mllmsubj.data.sources import open_source
-from mllmsubj.evals import suite
-from mllmsubj.evals.evaluator import Evaluator, sort
-from mllmsubj.evals.held_out import SEED, held_out
+from mllmsubj.checkpoints import format as checkpoints
+from mllmsubj.checkpoints import initial
+from mllmsubj.config.schema import Experiment
+from mllmsubj.evals.benchmarks import Request, benchmark
 from mllmsubj.evals.results import Results
-from mllmsubj.evals.toyworld.benchmark import EXAMPLES, Toyworld, check_size
-from mllmsubj.evals.toyworld.probe import ProbeReader
-from mllmsubj.experiment import Experiment
+from mllmsubj.parallel import sharding
 from mllmsubj.train import run as runs
+from mllmsubj.train.evaluator import sort
 
 RANDOM = "Not trained yet: {}. These weights are random, and what is below says nothing about the method."
 
 log = logging.getLogger("mllmsubj")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to judge a checkpoint by."""
-
-    benchmark: str
-    """One of `BENCHMARKS`."""
-    seed: int = 0
-    """Of the noise."""
-    limit: int | None = None
-    """Examples, of toyworld; None: its usual number."""
-    probe: Path = checkpoints.TINY
-    """Folder of toyworld's probe."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A benchmark on one checkpoint, before its weights are read."""
-
-    evaluators: Callable[[runs.Run], Sequence[Evaluator]]
-    counted: str
-    """Name of the one whose examples are the benchmark's; so `drawing`, that draws pictures."""
-    drawing: str
-    data: str
-    steps: int
-    """Of its sampler."""
 
 
 def judged(checkpoint: str | Path, config: ConfigDict, request: Request) -> Results:
@@ -62,7 +31,7 @@ def judged(checkpoint: str | Path, config: ConfigDict, request: Request) -> Resu
     """
     folder = checkpoints.folder_of(checkpoint)
     experiment = Experiment.from_config(config)
-    plan = PLANS[request.benchmark](request, experiment)
+    plan = benchmark(request.benchmark).plan(request, experiment)
     mesh = sharding.make_mesh(**asdict(experiment.mesh))
     with jax.set_mesh(mesh):
         run, params = runs.restored(experiment, folder, mesh)
@@ -88,26 +57,8 @@ def judged(checkpoint: str | Path, config: ConfigDict, request: Request) -> Resu
         pictures=pictures,
         texts=texts,
         meanings=ChainMap(*(dict(each.meanings) for each in evaluators)),
-        caution=RANDOM.format(", ".join(missing)) if (missing := weights.untrained(folder)) else "",
+        caution=RANDOM.format(", ".join(missing)) if (missing := initial.untrained(folder)) else "",
     )
-
-
-def _heldout(request: Request, experiment: Experiment) -> Plan:
-    data = held_out(experiment)
-    open_source(data, SEED)  # what is wrong with it
-    steps = experiment.evals.samples.steps or experiment.sampling.steps
-    return Plan(lambda run: suite.all_evaluators(run, request.seed), "loss", "samples", data.source, steps)
-
-
-def _toyworld(request: Request, experiment: Experiment) -> Plan:
-    check_size(experiment)
-    probe, name = ProbeReader.load(request.probe), Toyworld.name
-    examples = request.limit or EXAMPLES
-    return Plan(lambda run: [Toyworld(run, probe, request.seed, examples)], name, name, name, experiment.sampling.steps)
-
-
-PLANS = {"heldout": _heldout, "toyworld": _toyworld}
-"""By benchmark."""
 
 
 def _sampler(experiment: Experiment, steps: int) -> str:

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mllmsubj.data.settings import DataConfig
-from mllmsubj.evals.evaluator import Value
+from mllmsubj.config.data import DataConfig
+from mllmsubj.config.train import LossEvalConfig, ModesConfig
 from mllmsubj.evals.held_out import HeldOut
 from mllmsubj.train import modes
+from mllmsubj.train.evaluator import Value
 from mllmsubj.train.run import Run
-from mllmsubj.train.settings import LossEvalConfig, ModesConfig
 from mllmsubj.train.step import TOWERS, Encoded
 from mllmsubj.typing import Array, Float, Int, Params
 
@@ -41,10 +41,10 @@ class HeldOutLoss:
         self.every_steps, self.meanings = config.every_steps, MEANINGS
         self._held_out = HeldOut.open(run, data, config.examples, "evals.loss.examples")
         self.examples = self._held_out.count
-        self._batch_size = self._held_out.batch_size(min(self.examples, train.batch_size // train.accumulate))
+        self._batch_size = self._held_out.batch_size(min(self.examples, train.batch_size // train.grad_accum_steps))
         self._shares = np.asarray(astuple(last.stage.modes))
         self._step = replace(
-            last, stage=replace(last.stage, modes=EVERY_MODE), train=replace(last.train, accumulate=1), seed=seed
+            last, stage=replace(last.stage, modes=EVERY_MODE), train=replace(last.train, grad_accum_steps=1), seed=seed
         )
         self._encode, self._judge = jax.jit(self._step.encode), jax.jit(self._sums)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mllmsubj.checkpoint import read_config
+from mllmsubj.checkpoints.format import read_config
 from mllmsubj.errors import UserError
 
 if TYPE_CHECKING:

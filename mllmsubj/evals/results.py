@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mllmsubj.errors import UserError
-from mllmsubj.files import replacing_folder
+from mllmsubj.io import replacing_folder
 
 FILES = ("metrics.json", "report.html", "samples.png")
 SIDES = ("low", "high", "real")

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import UInt8
 
-from mllmsubj.data.settings import DataConfig
-from mllmsubj.diffusion.settings import SamplingConfig
+from mllmsubj.config.data import DataConfig
+from mllmsubj.config.sampling import SamplingConfig
+from mllmsubj.config.train import SamplesEvalConfig
 from mllmsubj.evals.drawing import Drawing, gathered
-from mllmsubj.evals.evaluator import Value
 from mllmsubj.evals.held_out import HeldOut
+from mllmsubj.train.evaluator import Value
 from mllmsubj.train.run import Run
-from mllmsubj.train.settings import SamplesEvalConfig
 from mllmsubj.typing import Params
 
 MEANINGS: Mapping[str, str] = {

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 from mllmsubj.errors import UserError
-from mllmsubj.evals.evaluator import Evaluator
 from mllmsubj.evals.held_out import held_out
 from mllmsubj.evals.loss import HeldOutLoss
 from mllmsubj.evals.samples import Samples
+from mllmsubj.train.evaluator import Evaluator
 from mllmsubj.train.run import Run
 
 log = logging.getLogger("mllmsubj")

@@ -12,7 +12,7 @@ from einops import rearrange
 
 from mllmsubj.models.layers import Compute, Dense, LayerNorm, parameter, stack
 from mllmsubj.ops.attention import attend
-from mllmsubj.sharding import constrain
+from mllmsubj.parallel.sharding import constrain
 from mllmsubj.typing import Array, Float, Int
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

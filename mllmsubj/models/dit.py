@@ -17,7 +17,7 @@ from mllmsubj.models.lora import LoRAConfig
 from mllmsubj.models.modulation import Modulation, Modulator, TimeTextEmbedding
 from mllmsubj.ops.attention import attend
 from mllmsubj.ops.rope import Rotation, axial_rotation, rotate_interleaved
-from mllmsubj.sharding import constrain
+from mllmsubj.parallel.sharding import constrain
 from mllmsubj.typing import Array, Bool, Float
 
 EPS = 1e-6

@@ -14,7 +14,7 @@ from einops import rearrange
 from mllmsubj.errors import UserError
 from mllmsubj.models.layers import Compute, Dense, RMSNorm, parameter, rms_norm, stack, swiglu
 from mllmsubj.ops.attention import attend
-from mllmsubj.sharding import constrain
+from mllmsubj.parallel.sharding import constrain
 from mllmsubj.typing import Array, Bool, Float
 
 

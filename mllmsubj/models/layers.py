@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from mllmsubj.models.lora import LoRAConfig
 from mllmsubj.ops.attention import KEPT, Implementation
-from mllmsubj.ops.target import loops_overlap, platform
-from mllmsubj.sharding import STACKED, flatten, unflatten
+from mllmsubj.parallel.sharding import STACKED, flatten, unflatten
+from mllmsubj.parallel.target import loops_overlap, platform
 from mllmsubj.typing import Array, Float, Params, PyTree
 
 

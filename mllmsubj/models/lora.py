@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from mllmsubj.sharding import flatten, unflatten
+from mllmsubj.parallel.sharding import flatten, unflatten
 from mllmsubj.typing import Params
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mllmsubj.models.lora import is_lora
-from mllmsubj.sharding import flatten, unflatten
+from mllmsubj.parallel.sharding import flatten, unflatten
 from mllmsubj.typing import Array, Params
 
 _PROJECTIONS = re.compile(r"(mllm|transformer)/(?!.*(patch_embedding|lm_head)).*/kernel")

@@ -9,7 +9,7 @@ from einops import rearrange
 from mllmsubj.models.layers import Compute, Dense, RMSNorm, stack, swiglu
 from mllmsubj.ops.attention import attend
 from mllmsubj.ops.rope import Rotation, rotate_halves, rotation
-from mllmsubj.sharding import constrain
+from mllmsubj.parallel.sharding import constrain
 from mllmsubj.typing import Array, Bool, Float, Int
 
 

@@ -22,7 +22,7 @@ from mllmsubj.models.mllm import InternVL, InternVLConfig
 from mllmsubj.models.modulation import Modulation
 from mllmsubj.models.vae import AutoencoderKL, VAEConfig
 from mllmsubj.ops.patchify import PATCH, image_ids, pack, reference_ids, token_grid, unpack
-from mllmsubj.sharding import flatten, unflatten
+from mllmsubj.parallel.sharding import flatten, unflatten
 from mllmsubj.typing import Array, Attends, Float, Leaf, Params
 
 

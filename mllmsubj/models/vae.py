@@ -13,7 +13,7 @@ from einops import rearrange, repeat
 
 from mllmsubj.models.layers import Compute, Dense, parameter
 from mllmsubj.ops.attention import attend
-from mllmsubj.sharding import constrain
+from mllmsubj.parallel.sharding import constrain
 from mllmsubj.typing import Array, Float
 
 EPS = 1e-6

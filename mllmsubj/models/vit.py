@@ -9,7 +9,7 @@ from einops import rearrange
 
 from mllmsubj.models.layers import Compute, Dense, LayerNorm, RMSNorm, parameter, stack
 from mllmsubj.ops.attention import attend
-from mllmsubj.sharding import constrain
+from mllmsubj.parallel.sharding import constrain
 from mllmsubj.typing import Array, Float
 
 QK_EPS = 1e-6

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 
-from mllmsubj.ops.target import platform
-from mllmsubj.sharding import activation_spec
+from mllmsubj.parallel.sharding import activation_spec
+from mllmsubj.parallel.target import platform
 from mllmsubj.typing import Array, Bool, Float
 
 Implementation = Literal["auto", "xla", "cudnn", "heads", "splash"]

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from mllmsubj.ops.target import platform
+from mllmsubj.parallel.target import platform
 from mllmsubj.typing import Array, Float, Int
 
 Rotation = tuple[Float[Array, "*s k2"], Float[Array, "*s k2"]]

@@ -6,6 +6,7 @@ from typing import Any
 from mllmsubj.errors import UserError
 
 Overrides = dict[str, Any]
+"""Dotted keys of a config -> the values that they get."""
 
 
 def listed(key: str, values: Iterable[Any]) -> list[Overrides]:

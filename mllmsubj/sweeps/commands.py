@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mllmsubj import checkpoint
-from mllmsubj.files import replacing
+from mllmsubj.checkpoints import format as checkpoint
+from mllmsubj.io import replacing
 from mllmsubj.sweeps.jobs import Job
 from mllmsubj.sweeps.names import word
 from mllmsubj.sweeps.plan import Record, Run

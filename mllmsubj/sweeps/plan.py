@@ -9,10 +9,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mllmsubj.checkpoint import config_text, reason
-from mllmsubj.errors import UserError, nearest
-from mllmsubj.experiment import from_file
-from mllmsubj.files import replacing
+from mllmsubj.checkpoints.format import config_text, reason
+from mllmsubj.config.load import find_config, from_file
+from mllmsubj.errors import UserError
+from mllmsubj.io import replacing
 from mllmsubj.sweeps.axes import Overrides
 from mllmsubj.sweeps.names import as_plain, run_name
 from mllmsubj.train.workdir import changes
@@ -56,12 +56,11 @@ class Record:
 
 
 def load_sweep(file: str, config: ConfigDict) -> list[Overrides]:
-    """What `get_sweep(config)` of a sweep file yields; raises UserError if there is nothing or it cannot be loaded."""
-    path = Path(file)
-    if not path.is_file():
-        there = sorted(found.name for found in path.parent.glob("*.py"))
-        holds = f"; {path.parent} holds {', '.join(there)}" if there else ""
-        raise UserError(f"sweep file {file!r} is not there{nearest(path.name, there)}{holds}")
+    """What `get_sweep(config)` of a sweep file, or of a shipped one by its name, yields.
+
+    Raises UserError if that is nothing or the file cannot be loaded.
+    """
+    path = find_config(file, "sweeps")
     runs = from_file(path, f"sweep file {file!r}", lambda names: list(names["get_sweep"](config)))
     if not runs:
         raise UserError(f"sweep file {file!r} yields no runs")

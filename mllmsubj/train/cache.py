@@ -27,9 +27,10 @@ import safetensors.numpy
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mllmsubj import checkpoint, distributed
+from mllmsubj.checkpoints import format as checkpoint
 from mllmsubj.data.batch import Batch
 from mllmsubj.errors import UserError
+from mllmsubj.parallel import multihost
 from mllmsubj.train.known import LATENTS, NULL, STATES, Known, known_of
 from mllmsubj.train.run import Run
 from mllmsubj.train.step import Encoded, TrainStep
@@ -66,7 +67,7 @@ class Cache:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="cache-writer")
         self._writing: deque[Future[None]] = deque()
         self._told: set[str] = set()
-        rows, whole = NamedSharding(mesh, distributed.BATCH), NamedSharding(mesh, PartitionSpec())
+        rows, whole = NamedSharding(mesh, multihost.BATCH), NamedSharding(mesh, PartitionSpec())
         shardings = dict.fromkeys(self._names, rows) | ({NULL: whole} if self._states else {})
         self._known_of = jax.jit(partial(known_of, states=self._states), out_shardings=shardings)
 
@@ -88,7 +89,7 @@ class Cache:
         if not complete:
             return None, partial(self._keep, missing)
         own = {name: np.stack([row[name] for row in said if row is not None]) for name in self._names}
-        known = distributed.spread(own, rows, batch_size, self._mesh)
+        known = multihost.spread(own, rows, batch_size, self._mesh)
         if self._null is not None:
             whole = NamedSharding(self._mesh, PartitionSpec())
             known[NULL] = jax.make_array_from_callback(self._null.shape, whole, self._null.__getitem__)
@@ -191,7 +192,7 @@ def make_cache(run: Run) -> Cache | None:
         *(model.mllm, model.vae, model.clip, run.model.compute.dtype),
         *(experiment.reference.mean, experiment.reference.std, step.null_ids, step.null_text),
     )
-    return Cache(Path(data.cache).expanduser(), data.cache_parts, repr(towers), run.mesh, data.threads)
+    return Cache(Path(data.cache).expanduser(), data.cached_features, repr(towers), run.mesh, data.threads)
 
 
 def _checksum(arrays: Arrays) -> np.ndarray:

@@ -22,9 +22,9 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from mllmsubj.checkpoint import damage, differences, on_first_process, reason, sizes
+from mllmsubj.checkpoints.format import damage, differences, on_first_process, reason, sizes
+from mllmsubj.config.train import CheckpointConfig
 from mllmsubj.errors import UserError
-from mllmsubj.train.settings import CheckpointConfig
 from mllmsubj.typing import PyTree
 
 policies = ocp.checkpoint_managers

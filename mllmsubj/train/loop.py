@@ -11,25 +11,24 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mllmsubj import distributed
+from mllmsubj.config.schema import Experiment
 from mllmsubj.data.batch import Rows
 from mllmsubj.data.loader import Loader
 from mllmsubj.data.sources import open_source
 from mllmsubj.errors import UserError
-from mllmsubj.evals.evaluator import Evaluator, sort
-from mllmsubj.evals.suite import evaluators
-from mllmsubj.experiment import Experiment
-from mllmsubj.sharding import make_mesh
+from mllmsubj.parallel import multihost
+from mllmsubj.parallel.sharding import make_mesh
 from mllmsubj.train import dump
 from mllmsubj.train.cache import Cache, make_cache
 from mllmsubj.train.checkpoints import Checkpoints
+from mllmsubj.train.evaluator import Evaluator, sort
 from mllmsubj.train.first_step import FirstStep
 from mllmsubj.train.known import Known
 from mllmsubj.train.meter import Clock, Meter
 from mllmsubj.train.metrics import Totals
 from mllmsubj.train.profile import Profiler
 from mllmsubj.train.programs import with_recall
-from mllmsubj.train.run import prepare
+from mllmsubj.train.run import Run, prepare
 from mllmsubj.train.state import TrainState, abstract, state_shardings
 from mllmsubj.train.status import Status
 from mllmsubj.train.step import Encoded
@@ -48,7 +47,11 @@ class Preempted(Exception):
     """The machine is taken away; everything is saved, and the same command goes on from there."""
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+MakeEvaluators = Callable[[Run], Sequence[Evaluator]]
+"""Evaluators of a run, made once its model is; `evals.suite.evaluators` makes those that the config asks for."""
+
+
+def train(config: ConfigDict, workdir: Path, make_evaluators: MakeEvaluators = lambda run: ()) -> None:
     """The run of a config in a workdir, from its last save on; see `Loop`."""
     experiment = Experiment.from_config(config)
     mesh = make_mesh(**asdict(experiment.mesh))
@@ -61,7 +64,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     ):
         run, trained = prepare(config, experiment, workdir, mesh)
         loader = run.loader(experiment.data, experiment.train.batch_size, source)
-        Loop(run, trained, loader, config, workdir, saves, evaluators(run), first, make_cache(run))()
+        Loop(run, trained, loader, config, workdir, saves, make_evaluators(run), first, make_cache(run))()
 
 
 class Loop:
@@ -151,7 +154,7 @@ class Loop:
             batch = next(self.loader)
             if self.cache is not None:
                 known, keep = self.cache.find(self.task.stage(self.step), batch, *place)
-        return distributed.spread(batch, *place, self.task.mesh), known, keep
+        return multihost.spread(batch, *place, self.task.mesh), known, keep
 
     def _compiled(self, batch: Any, known: Known | None) -> Program:
         """The stage's program for a batch of this shape."""
@@ -171,7 +174,7 @@ class Loop:
         """Stops a run gone wrong, one step late: by the metrics of the step before, which are there by now or soon."""
         train, data = self.task.experiment.train, self.task.experiment.data
         self._settle(behind=0 if self._at_log_point() else 1)
-        limit = train.max_bad_steps
+        limit = train.max_nonfinite_steps
         if self.totals.bad >= limit and self._settle().bad >= limit:  # with this step, whose batch is at hand
             folder = dump.write(self.workdir, self.step, self.state, batch)
             raise UserError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import jax
 
-from mllmsubj.devices import GIB, find_chip
+from mllmsubj.parallel.chips import GIB, find_chip
 from mllmsubj.typing import PyTree
 
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mllmsubj.config.train import ModesConfig
 from mllmsubj.diffusion.stages import BOTH, MLLM, NOTHING, VAE
 from mllmsubj.models.subject import Condition
-from mllmsubj.train.settings import ModesConfig
 from mllmsubj.typing import Array, Attends, Int
 
 MODES = {"both": BOTH, "mllm": MLLM, "vae": VAE, "none": NOTHING}

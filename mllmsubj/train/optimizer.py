@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from flax.core import FrozenDict
 
+from mllmsubj.config.train import StageConfig, TrainConfig
 from mllmsubj.errors import UserError
-from mllmsubj.sharding import STACKED, flatten, unflatten
-from mllmsubj.train.settings import StageConfig, TrainConfig
+from mllmsubj.parallel.sharding import STACKED, flatten, unflatten
 from mllmsubj.typing import Array, Float, Params
 
 DECAYED = re.compile(r".*/(kernel|lora_[ab])")
@@ -121,7 +121,7 @@ def descend(
     `done`: steps of the stage before.
     """
     share = jnp.minimum(1.0, (done + 1.0) / max(1, stage.warmup_steps))
-    if stage.cooldown_steps:
-        share *= jnp.clip((stage.steps - done) / min(stage.cooldown_steps, max(1, stage.steps)), 0.0, 1.0)
+    if stage.decay_steps:
+        share *= jnp.clip((stage.steps - done) / min(stage.decay_steps, max(1, stage.steps)), 0.0, 1.0)
     scales = unflatten({path: rates[path] for path, _ in flatten(params)})
     return jax.tree.map(lambda p, u, rate: p - rate * share * u, params, updates, scales)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from mllmsubj.train.settings import LogConfig
+from mllmsubj.config.train import LogConfig
 from mllmsubj.typing import PyTree
 
 log = logging.getLogger("mllmsubj")

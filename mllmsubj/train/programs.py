@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 
 from mllmsubj.data.batch import Batch
 from mllmsubj.models.flops import encode_flops, train_flops
-from mllmsubj.ops.target import compiler_options
-from mllmsubj.sharding import placed
+from mllmsubj.parallel.sharding import placed
+from mllmsubj.parallel.target import compiler_options
 from mllmsubj.train import modes
 from mllmsubj.train.known import NULL, Known
 from mllmsubj.train.state import TrainState, state_shardings
@@ -110,7 +110,7 @@ def step_flops(step: TrainStep, batch: Batch, encoded: Encoded, known: Known | N
 
 def encode_step_flops(step: TrainStep, batch: Batch, known: Known | None = None) -> int:
     """Of the first program alone."""
-    parts = step.train.accumulate
+    parts = step.train.grad_accum_steps
     part = jax.eval_shape(partial(jax.tree.map, lambda x: x[::parts]), batch)
     inputs = jax.eval_shape(step.inputs, part)
     if known is None:
@@ -121,7 +121,7 @@ def encode_step_flops(step: TrainStep, batch: Batch, known: Known | None = None)
 def update_step_flops(step: TrainStep, encoded: Encoded) -> int:
     """Of the second program alone."""
     attends = modes.union(step.stage.modes)
-    return step.train.accumulate * train_flops(step.model.config, encoded.features, encoded.grid, attends)
+    return step.train.grad_accum_steps * train_flops(step.model.config, encoded.features, encoded.grid, attends)
 
 
 @cache

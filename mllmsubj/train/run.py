@@ -9,29 +9,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mllmsubj import checkpoint, distributed
-from mllmsubj.checkpoint import TINY, on_first_process
-from mllmsubj.data.batch import Batch
-from mllmsubj.data.example import Source
-from mllmsubj.data.loader import Loader, make_loader
-from mllmsubj.data.prompts import PromptEncoder
-from mllmsubj.data.settings import DataConfig
-from mllmsubj.data.sources import open_source
-from mllmsubj.data.transforms import RowReader
-from mllmsubj.errors import UserError
-from mllmsubj.experiment import Experiment
-from mllmsubj.models.layers import unstack
-from mllmsubj.models.quantize import quantize_frozen
-from mllmsubj.models.subject import SubjectModel, is_trained
-from mllmsubj.sharding import flatten
-from mllmsubj.train.metrics import Bins
-from mllmsubj.train.optimizer import join, learning_rates, make_optimizer, split, trained_paths
-from mllmsubj.train.programs import Programs, compile_step
-from mllmsubj.train.settings import TrainConfig
-from mllmsubj.train.state import TrainState, new_state
-from mllmsubj.train.step import BINS, TrainStep
-from mllmsubj.typing import Params
-from mllmsubj.weights import (
+from mllmsubj.checkpoints import format as checkpoint
+from mllmsubj.checkpoints.format import TINY, on_first_process
+from mllmsubj.checkpoints.initial import (
     FOUNDATION,
     STARTED,
     base_folder,
@@ -40,6 +20,27 @@ from mllmsubj.weights import (
     tiny_params,
     trained_params,
 )
+from mllmsubj.config.data import DataConfig
+from mllmsubj.config.schema import Experiment
+from mllmsubj.config.train import TrainConfig
+from mllmsubj.data.batch import Batch
+from mllmsubj.data.example import Source
+from mllmsubj.data.loader import Loader, make_loader
+from mllmsubj.data.sources import open_source
+from mllmsubj.data.tokenization import PromptEncoder
+from mllmsubj.data.transforms import RowReader
+from mllmsubj.errors import UserError
+from mllmsubj.models.layers import unstack
+from mllmsubj.models.quantize import quantize_frozen
+from mllmsubj.models.subject import SubjectModel, is_trained
+from mllmsubj.parallel import multihost
+from mllmsubj.parallel.sharding import flatten
+from mllmsubj.train.metrics import Bins
+from mllmsubj.train.optimizer import join, learning_rates, make_optimizer, split, trained_paths
+from mllmsubj.train.programs import Programs, compile_step
+from mllmsubj.train.state import TrainState, new_state
+from mllmsubj.train.step import BINS, TrainStep
+from mllmsubj.typing import Params
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Run:
         experiment, mllm = self.experiment, self.experiment.model.mllm
         seed = experiment.seed if seed is None else seed
         reader = RowReader(data, experiment.reference, self.encoder, mllm.vision.image_size)
-        rows = distributed.own_rows(batch_size, self.mesh)
+        rows = multihost.own_rows(batch_size, self.mesh)
         source = open_source(data, seed) if source is None else source
         loader = make_loader(source, reader, batch_size, rows, seed)
         if (first := on_first_process(lambda: loader.made_of)) != loader.made_of:
@@ -118,7 +119,7 @@ def prepare(config: ConfigDict, experiment: Experiment, workdir: Path, mesh: Mes
     train = experiment.train
     if experiment.model.lora is None:
         raise UserError("config key model.lora is None; training needs adapters")
-    check_batch(train.batch_size, train.accumulate, mesh)
+    check_batch(train.batch_size, train.grad_accum_steps, mesh)
     start = _start_folder(train.start_from)
     stacked = SubjectModel(experiment.model, experiment.compute.resolve()).stacked
     base, is_new = base_folder(train.weights, workdir)
@@ -214,14 +215,15 @@ def make_stages(
     return first, second
 
 
-def check_batch(batch_size: int, accumulate: int, mesh: Mesh, key: str = "train") -> None:
+def check_batch(batch_size: int, grad_accum_steps: int, mesh: Mesh, key: str = "train") -> None:
     """Raises UserError if the mesh does not divide the batch, which config section `key` says."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % (devices * accumulate):
-        unit = devices * accumulate
+    if batch_size % (devices * grad_accum_steps):
+        unit = devices * grad_accum_steps
         raise UserError(
             f"{key}.batch_size {batch_size} is not divisible by mesh axes data x fsdp ({devices}) times "
-            f"train.accumulate ({accumulate}); use a multiple of {unit}, such as {-(-batch_size // unit) * unit}"
+            f"train.grad_accum_steps ({grad_accum_steps}); use a multiple of {unit}, such as "
+            f"{-(-batch_size // unit) * unit}"
         )
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mllmsubj.sharding import parameter_shardings, placed
+from mllmsubj.config.train import StageConfig
+from mllmsubj.parallel.sharding import parameter_shardings, placed
 from mllmsubj.train.optimizer import descend, join, split
-from mllmsubj.train.settings import StageConfig
 from mllmsubj.typing import Array, Leaf, Params, PyTree
 
 

@@ -13,19 +13,20 @@ import jax.numpy as jnp
 import optax
 from flax.core import FrozenDict
 
+from mllmsubj.config.data import ReferenceConfig
+from mllmsubj.config.train import StageConfig, TrainConfig
 from mllmsubj.data.batch import Batch
-from mllmsubj.data.images import ReferenceConfig, normalised
+from mllmsubj.data.images import normalised
 from mllmsubj.diffusion.loss import interpolate, logit_normal, shifted_uniform, squared_error
 from mllmsubj.diffusion.schedule import ShiftConfig, shift_exponent
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.subject import Features, Layout, SubjectInputs, SubjectModel
 from mllmsubj.ops.patchify import token_grid
-from mllmsubj.sharding import constrain
+from mllmsubj.parallel.sharding import constrain
 from mllmsubj.train import modes
 from mllmsubj.train.known import LATENTS, NULL, Known, recall
 from mllmsubj.train.metrics import Bins
 from mllmsubj.train.optimizer import join, split
-from mllmsubj.train.settings import StageConfig, TrainConfig
 from mllmsubj.train.state import TrainState, advance
 from mllmsubj.typing import Array, Float, Int, Leaf, Params
 
@@ -41,7 +42,7 @@ TOWERS = ("mllm", "vae", "clip")
 
 @flax.struct.dataclass
 class Encoded:
-    """A batch as the frozen towers see it. Leaves have an axis of parts (train.accumulate) in front."""
+    """A batch as the frozen towers see it. Leaves have an axis of parts (train.grad_accum_steps) in front."""
 
     features: Features
     target_mean: Leaf
@@ -116,7 +117,7 @@ class TrainStep:
         def part(gradients: Params, one: Encoded) -> tuple[Params, dict[str, Array]]:
             draws = self.draw(one, state.step)
             (_, metrics), new = jax.value_and_grad(self.loss, has_aux=True)(active, idle, transformer, one, draws)
-            return jax.tree.map(lambda sum_, x: sum_ + x / self.train.accumulate, gradients, new), metrics
+            return jax.tree.map(lambda sum_, x: sum_ + x / self.train.grad_accum_steps, gradients, new), metrics
 
         gradients, metrics = jax.lax.scan(part, zeros, encoded)
         metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
@@ -206,7 +207,9 @@ class TrainStep:
 
     def _parts(self, x: Array) -> Array:
         """[b, …] -> [parts, b / parts, …]: part i has rows i, i + parts, …, so that each device keeps its own rows."""
-        parts = jnp.swapaxes(x.reshape(len(x) // self.train.accumulate, self.train.accumulate, *x.shape[1:]), 0, 1)
+        parts = jnp.swapaxes(
+            x.reshape(len(x) // self.train.grad_accum_steps, self.train.grad_accum_steps, *x.shape[1:]), 0, 1
+        )
         return constrain(parts, "parts", "batch", *["seq"] * (x.ndim - 1))
 
 

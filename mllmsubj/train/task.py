@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mllmsubj.experiment import Experiment
+from mllmsubj.config.schema import Experiment
 from mllmsubj.train.metrics import Bins
 from mllmsubj.train.state import TrainState
 from mllmsubj.typing import Params

@@ -13,10 +13,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mllmsubj.checkpoint import config_text, on_first_process, read_config, reason
+from mllmsubj.checkpoints.format import config_text, on_first_process, read_config, reason
 from mllmsubj.errors import UserError
-from mllmsubj.files import replacing
-from mllmsubj.sharding import flatten
+from mllmsubj.io import replacing
+from mllmsubj.parallel.sharding import flatten
 
 MAY_CHANGE = (
     "mesh",
@@ -27,7 +27,7 @@ MAY_CHANGE = (
     "data.threads",
     "data.prefetch",
     "data.cache",
-    "data.cache_parts",
+    "data.cached_features",
     "train.stage2.steps",
 )
 """Keys, and sections, that a later start may set anew: how to run, not what; and how long, since the last stage's

@@ -18,9 +18,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from mllmsubj.config.train import LogConfig
 from mllmsubj.errors import UserError
-from mllmsubj.files import replacing
-from mllmsubj.train.settings import LogConfig
+from mllmsubj.io import replacing
 from mllmsubj.typing import Array
 
 log = logging.getLogger("mllmsubj")

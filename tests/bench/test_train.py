@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mllmsubj.experiment import Experiment
+from mllmsubj.config.schema import Experiment
 from tests.small import small_config
 
 

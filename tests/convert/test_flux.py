@@ -12,7 +12,7 @@ from mllmsubj.convert.renames import renamed
 from mllmsubj.errors import UserError
 from mllmsubj.models.dit import FluxTransformer
 from mllmsubj.models.layers import abstract_params
-from mllmsubj.sharding import flatten
+from mllmsubj.parallel.sharding import flatten
 from tests.models.test_dit import SIZES
 
 WIDTH = 32
@@ -144,7 +144,8 @@ def test_the_full_size_table(paper_config):
 
 @pytest.fixture(scope="module")
 def paper_config():
-    from mllmsubj.experiment import Experiment, load_config
+    from mllmsubj.config.load import load_config
+    from mllmsubj.config.schema import Experiment
     from tests.environment import ROOT
 
     return Experiment.from_config(load_config(str(ROOT / "configs" / "paper.py"))).model.transformer

@@ -11,7 +11,7 @@ from mllmsubj.errors import UserError
 from mllmsubj.models.dit import FluxTransformer
 from mllmsubj.models.layers import abstract_params
 from mllmsubj.models.lora import LoRAConfig, is_lora
-from mllmsubj.sharding import flatten, unflatten
+from mllmsubj.parallel.sharding import flatten, unflatten
 from tests.models.test_dit import CONFIG, SIZES, inputs
 from tests.small import random_like
 

@@ -5,12 +5,13 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from mllmsubj.data.images import ReferenceConfig, check_references, mllm_tile, open_image, to_pil, to_rgb, vae_picture
+from mllmsubj.config.data import ReferenceConfig
+from mllmsubj.data.images import check_references, mllm_tile, open_image, to_pil, to_rgb, vae_picture
 from mllmsubj.errors import UserError
 
 CONFIG = ReferenceConfig(
     long_side=512,
-    long_side_several=320,
+    long_side_multi=320,
     max_references=2,
     max_aspect=8.0,
     mean=(0.485, 0.456, 0.406),

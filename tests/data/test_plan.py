@@ -4,9 +4,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from mllmsubj.config.data import DataConfig
 from mllmsubj.data.example import Index
 from mllmsubj.data.plan import Bucket, Plan
-from mllmsubj.data.settings import DataConfig
 from mllmsubj.errors import UserError
 
 CONFIG = dict(
@@ -25,7 +25,7 @@ CONFIG = dict(
     threads=2,
     prefetch=2,
     cache="",
-    cache_parts="latents",
+    cached_features="latents",
 )
 
 

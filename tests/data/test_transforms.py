@@ -6,15 +6,16 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from mllmsubj.app.request import RequestReader
+from mllmsubj.config.data import PromptConfig
+from mllmsubj.config.schema import Experiment
 from mllmsubj.data.byte_tokenizer import save_tokenizers
 from mllmsubj.data.example import Example, Unreadable
 from mllmsubj.data.images import mllm_tile, vae_picture
 from mllmsubj.data.plan import Bucket
-from mllmsubj.data.prompts import PromptConfig, PromptEncoder
+from mllmsubj.data.tokenization import PromptEncoder
 from mllmsubj.data.transforms import RowReader, cover, crop, on_white
 from mllmsubj.errors import UserError
-from mllmsubj.experiment import Experiment
+from mllmsubj.inference.request import RequestReader
 from tests.data.test_images import CONFIG as REFERENCE
 from tests.data.test_plan import config
 from tests.small import small_config
@@ -37,7 +38,7 @@ def example(*references, prompt="a cat", target=ASTRONAUT, **more):
 def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizers")
     save_tokenizers(folder)
-    prompts = PromptConfig(system="Be brief.", max_tokens=128, pad_to=16, clip_tokens=77, pooled="prompt")
+    prompts = PromptConfig(system="Be brief.", max_tokens=128, pad_to_multiple=16, clip_tokens=77, pooled="prompt")
     return PromptEncoder(folder / "tokenizer", folder / "clip_tokenizer", prompts, image_tokens=4, image_token_id=261)
 
 

@@ -9,7 +9,7 @@ import pytest
 from configs import tiny
 from mllmsubj.diffusion.schedule import ShiftConfig, same_noise, shift_exponent, time_grid
 from mllmsubj.diffusion.stages import MLLM, Stage, plan_stages
-from mllmsubj.generate import Generator
+from mllmsubj.inference.generator import Generator
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import Condition, SubjectModel
 from mllmsubj.ops.patchify import TOKEN_PIXELS, pack

@@ -7,11 +7,11 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from mllmsubj import checkpoint
-from mllmsubj.experiment import Experiment
+from mllmsubj.checkpoints import format as checkpoint
+from mllmsubj.config.schema import Experiment
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel
-from mllmsubj.sharding import make_mesh
+from mllmsubj.parallel.sharding import make_mesh
 from mllmsubj.train.run import Run, restored
 from mllmsubj.typing import Params
 from tests.small import random_like, small_config
@@ -23,7 +23,7 @@ def config() -> ConfigDict:
     with config.unlocked():
         config.model.transformer.update(num_layers=1, num_single_layers=1)
         config.data.update(sizes=((32, 32),), threads=2, prefetch=2)
-        config.reference.update(long_side=32, long_side_several=32)
+        config.reference.update(long_side=32, long_side_multi=32)
         config.sampling.update(height=32, width=32, steps=2, tau1=1.0, tau2=1.0)
         config.train.batch_size = 4
         config.evals.loss.update(every_steps=2, examples=6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllmsubj.checkpoint import config_text
+from mllmsubj.checkpoints.format import config_text
 from mllmsubj.errors import UserError
 from mllmsubj.evals.plots import loss_curves, side_by_side
 from tests.small import small_config

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllmsubj.app.request import RequestReader
+from mllmsubj.config.train import SamplesEvalConfig
 from mllmsubj.data.images import to_pil
 from mllmsubj.data.sources import open_source
 from mllmsubj.evals.held_out import SEED, held_out
 from mllmsubj.evals.samples import Samples
-from mllmsubj.generate import Generator
-from mllmsubj.train.settings import SamplesEvalConfig
+from mllmsubj.inference.generator import Generator
+from mllmsubj.inference.request import RequestReader
 from tests.evals.small_run import mesh_of, run_on
 
 TWO = SamplesEvalConfig(every_steps=0, count=2, steps=0)

@@ -4,10 +4,10 @@ from dataclasses import replace
 import jax
 import pytest
 
+from mllmsubj.config.train import LossEvalConfig, SamplesEvalConfig
 from mllmsubj.errors import UserError
 from mllmsubj.evals.held_out import held_out
 from mllmsubj.evals.suite import all_evaluators, evaluators
-from mllmsubj.train.settings import LossEvalConfig, SamplesEvalConfig
 from tests.evals.small_run import mesh_of, with_evals
 
 

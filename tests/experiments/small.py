@@ -11,7 +11,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = small_config()
     with config.unlocked():
         config.data.update(sizes=((32, 32),), threads=2, prefetch=2)
-        config.reference.update(long_side=32, long_side_several=32)
+        config.reference.update(long_side=32, long_side_multi=32)
         config.sampling.update(height=32, width=32, steps=2)
         config.train.weights = "random"
         config.model.transformer.update(num_layers=1, num_single_layers=1)

@@ -104,10 +104,10 @@ def test_preempted_and_stopped_runs_start_again_without_limit():
 
 
 def test_the_time_to_save_is_longer_than_the_config_asks_for():
-    from mllmsubj.experiment import load_config
+    from mllmsubj.config.schema import default_config
 
     grace = job(rendered())["template"]["spec"]["terminationGracePeriodSeconds"]
-    assert grace > load_config("configs/base.py").checkpoint.grace_seconds
+    assert grace > default_config().checkpoint.grace_seconds
 
 
 def test_spot_nodes():

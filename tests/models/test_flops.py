@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mllmsubj.experiment import Experiment, load_config
+from mllmsubj.config.load import load_config
+from mllmsubj.config.schema import Experiment
 from mllmsubj.models import flops
 from mllmsubj.models.layers import Compute, unstack
 from mllmsubj.models.subject import Features, SubjectConfig, SubjectModel, is_trained
-from mllmsubj.sharding import flatten, unflatten
+from mllmsubj.parallel.sharding import flatten, unflatten
 from mllmsubj.typing import Attends
 from tests.environment import ROOT
 from tests.small import small_config, small_inputs

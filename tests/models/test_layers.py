@@ -9,7 +9,7 @@ import pytest
 from mllmsubj.models.layers import Compute, Dense, stack
 from mllmsubj.models.lora import LoRAConfig
 from mllmsubj.models.quantize import quantize_frozen
-from mllmsubj.ops.target import compiling_for, platform
+from mllmsubj.parallel.target import compiling_for, platform
 from tests.small import random_like
 
 LORA = LoRAConfig(rank=4, alpha=4.0, targets=("to_q", "proj_out"))

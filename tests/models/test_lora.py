@@ -9,7 +9,7 @@ import pytest
 from mllmsubj.models.dit import FluxTransformer
 from mllmsubj.models.layers import Compute, init_params, unstack
 from mllmsubj.models.lora import is_lora, merge_lora
-from mllmsubj.sharding import flatten, unflatten
+from mllmsubj.parallel.sharding import flatten, unflatten
 from tests.models.test_dit import inputs
 from tests.parity import assert_close
 from tests.small import random_like, small_model

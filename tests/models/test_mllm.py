@@ -8,7 +8,7 @@ import pytest
 from mllmsubj import convert, models
 from mllmsubj.models.layers import Compute, abstract_params, init_params
 from mllmsubj.models.mllm import merge_patches, place
-from mllmsubj.sharding import flatten, make_mesh, parameter_shardings, parameter_specs
+from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings, parameter_specs
 
 IMAGE = 5
 VISION = dict(

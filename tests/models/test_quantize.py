@@ -8,7 +8,7 @@ import pytest
 from mllmsubj.diffusion.stages import BOTH
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.quantize import quantize_frozen
-from mllmsubj.sharding import flatten, make_mesh, parameter_shardings
+from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings
 from tests.small import GRID, random_like, small_condition, small_model
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from mllmsubj.diffusion.schedule import time_grid
 from mllmsubj.diffusion.stages import BOTH, MLLM, NOTHING, VAE
-from mllmsubj.generate import Generator, _sample
+from mllmsubj.inference.generator import Generator, _sample
 from mllmsubj.models.subject import is_trained
-from mllmsubj.sharding import flatten, make_mesh, parameter_shardings, unflatten
+from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings, unflatten
 from mllmsubj.typing import Attends
 from tests.parity import assert_close
 from tests.small import GRID, SETTINGS, SHIFT, random_like, small_condition, small_inputs, small_model

@@ -9,7 +9,7 @@ from mllmsubj.ops import attention
 from mllmsubj.ops.attention import attend
 from mllmsubj.ops.patchify import image_ids, pack, reference_ids, unpack
 from mllmsubj.ops.rope import axial_rotation, rotate_halves, rotate_interleaved, rotation
-from mllmsubj.ops.target import compiling_for
+from mllmsubj.parallel.target import compiling_for
 from tests.parity import assert_close
 
 

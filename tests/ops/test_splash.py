@@ -11,8 +11,8 @@ import pytest
 from mllmsubj.models.layers import Compute, stack
 from mllmsubj.ops.attention import attend
 from mllmsubj.ops.splash import LANES, LARGEST_BLOCK, fits, padded_length
-from mllmsubj.ops.target import compiling_for
-from mllmsubj.sharding import make_mesh
+from mllmsubj.parallel.sharding import make_mesh
+from mllmsubj.parallel.target import compiling_for
 
 B, H, K = 2, 2, 128
 
@@ -83,7 +83,7 @@ def test_padding_is_whole_lanes_and_little(tokens):
 @pytest.mark.parametrize(("tokens", "channels"), [(2570, 128), (4096, 512)])
 def test_compiled_for_a_tpu_it_holds_no_scores(tokens, channels):
     pytest.importorskip("libtpu", reason="compiles for TPUs")
-    from mllmsubj.aot.topology import compile_there, find_slice
+    from mllmsubj.parallel.topologies import compile_there, find_slice
 
     mesh = make_mesh(1, 4, 1, list(find_slice("v5e:2x2").devices))
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
@@ -106,7 +106,7 @@ class Looking(nn.Module):
 def test_recomputed_layers_keep_their_attention():
     """The backward pass runs the kernel's gradients, not the kernel once more."""
     pytest.importorskip("libtpu", reason="compiles for TPUs")
-    from mllmsubj.aot.topology import compile_there, find_slice
+    from mllmsubj.parallel.topologies import compile_there, find_slice
 
     mesh = make_mesh(1, 1, 1, list(find_slice("v5e:2x2").devices)[:1])
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mllmsubj.app.sweeping import checked_runs
+from mllmsubj.config.load import load_config
 from mllmsubj.errors import UserError
-from mllmsubj.experiment import load_config
+from mllmsubj.sweeps.execute import checked_runs
 from mllmsubj.sweeps.plan import Record, check_record, flat_keys, load_sweep, plan, read_record, write_record
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -10,12 +10,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mllmsubj import checkpoint
+from mllmsubj.checkpoints import format as checkpoint
+from mllmsubj.config.load import load_config
+from mllmsubj.config.schema import Experiment
 from mllmsubj.errors import UserError
-from mllmsubj.experiment import Experiment, load_config
+from mllmsubj.evals.suite import evaluators
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel
-from mllmsubj.sharding import make_mesh
+from mllmsubj.parallel.sharding import make_mesh
 from mllmsubj.train import loop
 from tests.environment import PIPES, ROOT, environment, shared
 from tests.small import random_like
@@ -52,7 +54,7 @@ def on_one_device(monkeypatch, module, devices=1):
 def train_here(monkeypatch, workdir, devices=1, **changes):
     """In this process, on the first few of its devices."""
     on_one_device(monkeypatch, loop, devices)
-    loop.train(config(**changes), workdir)
+    loop.train(config(**changes), workdir, evaluators)
 
 
 def start(workdir, *overrides, processes=0):

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from mllmsubj import checkpoint, distributed
+from mllmsubj.checkpoints import format as checkpoint
+from mllmsubj.config.schema import Experiment
 from mllmsubj.errors import UserError
-from mllmsubj.experiment import Experiment
 from mllmsubj.models.subject import Features
-from mllmsubj.sharding import make_mesh, parameter_shardings
+from mllmsubj.parallel import multihost
+from mllmsubj.parallel.sharding import make_mesh, parameter_shardings
 from mllmsubj.train import programs
 from mllmsubj.train.cache import Cache, make_cache
 from mllmsubj.train.modes import union
@@ -67,7 +68,7 @@ class Trainer:
         with jax.set_mesh(self.mesh):
             for own in BATCHES:
                 known, keep = (None, None) if cache is None else cache.find(self.step, own, ROWS, 8)
-                batch = distributed.spread(own, ROWS, 8, self.mesh)
+                batch = multihost.spread(own, ROWS, 8, self.mesh)
                 if self.programs is None:
                     self.programs = compile_step(self.step, state, self.frozen, batch, self.mesh)
                 if known is not None and not any(hits):
@@ -78,7 +79,7 @@ class Trainer:
 
 
 RUNS = {
-    "one device, two parts": ((1, 1, 1), dict(accumulate=2)),
+    "one device, two parts": ((1, 1, 1), dict(grad_accum_steps=2)),
     "eight devices": ((8, 1, 1), {}),
     "without references, as stage 1": ((1, 1, 1), dict(modes=(0.0, 0.9, 0.0, 0.1))),
 }
@@ -168,7 +169,7 @@ def test_other_weights_know_nothing(small, tmp_path):
     def cache_of(folder):
         with jax.set_mesh(small_run.mesh_of(1)):
             run = small_run.run_on(folder, 1)[0]
-        data = replace(run.experiment.data, cache=str(tmp_path / "cache"), cache_parts="all")
+        data = replace(run.experiment.data, cache=str(tmp_path / "cache"), cached_features="all")
         return make_cache(replace(run, experiment=replace(run.experiment, data=data)))
 
     fill(cache_of(base), step, encoded, batch)
@@ -260,10 +261,10 @@ def two_processes(number: int, port: int, folder: str) -> None:
     jax.config.update("jax_num_cpu_devices", 1)
     jax.distributed.initialize(f"localhost:{port}", 2, number)
     mesh = make_mesh(2, 1, 1)
-    rows, batch = distributed.own_rows(4, mesh), small_batch(4)
+    rows, batch = multihost.own_rows(4, mesh), small_batch(4)
     own = jax.tree.map(lambda x: x[rows], batch)
     said = {name: np.arange(4 * 6, dtype=np.float32).reshape(4, 2, 3) for name in ("target_mean", "target_std")}
-    on_mesh = distributed.spread({name: x[rows] for name, x in said.items()}, rows, 4, mesh)
+    on_mesh = multihost.spread({name: x[rows] for name, x in said.items()}, rows, 4, mesh)
     parts = {name: x[None] for name, x in on_mesh.items()}
     features = Features(None, None, None, None, None, parts["target_mean"], None, ())
     encoded = Encoded(features, **parts, row=None, skipped=None, grid=(1, 2))

@@ -14,9 +14,9 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from mllmsubj.config.train import CheckpointConfig
 from mllmsubj.errors import UserError
 from mllmsubj.train.checkpoints import Checkpoints
-from mllmsubj.train.settings import CheckpointConfig
 from tests.environment import ROOT, environment
 
 CONFIG = CheckpointConfig(
@@ -310,9 +310,9 @@ def test_a_full_disk(small_disk, ask, caplog):
 TWO_PROCESSES = """
 rank = int(sys.argv[2])
 jax.distributed.initialize(f"localhost:{sys.argv[3]}", 2, rank)
-from mllmsubj import checkpoint
-from mllmsubj.sharding import make_mesh, parameter_shardings
-from tests.test_checkpoint import CONFIG as MODEL, TINY
+from mllmsubj.checkpoints import format as checkpoint
+from mllmsubj.parallel.sharding import make_mesh, parameter_shardings
+from tests.checkpoints.test_format import CONFIG as MODEL, TINY
 from mllmsubj.train.workdir import claim
 workdir = Path(sys.argv[1])
 mesh = make_mesh(fsdp=4)

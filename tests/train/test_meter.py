@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mllmsubj.devices import CHIPS, find_chip
+from mllmsubj.parallel.chips import CHIPS, find_chip
 from mllmsubj.train.meter import Clock, Meter
 from mllmsubj.train.profile import Profiler
 from tests.train.test_writers import config

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from mllmsubj.experiment import Experiment
-from mllmsubj.sharding import flatten, unflatten
+from mllmsubj.config.schema import Experiment
+from mllmsubj.config.train import ModesConfig, StageConfig
+from mllmsubj.parallel.sharding import flatten, unflatten
 from mllmsubj.train.optimizer import descend, make_optimizer
-from mllmsubj.train.settings import ModesConfig, StageConfig
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mllmsubj.models.subject import Features
-from mllmsubj.sharding import make_mesh
+from mllmsubj.parallel.sharding import make_mesh
 from mllmsubj.train.programs import encoded_by
 from mllmsubj.train.step import Encoded
 

@@ -10,11 +10,11 @@ import pytest
 from flax.core import FrozenDict
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mllmsubj.config.train import ModesConfig
 from mllmsubj.errors import UserError
-from mllmsubj.sharding import flatten, make_mesh, parameter_shardings
+from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings
 from mllmsubj.train import modes
 from mllmsubj.train.optimizer import learning_rates, split
-from mllmsubj.train.settings import ModesConfig
 from mllmsubj.train.state import state_shardings
 from mllmsubj.train.step import TIME_BINS, TOWERS
 from tests.small import small_batch, small_condition, small_inputs, small_model, small_step
@@ -58,7 +58,7 @@ def test_it_learns_and_counts(plain):
 
 
 def test_gradients_of_parts_add_up_to_the_batch_s(plain):
-    close(*trajectory(*small(accumulate=4)[1:], small_batch(8)), plain, 2e-4)
+    close(*trajectory(*small(grad_accum_steps=4)[1:], small_batch(8)), plain, 2e-4)
 
 
 def test_rematerialised_and_laid_out_layers_are_the_same_step(plain):

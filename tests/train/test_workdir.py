@@ -6,7 +6,7 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from mllmsubj.checkpoint import config_text
+from mllmsubj.checkpoints.format import config_text
 from mllmsubj.errors import UserError
 from mllmsubj.train.workdir import claim
 from tests.environment import ROOT

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mllmsubj.config.train import LogConfig
 from mllmsubj.errors import UserError
-from mllmsubj.train.settings import LogConfig
 from mllmsubj.train.writers import BackgroundWriter, JsonlWriter, TensorBoardWriter, Writer, make_writer
 from tests.small import small_config
 
@@ -131,7 +131,7 @@ def test_tensorflow_is_not_imported_before_the_first_write(tmp_path, monkeypatch
 def test_tensorflow_is_imported_for_tensorboard_alone(tmp_path):
     program = f"""
 import sys
-from mllmsubj.train.settings import LogConfig
+from mllmsubj.config.train import LogConfig
 from mllmsubj.train.writers import make_writer
 make_writer({str(tmp_path)!r}, LogConfig(1, False, "", 0, 0), {{}}, 0).close()
 make_writer({str(tmp_path)!r}, LogConfig(1, True, "project", 0, 0), {{}}, 1).close()

@@ -1,41 +1,49 @@
-"""Where training data comes from: one name in, random access and an index out."""
+"""Where training data comes from: one name in, random access and an index out.
+
+Other packages, toyworld among them, add sources as entry points of the group `mllmsubj.sources`: functions
+`(split, examples, size, seed) -> Source`.
+"""
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 
 from etils import epath
 
+from mllmsubj.config.data import DataConfig
 from mllmsubj.data.example import Source
-from mllmsubj.data.settings import DataConfig
 from mllmsubj.errors import UserError, nearest
 
+GROUP = "mllmsubj.sources"
 FORMS = "toyworld, FILE.jsonl, UNO-1M's FILE.json, a folder of ArrayRecord or parquet files, tfds:NAME[:CONFIG][@DIR]"
 
 
 def open_source(config: DataConfig, seed: int, split: str | None = None) -> Source:
-    """The data set that a config names; toyworld is drawn as large as the largest side of the config's sizes."""
+    """The data set that a config names; registered sources get the largest side of the config's sizes as size."""
     size = max(side for sides in config.sizes for side in sides)
     return open_named(config.source, split or config.split, config.examples, size, seed)
 
 
 def open_named(name: str, split: str, examples: int, size: int, seed: int) -> Source:
-    """`split` is of toyworld and TFDS; `examples`, `size` (pixels) and `seed` are of toyworld.
+    """`split` is of registered sources and TFDS; `examples`, `size` (pixels) and `seed` are of registered sources.
 
     What a kind of source needs to be read is imported where it is opened. Raises UserError for a name of no form.
     """
-    if name == "toyworld":
-        from mllmsubj.data.toyworld import Split, ToyworldSource
-
-        if split not in list(Split):
-            raise UserError(
-                f"split {split!r} of toyworld{nearest(split, map(str, Split))}; it has {' and '.join(Split)}"
-            )
-        return ToyworldSource(Split(split), examples, size, seed)
+    if name in registered():
+        return registered()[name].load()(split, examples, size, seed)
     if name.startswith("tfds:"):
         from mllmsubj.data.sources.tfds import open_tfds
 
         return open_tfds(name.removeprefix("tfds:"), split)
     path = epath.Path(name).expanduser() if name else None
     if path is None or not path.exists():
-        raise UserError(f"source {name!r} is not there{nearest(name, ['toyworld'])}; a source is {FORMS}")
+        raise UserError(f"source {name!r} is not there{nearest(name, registered())}; a source is {FORMS}")
     return _open_folder(path) if path.is_dir() else _open_file(path)
+
+
+@cache
+def registered() -> dict[str, EntryPoint]:
+    """Sources that are registered, by name; nothing is imported."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
 def _open_file(path: epath.Path) -> Source:

@@ -12,8 +12,8 @@ from mllmsubj.data.example import Example, Unreadable
 from mllmsubj.data.pack import Progress, pack
 from mllmsubj.data.sources import open_named
 from mllmsubj.data.sources.array_record import read_record, write_record
-from mllmsubj.data.toyworld import Split, ToyworldSource
 from mllmsubj.errors import UserError
+from mllmsubj.toyworld import Split, ToyworldSource
 
 
 def opened(path):

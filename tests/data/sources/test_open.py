@@ -1,17 +1,17 @@
 import pytest
 
+from mllmsubj.config.data import DataConfig
 from mllmsubj.data.example import Source
-from mllmsubj.data.settings import DataConfig
 from mllmsubj.data.sources import open_named, open_source
-from mllmsubj.data.toyworld import Split, ToyworldSource
 from mllmsubj.errors import UserError
+from mllmsubj.toyworld import Split, ToyworldSource
 
 
 def config(**changes):
     settings = dict(source="toyworld", split="train", examples=9, sizes=((64, 64), (48, 80)), max_references=1)
     settings |= dict(prompt_tokens=32, swap=0.0, flip=0.0, crop=1.0, remove_background=0.0, min_scores=())
     return DataConfig(
-        **(settings | dict(max_skipped=0.0, threads=1, prefetch=1, cache="", cache_parts="latents") | changes)
+        **(settings | dict(max_skipped=0.0, threads=1, prefetch=1, cache="", cached_features="latents") | changes)
     )
 
 

@@ -1,1 +1,0 @@
-"""The front doors: Python, command line, web page. Nothing imports them."""

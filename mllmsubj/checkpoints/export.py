@@ -1,0 +1,49 @@
+"""Export of what was trained: the LoRA as diffusers loads it, the DLA and a model card."""
+
+from pathlib import Path
+
+from mllmsubj import convert
+from mllmsubj.checkpoints import format as checkpoint
+from mllmsubj.checkpoints.card import model_card, read_metrics
+from mllmsubj.config.schema import Experiment
+from mllmsubj.errors import UserError
+from mllmsubj.io import replacing_folder
+from mllmsubj.models.layers import Compute
+from mllmsubj.models.subject import SubjectModel, is_trained
+from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings, placed, unflatten
+from mllmsubj.typing import Params
+
+
+def export(where: str | Path, output: Path) -> None:
+    """Writes the folder `output`, whole or not at all, from a checkpoint or a training run's workdir.
+
+    Raises UserError if there is nothing trained to export, or if the folder cannot be written.
+    """
+    folder = checkpoint.folder_of(where)
+    experiment = Experiment.from_config(checkpoint.read_config(folder))
+    metrics = read_metrics(folder, Path(where).expanduser())
+    params = trained_params(folder, experiment)
+    try:
+        with replacing_folder(output) as partial:
+            convert.save_dla(partial, experiment.model.dla, params["dla"])
+            if experiment.model.lora is not None:
+                convert.save_lora(partial, experiment.model.transformer, experiment.model.lora, params["transformer"])
+            (partial / "README.md").write_text(model_card(experiment, metrics, checkpoint.fingerprint(folder)))
+    except OSError as error:
+        raise UserError(f"cannot write {str(output)!r}: {error.strerror or error}") from None
+
+
+def trained_params(folder: Path, experiment: Experiment) -> Params:
+    """The DLA and adapters of a checkpoint folder; its frozen base may be gone.
+
+    Raises UserError if it has none, or others than its config says.
+    """
+    model = SubjectModel(experiment.model, Compute())  # layers stacked, as checkpoints are laid out
+    wanted = {path: leaf for path, leaf in flatten(model.abstract_params()) if is_trained(path)}
+    stored = {path: leaf for path, leaf in checkpoint.stored(folder).items() if path in wanted}
+    if not stored:
+        raise UserError(f"checkpoint {folder} is not trained yet; export what mllmsubj train wrote")
+    if problems := checkpoint.differences(stored, wanted):
+        raise UserError(f"checkpoint {folder} does not fit its config: {problems}")
+    target = unflatten(wanted)
+    return checkpoint.read(folder, placed(target, parameter_shardings(target, make_mesh())))

@@ -1,0 +1,160 @@
+"""Parameters on disk in orbax's form, written layer by layer: one zarr array a leaf, one file a layer.
+
+A layer's file is a shard of zarr 3: pieces along the axis that `fsdp` splits, then where each lies, so that a device
+reads its own pieces only. Not compressed: weights hardly get smaller.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.sharding import PartitionSpec
+
+from mllmsubj.parallel.sharding import unflatten
+
+MOST_PIECES = 64
+LEAST_PIECE = 1 << 20
+"""Bytes; smaller pieces would cost more in requests than they spare."""
+BLOCK = 256
+"""Rows of a tensor that are transposed together: about what the cache holds."""
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@dataclass(frozen=True)
+class LeafFiles:
+    """How one leaf lies on disk."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    stack: int | None
+    """Axis of the layers."""
+    split: int
+    """Axis of the pieces."""
+    pieces: int
+
+    @classmethod
+    def plan(
+        cls, path: str, shape: tuple[int, ...], spec: PartitionSpec, dtype: np.dtype, stack: int | None
+    ) -> "LeafFiles":
+        """In as many pieces as are worth it, a power of two, so that they fit most meshes."""
+        split = next((axis for axis, name in enumerate(spec) if name == "fsdp"), 0)
+        layer = int(np.prod(shape)) * dtype.itemsize // (1 if stack is None else shape[stack])
+        pieces = 1
+        while split != stack and _divides(2 * pieces, shape[split]) and layer // (2 * pieces) >= LEAST_PIECE:
+            pieces *= 2
+        return cls(path, shape, dtype, stack, split, pieces)
+
+    @property
+    def folder(self) -> str:
+        """Name of the array's folder, as orbax makes it."""
+        return self.path.replace("/", ".")
+
+    @property
+    def shard(self) -> tuple[int, ...]:
+        """Shape of a file."""
+        return tuple(1 if axis == self.stack else size for axis, size in enumerate(self.shape))
+
+    @property
+    def piece(self) -> tuple[int, ...]:
+        """Shape of a piece of a file."""
+        return tuple(size // self.pieces if axis == self.split else size for axis, size in enumerate(self.shard))
+
+    def file(self, index: int | None) -> str:
+        """The file of a layer, or of the whole leaf."""
+        chunk = [str(index) if axis == self.stack else "0" for axis in range(len(self.shape))]
+        return "/".join([self.folder, "c", *chunk])
+
+    def metadata(self) -> dict[str, Any]:
+        """What `zarr.json` says."""
+        plain = [{"name": "bytes", "configuration": {"endian": "little"}}]
+        pieces = {"chunk_shape": self.piece, "codecs": plain, "index_codecs": plain, "index_location": "end"}
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": self.shape,
+            "data_type": self.dtype.name,
+            "fill_value": 0.0,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": self.shard}},
+            "chunk_key_encoding": {"name": "default"},
+            "codecs": [{"name": "sharding_indexed", "configuration": pieces}],
+        }
+
+
+def _divides(pieces: int, size: int) -> bool:
+    return pieces <= MOST_PIECES and size % pieces == 0
+
+
+def write_layer(path: Path, leaf: LeafFiles, layer: np.ndarray) -> tuple[int, str]:
+    """Writes one file of a leaf, in the leaf's dtype; returns its bytes and SHA-256.
+
+    Raises ValueError if a number in it is not finite, OSError if it cannot be written.
+    """
+    axis = leaf.split - (leaf.stack is not None and leaf.stack < leaf.split)
+    digest, size, index = hashlib.sha256(), 0, []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb", buffering=0) as file:
+
+        def write(data: np.ndarray) -> int:
+            raw = data.reshape(-1).view(np.uint8).data
+            written = 0
+            while written < len(raw):  # at most 2 GiB go at once
+                written += file.write(raw[written:])
+            digest.update(raw)
+            return written
+
+        for part in np.split(layer, leaf.pieces, axis):
+            index += [size, part.size * leaf.dtype.itemsize]
+            size += write(_laid_out(part, leaf.dtype))
+        size += write(np.asarray(index, "<u8"))
+    return size, digest.hexdigest()
+
+
+def _laid_out(part: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A copy in C order and in `dtype`, whose numbers are finite."""
+    if part.dtype == dtype == BFLOAT16:
+        part = part.view(np.uint16)  # numpy copies its own dtypes faster
+    out = np.empty(part.shape, dtype).view(part.dtype if part.dtype == np.uint16 else dtype)
+    if part.ndim == 2 and part.strides[0] < part.strides[1]:
+        for start in range(0, part.shape[1], BLOCK):
+            out[:, start : start + BLOCK] = part[:, start : start + BLOCK]
+    else:
+        out[...] = part
+    if dtype == BFLOAT16:
+        finite = not out.size or (out.view(np.uint16) & 0x7FFF).max() < 0x7F80  # ml_dtypes' isfinite is slow
+    else:
+        finite = bool(np.isfinite(out).all())
+    if not finite:
+        raise ValueError("holds NaN or infinity")
+    return out
+
+
+def make_params(folder: Path, leaves: Iterable[LeafFiles]) -> None:
+    """An orbax checkpoint of these leaves whose layers are still to be written; there or not there, nothing between.
+
+    Orbax writes what is its own, for arrays of one number; then each array's shape is put in its place.
+    """
+    draft, leaves = folder.with_name(folder.name + ".draft"), list(leaves)
+    shutil.rmtree(draft, ignore_errors=True)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # orbax warns that there is nothing to merge
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=True)) as checkpointer:
+            tree = unflatten({leaf.path: np.zeros(1, leaf.dtype) for leaf in leaves})
+            checkpointer.save(draft.absolute(), args=ocp.args.PyTreeSave(tree))
+    finally:
+        logging.set_verbosity(verbosity)
+    for leaf in leaves:
+        shutil.rmtree(draft / leaf.folder)
+        (draft / leaf.folder).mkdir()
+        (draft / leaf.folder / "zarr.json").write_text(json.dumps(leaf.metadata()))
+    os.rename(draft, folder)

@@ -1,0 +1,129 @@
+"""The models to import: where each lies, what its files hold, and which of our files each tensor goes to."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mllmsubj import convert
+from mllmsubj.checkpoints.importing.leaves import LeafFiles
+from mllmsubj.checkpoints.importing.tensors import DTYPES, Tensor, list_tensors
+from mllmsubj.convert.engine import Entry, Source, misfit, refuse, taken, unmatched
+from mllmsubj.errors import UserError
+from mllmsubj.parallel.sharding import flatten, parameter_specs
+
+OPEN: dict[str, Callable[[str | Path], Source]] = {
+    "mllm": convert.open_mllm,
+    "transformer": convert.open_transformer,
+    "vae": convert.open_vae,
+    "clip": convert.open_clip_text,
+}
+"""Part of the model, and flag -> how a source of it is read."""
+SUBFOLDERS = {"transformer": "transformer", "vae": "vae", "clip": "text_encoder"}
+"""Where the parts lie in a FLUX folder."""
+KINDS = {
+    "internvl": "mllm",
+    "internvl_chat": "mllm",
+    "FluxTransformer2DModel": "transformer",
+    "AutoencoderKL": "vae",
+    "clip_text_model": "clip",
+    "t5": "",
+    "clip": "",
+    "qwen2": "",
+}
+"""What a `config.json` calls itself -> the flag that it belongs to, if there is one."""
+Part = tuple[Entry, LeafFiles]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model to import, checked: names, shapes and dtypes fit; no tensor was read yet."""
+
+    role: str
+    folder: Path
+    config: Any
+    tensors: dict[str, Tensor]
+    """All that its files hold."""
+    parts: dict[str, list[Part]]
+    """Tensor -> the files that it goes to; none for one that holds no parameters."""
+
+    @property
+    def leaves(self) -> list[LeafFiles]:
+        """In the model's order."""
+        return list({leaf.path: leaf for parts in self.parts.values() for _, leaf in parts}.values())
+
+    @property
+    def files(self) -> dict[Path, list[Tensor]]:
+        """Source file -> its tensors, in the order that they are stored in."""
+        files: dict[Path, list[Tensor]] = defaultdict(list)
+        for tensor in self.tensors.values():
+            files[tensor.file].append(tensor)
+        return dict(files)
+
+
+def part_folder(role: str, folder: Path) -> Path:
+    """The folder of a part, which may have been given as the FLUX folder that holds it."""
+    inside = folder / SUBFOLDERS.get(role, "")
+    return inside if not (folder / "config.json").is_file() and (inside / "config.json").is_file() else folder
+
+
+def open_model(role: str, folder: Path, dtype: np.dtype) -> Model:
+    """Raises UserError, with all that is wrong, if the folder does not hold this part of the model."""
+    _check_kind(role, folder)
+    tensors = list_tensors(folder)
+    source = OPEN[role](folder)
+    shapes = {path: leaf.shape for path, leaf in flatten(source.expected)}
+    refuse(unmatched(tensors, source.table, shapes, source.ignored), str(folder))
+    refuse(_unfit(source, tensors, shapes), str(folder))
+
+    specs = dict(flatten(parameter_specs({role: source.expected})))
+    indices: dict[str, list[int | None]] = defaultdict(list)
+    stacks = {entry.target: None if entry.index is None else entry.axis for entry in source.table}
+    leaves = {
+        path: LeafFiles.plan(f"{role}/{path}", shape, specs[f"{role}/{path}"], dtype, stacks[path])
+        for path, shape in shapes.items()
+    }
+    parts: dict[str, list[Part]] = {name: [] for name in tensors}
+    for entry in source.table:
+        parts[entry.source].append((entry, leaves[entry.target]))
+        indices[entry.target].append(entry.index)
+    for path, shape in shapes.items():
+        stack = stacks[path]
+        wanted = [None] if stack is None else list(range(shape[stack]))
+        assert sorted(indices[path], key=lambda index: index or 0) == wanted, f"{path}: not one tensor for each layer"
+    return Model(role, folder, source.config, tensors, parts)
+
+
+def _unfit(source: Source, tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    problems = [
+        f"{tensors[name].file.name}: tensor {name!r} is {tensors[name].dtype}, not {' or '.join(DTYPES)}"
+        for name in dict.fromkeys(entry.source for entry in source.table)
+        if tensors[name].dtype not in DTYPES
+    ]
+    for entry in source.table:
+        tensor = tensors[entry.source]
+        # An array of one number that says it has the shape: nothing is read.
+        try:
+            problem = misfit(entry, taken(entry, np.broadcast_to(np.int8(0), tensor.shape)), shapes[entry.target])
+        except UserError as error:
+            problem = str(error)
+        if problem:
+            problems.append(f"{tensor.file.name}: {problem}")
+    return problems
+
+
+def _check_kind(role: str, folder: Path) -> None:
+    """Raises UserError if the folder says that it is another part's."""
+    try:
+        raw = json.loads((folder / "config.json").read_text())
+        kind = raw.get("_class_name") or raw.get("model_type")
+    except (AttributeError, OSError, ValueError):  # said better by those that read all of it
+        return
+    wanted = KINDS.get(kind, role)
+    if wanted != role:
+        hint = f"it belongs to --{wanted}" if wanted else "it is no part of this model"
+        raise UserError(f"--{role}={folder} holds {kind}, not {role} weights: {hint}")

@@ -1,0 +1,126 @@
+"""One pass over a model's files: each tensor is laid out and written as soon as it was read.
+
+Memory holds the tensors in hand, at most the largest one or HELD bytes, and pieces of what is made of them.
+"""
+
+import hashlib
+import re
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from mllmsubj.checkpoints.importing.leaves import write_layer
+from mllmsubj.checkpoints.importing.models import Model
+from mllmsubj.checkpoints.importing.progress import Done, Progress
+from mllmsubj.checkpoints.importing.tensors import DTYPES, Tensor, stream
+from mllmsubj.convert.engine import taken
+from mllmsubj.errors import UserError
+
+HELD = 512 << 20
+"""Bytes of tensors in memory, unless one alone is larger."""
+WRITERS = 2
+"""Threads that lay out and write; one more reads."""
+
+
+def write_model(model: Model, folder: Path, progress: Progress, advance: Callable[[int], object]) -> dict[Path, str]:
+    """Writes all layers of a model below `folder` that `progress` lacks; returns its files with their SHA-256.
+
+    `advance` hears how many bytes were read. Raises UserError if a file is not what it was or is damaged, OSError if
+    one cannot be written.
+    """
+    before = dict(progress.done)
+    room = _Room(max(HELD, *(tensor.stop - tensor.start for tensor in model.tensors.values())))
+    running: deque[Future[None]] = deque()
+    digests = {}
+    with ThreadPoolExecutor(WRITERS) as pool:
+        try:
+            for path, tensors in model.files.items():
+                for tensor, data, digest in stream(path, tensors, room.take):
+                    _check_same(model, tensor, digest, before, folder)
+                    running.append(pool.submit(_write, model, tensor, data, digest, folder, progress, room))
+                    del data
+                    while running[0].done() and len(running) > 1:
+                        running.popleft().result()
+                    advance(tensor.stop - tensor.start)
+                    digests[path] = digest
+                _check_name(path, digests[path])
+            for future in running:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return digests
+
+
+class _Room:
+    """Room for tensors in memory."""
+
+    def __init__(self, size: int):
+        self._left, self._changed = size, threading.Condition()
+
+    def take(self, tensor: Tensor) -> np.ndarray:
+        """A buffer for a tensor, as soon as there is room."""
+        size = tensor.stop - tensor.start
+        with self._changed:
+            self._changed.wait_for(lambda: self._left >= size)
+            self._left -= size
+        return np.empty(size, np.uint8)
+
+    def give(self, size: int) -> None:
+        """A buffer is no longer used."""
+        with self._changed:
+            self._left += size
+            self._changed.notify()
+
+
+def _write(
+    model: Model, tensor: Tensor, data: np.ndarray, digest: str, folder: Path, progress: Progress, room: _Room
+) -> None:
+    """All files that a tensor goes to."""
+    try:
+        for entry, leaf in model.parts[tensor.name]:
+            name = f"params/{leaf.file(entry.index)}"
+            if _is_kept(folder / name, progress.done.get(name)):
+                continue
+            array = data.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
+            try:
+                written = write_layer(folder / name, leaf, taken(entry, array))
+            except ValueError as error:
+                raise UserError(
+                    f"{tensor.file}: tensor {tensor.name!r} {error}; the file is damaged, copy it again"
+                ) from None
+            progress.add(Done(name, *written, tensor.name, digest))
+    finally:
+        room.give(len(data))
+
+
+def _is_kept(path: Path, done: Done | None) -> bool:
+    """Whether a file of an import that was stopped is what was written then."""
+    if done is None or not path.is_file() or path.stat().st_size != done.bytes:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == done.sha256
+
+
+def _check_same(model: Model, tensor: Tensor, digest: str, before: dict[str, Done], folder: Path) -> None:
+    """Raises UserError if the source, up to here, is not what an import that was stopped has read."""
+    for entry, leaf in model.parts[tensor.name]:
+        done = before.get(f"params/{leaf.file(entry.index)}")
+        if done is not None and (done.tensor, done.source_sha256) != (tensor.name, digest):
+            raise UserError(
+                f"{tensor.file} changed since the import began, at or before tensor {tensor.name!r}; put back what it "
+                f"was, or delete {folder.parent} to start again"
+            )
+
+
+def _check_name(path: Path, digest: str) -> None:
+    """Raises UserError if the hub's cache, which names files by their SHA-256, names this one by another."""
+    name = path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", name) and name != digest:
+        raise UserError(
+            f"{path} is damaged: its SHA-256 is {digest}, and it was downloaded as {name}; download it again"
+        )

@@ -1,0 +1,69 @@
+"""mllmsubj bench --what=sampler [--width=768 --tokens=256 --steps=8 --repeats=7]
+mllmsubj bench --what=train [--sizes=tiny,medium --repeats=7]
+mllmsubj bench --what=toyworld [--size=64 --seconds=3]
+mllmsubj bench --what=data [--size=512 --seconds=3]
+mllmsubj bench --what=import [--gigabytes=24 --folder=DIR]
+mllmsubj bench --what=int8 [--width=512 --steps=8]
+
+Prints the result as JSON and, with --json=FILE, writes it.
+"""
+
+import importlib
+import json
+from pathlib import Path
+
+from absl import flags
+
+from mllmsubj.config.overrides import parse
+from mllmsubj.errors import UserError
+from mllmsubj.io import writing
+
+MEASURES: dict[str, tuple[str, dict[str, object]]] = {
+    "sampler": ("sampler", dict(width=768, tokens=256, steps=8, repeats=7)),
+    "train": ("train", dict(sizes=["tiny", "medium"], repeats=7)),
+    "toyworld": ("toyworld", dict(size=64, seconds=3)),
+    "data": ("data", dict(size=512, seconds=3)),
+    "import": ("importing", dict(gigabytes=24, folder=None)),
+    "int8": ("int8", dict(width=512, steps=8)),
+}
+"""What -> module of `mllmsubj.bench`, and the flags that its `run` takes, with their defaults."""
+
+
+def define(values: flags.FlagValues) -> None:
+    """The command's flags."""
+    flags.DEFINE_enum("what", None, list(MEASURES), "what to measure", flag_values=values)
+    flags.DEFINE_string("json", None, "file to write the result to", flag_values=values)
+    flags.DEFINE_string("folder", None, "for import's files, instead of the temporary folder", flag_values=values)
+    flags.DEFINE_list("sizes", None, "what train measures: tiny, medium", flag_values=values)
+    for name, what in (
+        ("width", "width of the transformer"),
+        ("tokens", "image tokens, a square number"),
+        ("steps", "denoising steps"),
+        ("repeats", "rounds; every contestant runs once in each"),
+        ("size", "pixels of a picture's side"),
+        ("gigabytes", "of the transformer that is imported; twice that is written"),
+        ("seconds", "how long to draw toyworld, or a round of reading data"),
+    ):
+        flags.DEFINE_integer(name, None, what, lower_bound=1, flag_values=values)
+
+
+def run(values: flags.FlagValues, argv: list[str]) -> None:
+    """Measures and prints."""
+    parse(values, argv)
+    if values.what is None:
+        raise UserError(f"nothing to measure; give --what=…, one of: {', '.join(MEASURES)}")
+    if values.json and not Path(values.json).absolute().parent.is_dir():
+        raise UserError(f"cannot write {values.json!r}: its folder is not there")
+    module, defaults = MEASURES[values.what]
+    given = {name: values[name].value for name in values if values[name].present and name not in ("what", "json")}
+    for name in given:
+        if name not in defaults:
+            raise UserError(f"--{name} is no flag of bench --what={values.what}; its flags: --{', --'.join(defaults)}")
+
+    # It starts JAX: only after the flags are right.
+    result = importlib.import_module(f"mllmsubj.bench.{module}").run(**(defaults | given))
+    text = json.dumps(result, indent=2)
+    print(text)
+    if values.json:
+        with writing(Path(values.json)) as partial:
+            partial.write_text(text + "\n")

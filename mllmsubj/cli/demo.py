@@ -1,0 +1,133 @@
+"""mllmsubj demo [--workdir=demo] [--reference=IMG] [--prompt=TEXT]
+
+The whole method on this machine, in minutes: both stages of training in short, from the shipped foundation; what that
+and the shipped model draw of subjects and prompts that training never saw, judged; and a photograph of yours
+(scikit-image's cat, unless you give one) drawn anew by the shipped model. Writes report.html, reference.png and
+picture.png into WORKDIR, and the training run into WORKDIR/run. Run again, it goes on.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+from PIL import Image
+
+from mllmsubj.cli.files import workdir_path
+from mllmsubj.cli.main import need_train_extra, start_logging
+from mllmsubj.config.overrides import parse
+from mllmsubj.errors import UserError
+from mllmsubj.io import write_png, writing
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from mllmsubj.toyworld.paper_tables.report import Found
+
+STEPS = (80, 100)
+"""Of the two stages, in short."""
+BATCH_SIZE = 8
+WARMUP = 20
+"""Steps."""
+EXAMPLES = 48
+"""That each model is judged by."""
+LEAD = (
+    "The method on the drawn world: what minutes of training give, and what the shipped model does. Both are judged on "
+    "subjects and prompts that training never saw."
+)
+ASKS = "Reference and prompt go in; a probe network reads off the picture what is right."
+
+
+def define(values: flags.FlagValues) -> None:
+    """The command's flags."""
+    flags.DEFINE_string("workdir", "demo", "folder to write to", flag_values=values)
+    flags.DEFINE_string("reference", None, "picture of the subject, instead of the cat", flag_values=values)
+    flags.DEFINE_string("prompt", "the cat in the picture, on the moon", "what to draw", flag_values=values)
+
+
+def run(values: flags.FlagValues, argv: list[str]) -> None:
+    """Trains, judges, draws, and says what was done."""
+    parse(values, argv)
+    workdir = workdir_path(values.workdir)
+    need_train_extra("the demo trains and needs")
+    start_logging()
+
+    from mllmsubj.checkpoints.format import TINY, read_config
+    from mllmsubj.cli.train import stopped
+    from mllmsubj.config.schema import Experiment
+    from mllmsubj.data.images import open_image
+    from mllmsubj.evals.suite import evaluators
+    from mllmsubj.inference.pipeline import Pipeline
+    from mllmsubj.inference.request import RequestReader
+    from mllmsubj.train.loop import train
+
+    photograph = open_image(values.reference) if values.reference else _cat()
+    RequestReader(Experiment.from_config(read_config(TINY)), TINY)([photograph], values.prompt, 1, 0)  # what is wrong
+    config = short_config()
+    print(f"1/3  both stages of training, {STEPS[0]} + {STEPS[1]} steps of {BATCH_SIZE}", file=sys.stderr)
+    with stopped():
+        train(config, workdir / "run", evaluators)
+    print(f"2/3  {EXAMPLES} pictures of what was trained and of the shipped model, judged", file=sys.stderr)
+    report(workdir, config)
+    print("3/3  your picture, by the shipped model", file=sys.stderr)
+    result = Pipeline.load("tiny").generate(photograph, values.prompt, progress=sys.stderr.isatty())
+    result.save(workdir / "picture.png")
+    write_png(photograph, workdir / "reference.png")
+    print(f"reference  {workdir / 'reference.png'}")
+    print(f"prompt     {values.prompt}")
+    print(f"picture    {workdir / 'picture.png'}")
+    print(f"report     {workdir / 'report.html'}")
+
+
+def short_config() -> "ConfigDict":
+    """The shipped model's own, with fewer steps and nothing judged on the way."""
+    from mllmsubj.checkpoints.format import TINY, read_config
+
+    config = read_config(TINY)
+    train = config.train
+    train.batch_size = BATCH_SIZE
+    for stage, steps in zip((train.stage1, train.stage2), STEPS, strict=True):
+        stage.update(steps=steps, warmup_steps=WARMUP, decay_steps=steps // 4)
+    train.ema_decay = 0.98
+    config.evals.loss.every_steps = config.evals.samples.every_steps = 0
+    return config
+
+
+def report(workdir: Path, config: "ConfigDict") -> None:
+    """Judges the run in `WORKDIR/run` and the shipped model, and writes and prints their table."""
+    from mllmsubj.checkpoints.format import config_text
+    from mllmsubj.toyworld.paper_tables.report import Filled, as_text, page
+    from mllmsubj.toyworld.paper_tables.tables import Row, Table
+
+    rows = (
+        Row(f"trained here, {sum(STEPS)} steps of {BATCH_SIZE}", {"train.stage2.steps": STEPS[1]}),
+        Row("shipped", {}),
+    )
+    found, facts = zip(*(_found(checkpoint) for checkpoint in (workdir / "run", "tiny")), strict=True)
+    filled = [Filled(Table("Scores on held-out subjects", ASKS, rows), found)]
+    with writing(workdir / "report.html") as partial:
+        partial.write_text(page("mllmsubj demo", LEAD, filled, facts[-1], config_text(config)), encoding="utf-8")
+    print(as_text(filled), end="")
+
+
+def _found(checkpoint: str | Path) -> "tuple[Found, dict[str, str]]":
+    """What a checkpoint draws and how it is judged; and how that was made."""
+    from mllmsubj.checkpoints.format import folder_of, read_config
+    from mllmsubj.config.schema import Experiment
+    from mllmsubj.evals.benchmarks import Request
+    from mllmsubj.evals.judge import judged
+    from mllmsubj.toyworld.benchmark.benchmark import first_prompts
+    from mllmsubj.toyworld.paper_tables.report import Found
+
+    config = read_config(folder_of(checkpoint))
+    results = judged(checkpoint, config, Request("toyworld", limit=EXAMPLES))
+    prompts = first_prompts(Experiment.from_config(config), len(results.pictures["samples"]))
+    return Found(results.numbers, results.pictures["samples"], prompts), dict(results.settings)
+
+
+def _cat() -> Image.Image:
+    try:
+        from skimage import data
+    except ImportError:
+        raise UserError("the demo's photograph comes with scikit-image: install it, or give --reference=IMG") from None
+    return Image.fromarray(data.chelsea())

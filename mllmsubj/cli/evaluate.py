@@ -1,0 +1,64 @@
+"""mllmsubj evaluate --checkpoint=DIR|tiny --benchmark=heldout|toyworld --output=DIR [--seed --limit]
+[--config.KEY=VALUE …]
+
+Judges a checkpoint, or the result of a training run: "heldout" with the evaluators that run during training, "toyworld"
+by what a probe network reads off pictures of subjects and prompts of the drawn world that training never saw. Writes
+metrics.json, samples.png and report.html, which opens offline; earlier results in DIR are replaced. Any key of the
+checkpoint's config can be replaced, such as --config.sampling.steps=N, or --config.evals.source=DATA for the data that
+"heldout" judges on. On several hosts the same command runs on each.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from mllmsubj.cli.main import need_train_extra, start_logging
+from mllmsubj.config.overrides import divided, overridden, parse
+from mllmsubj.evals.benchmarks import check_benchmark, names
+
+
+def define(values: flags.FlagValues) -> None:
+    """The command's flags."""
+    flags.DEFINE_string("checkpoint", "tiny", "checkpoint folder, a run's workdir, or 'tiny'", flag_values=values)
+    flags.DEFINE_string("benchmark", None, " or ".join(names()), flag_values=values)
+    flags.DEFINE_string("output", None, "folder to write", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "of the noise; 0 is what training takes", 0, 2**32 - 1, flag_values=values)
+    flags.DEFINE_integer("limit", None, "examples to judge by, heldout's loss or toyworld's 500", 1, flag_values=values)
+    flags.DEFINE_string("probe", None, "folder of toyworld's probe, if not the one that is shipped", flag_values=values)
+
+
+def run(values: flags.FlagValues, argv: list[str]) -> None:
+    """Judges and writes; nothing is written unless all of it was made."""
+    argv, overrides = divided(argv)
+    parse(values, argv)
+
+    from mllmsubj.evals.results import lines, output_folder, write  # imports numpy, which --help has no use for
+
+    check_benchmark(values.benchmark)
+    folder = output_folder(values.output)
+    need_train_extra("held-out data are read with")
+    if values.limit is not None and values.benchmark == "heldout":
+        overrides.append(f"--config.evals.loss.examples={values.limit}")
+
+    start_logging()
+
+    from mllmsubj.checkpoints.format import folder_of, on_first_process, read_config
+    from mllmsubj.evals.benchmarks import Request
+    from mllmsubj.evals.judge import judged
+    from mllmsubj.evals.report import page
+    from mllmsubj.parallel import multihost
+
+    multihost.start()
+    config = overridden(read_config(folder_of(values.checkpoint)), overrides)
+    probe = Path(values.probe) if values.probe else None
+    results = judged(values.checkpoint, config, Request(values.benchmark, values.seed, values.limit, probe))
+
+    def finish() -> None:
+        write(results, page(results), folder)
+        found = list(lines(results.numbers))
+        width = max(len(line.name) for line in found)
+        for line in found:
+            print("  ".join(filter(None, (f"{line.name:<{width}}", f"{line.value:.4g}", line.interval, line.beside))))
+        print(Path(values.output) / "report.html")
+
+    on_first_process(finish)

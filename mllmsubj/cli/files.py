@@ -1,0 +1,31 @@
+"""Where a command's files go, checked before any work."""
+
+import os
+from pathlib import Path
+
+from mllmsubj.errors import UserError
+
+
+def png_path(output: str | None) -> Path:
+    """The path in `--output`; raises UserError if no PNG could be written there. Its folder may still be missing."""
+    if not output:
+        raise UserError("no output; name the PNG to write with --output=FILE.png")
+    path = Path(output).expanduser()
+    if path.suffix.lower() != ".png":
+        raise UserError(f"output {output!r} is no .png file; only PNGs are written")
+    if path.is_dir():
+        raise UserError(f"output {output!r} is a folder; name a file in it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write output {output!r}: {folder} is not a folder that can be written to")
+    return path
+
+
+def workdir_path(workdir: str) -> Path:
+    """The folder in `--workdir`, which may still be missing; raises UserError if it can be none."""
+    if "://" in workdir:
+        raise UserError(f"workdir {workdir!r} is no folder; name one, such as where it is mounted")
+    path = Path(workdir).expanduser()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"workdir {workdir!r} is a file; name a folder")
+    return path

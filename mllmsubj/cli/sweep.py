@@ -1,0 +1,142 @@
+"""mllmsubj sweep --config=FILE[:VARIANT] --sweep=FILE --workdir=DIR [--parallel=N] [--config.KEY=VALUE …]
+mllmsubj sweep --checkpoint=DIR|tiny --sweep=FILE --workdir=DIR […]
+mllmsubj sweep --workdir=DIR --summary
+
+Trains and judges every run of a sweep, each in WORKDIR/NAME as a process of its own; NAME says its overrides, log.txt
+there what it said, eval/ how it was judged. Runs that differ in `sampling` and `evals` alone share one training; with
+--checkpoint nothing is trained. Run again, it goes on: what is finished is left alone, what was stopped resumes, what
+failed is tried again. Exit code 1 if a run failed. The summary of what is finished is a table, summary.csv and
+summary.png.
+
+--launch='COMMAND … --' hands the commands to a launcher instead, each behind these words, in which {} becomes the run's
+number: training, or, where WORKDIR has the result of that, evaluation; so call it again when trainings are done.
+--dry_run prints the commands that are due.
+"""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from mllmsubj.cli.files import workdir_path
+from mllmsubj.cli.main import keep_compiled, need_train_extra
+from mllmsubj.config.overrides import divided, overridden, parse
+from mllmsubj.errors import UserError
+from mllmsubj.evals.benchmarks import check_benchmark, names
+from mllmsubj.io import write_png, writing
+from mllmsubj.sweeps.execute import carry_out, checked_runs
+
+if TYPE_CHECKING:
+    from mllmsubj.sweeps.jobs import Outcome
+
+FAILED = 1
+"""Exit code if a run failed."""
+
+
+def define(values: flags.FlagValues) -> None:
+    """The command's flags; the config's own come when its file is known."""
+    flags.DEFINE_string("config", None, "config file that every run starts from", flag_values=values)
+    flags.DEFINE_string("sweep", None, "sweep, by name or file, such as tau", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the sweep, made if it is not there", flag_values=values)
+    flags.DEFINE_string("checkpoint", None, "judge this one in every run, train none", flag_values=values)
+    flags.DEFINE_integer("parallel", 1, "runs at once; they share the machine's devices", 1, flag_values=values)
+    flags.DEFINE_string("benchmark", "heldout", " or ".join(names()), flag_values=values)
+    flags.DEFINE_integer("limit", None, "as of `mllmsubj evaluate`", 1, flag_values=values)
+    flags.DEFINE_string("launch", None, "launcher that the commands are handed to", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "print the commands that are due, run none", flag_values=values)
+    flags.DEFINE_bool("summary", False, "only sum up what is finished", flag_values=values)
+
+
+def run(values: flags.FlagValues, argv: list[str]) -> None:
+    """Runs what is due, then sums up; exits 1 if something failed, 130 or 143 after SIGINT or SIGTERM."""
+    argv, common = divided(argv)
+    parse(values, argv)
+    workdir = _workdir(values.workdir)
+    if not values.summary:
+        _check(values)
+        _carry_out(values, workdir, common)
+    if values.summary or not values.dry_run:
+        _sum_up(workdir)
+
+
+def _carry_out(values: flags.FlagValues, workdir: Path, common: list[str]) -> None:
+    """What is due, or only its commands."""
+    from mllmsubj.sweeps.commands import HERE, Commands, handed_over, make_jobs
+    from mllmsubj.sweeps.plan import Record, check_record, load_sweep
+
+    config = overridden(_config(values), common)
+    given = {each.removeprefix("--config.").partition("=")[0] for each in common}
+    runs = checked_runs(config, load_sweep(values.sweep, config), given, values.checkpoint)
+    record = Record(Path(values.sweep).stem, values.checkpoint, config, runs)
+    check_record(workdir, record)
+    commands = Commands(workdir, values.config, values.checkpoint, tuple(common), values.benchmark, values.limit)
+    jobs = make_jobs(record, commands)
+    if values.launch:
+        jobs = handed_over(jobs, values.launch)
+    if values.dry_run:
+        for job in jobs:
+            if not job.is_done():
+                print(shlex.join(job.words))
+        return
+    if not values.launch:
+        keep_compiled(workdir)  # its runs share most programs
+    before, unit = ((), "commands handed over") if values.launch else (HERE, "runs done")
+    outcome = carry_out(workdir, record, jobs, values.parallel, before, unit)
+    say(outcome)
+    if outcome.failures:
+        _sum_up(workdir)
+        sys.exit(FAILED)
+
+
+def say(outcome: "Outcome") -> None:
+    """What failed; exits if a signal ended it."""
+    for name, why in outcome.failures.items():
+        print(f"mllmsubj: cannot {name}: {why}", file=sys.stderr)
+    if outcome.signal is not None:
+        print("mllmsubj: stopped; run the same command to go on", file=sys.stderr)
+        sys.exit(128 + outcome.signal)
+
+
+def _workdir(name: str | None) -> Path:
+    if not name:
+        raise UserError("no workdir; start with mllmsubj sweep --config=tiny --sweep=tau --workdir=DIR")
+    return workdir_path(name)
+
+
+def _check(values: flags.FlagValues) -> None:
+    """What can be said before anything is loaded."""
+    if not values.sweep:
+        raise UserError("no sweep; name its file, such as --sweep=tau")
+    if bool(values.config) == bool(values.checkpoint):
+        raise UserError("give either --config=FILE, to train every run, or --checkpoint=DIR, to judge it in every run")
+    check_benchmark(values.benchmark)
+    if values.launch and not values.dry_run:
+        program = (shlex.split(values.launch) or [""])[0]
+        if not shutil.which(program):
+            raise UserError(f"cannot launch with {program!r}: there is no such program; --dry_run shows the commands")
+    need_train_extra("training needs")
+
+
+def _config(values: flags.FlagValues) -> ConfigDict:
+    from mllmsubj.checkpoints.format import folder_of, read_config
+    from mllmsubj.config.load import load_config
+
+    return read_config(folder_of(values.checkpoint)) if values.checkpoint else load_config(values.config)
+
+
+def _sum_up(workdir: Path) -> None:
+    from mllmsubj.sweeps.plan import read_record
+    from mllmsubj.sweeps.plot import draw
+    from mllmsubj.sweeps.summary import as_csv, as_text, summarise
+
+    summary = summarise(workdir, read_record(workdir))
+    print(as_text(summary), end="")
+    with writing(workdir / "summary.csv") as partial:
+        partial.write_text(as_csv(summary))
+    if summary.metrics:
+        write_png(draw(summary), workdir / "summary.png")
+        print(workdir / "summary.png")

@@ -1,0 +1,95 @@
+"""mllmsubj train --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE …]
+
+Trains both stages; run again, it resumes exactly. Writes WORKDIR/checkpoints (saves), WORKDIR/model (the result, for
+`mllmsubj generate --checkpoint=WORKDIR`), metrics.jsonl, tensorboard/, samples/ and compiled/ (programs, for the next
+start; JAX_COMPILATION_CACHE_DIR names another place for them). On several hosts the same command runs on each.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from mllmsubj.cli.files import workdir_path
+from mllmsubj.cli.main import keep_compiled, need_train_extra, start_logging
+from mllmsubj.config.overrides import divided, overridden, parse
+from mllmsubj.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+STOPPED = 143
+"""Exit code after SIGTERM, as a shell gives it: not 0, so that a scheduler starts the run again."""
+
+
+def define(values: flags.FlagValues) -> None:
+    """The command's flags; the config's own come when its file is known."""
+    flags.DEFINE_string("config", None, "config, by name or file, such as tiny", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run, made if it is not there", flag_values=values)
+
+
+def run(values: flags.FlagValues, argv: list[str]) -> None:
+    """Trains; exits 143 after SIGTERM, when all is saved."""
+    config, workdir = begin(values, argv, "train", config="tiny", workdir="DIR")
+
+    from mllmsubj.evals.suite import evaluators
+    from mllmsubj.train.loop import train
+
+    with stopped():
+        train(config, workdir, evaluators)
+    print(f"{workdir / 'model'}: draw with mllmsubj generate --checkpoint={workdir} …")
+
+
+def begin(values: flags.FlagValues, argv: list[str], command: str, **needed: str) -> "tuple[ConfigDict, Path]":
+    """Reads the flags of a command that trains and starts JAX; the config with its overrides, and the workdir.
+
+    `needed`: flags that must be given, each with an example of its value. Raises UserError for one that is missing or
+    wrong.
+    """
+    argv, overrides = divided(argv)
+    parse(values, argv)
+    for name in needed:
+        if not values[name].value:
+            usage = " ".join(f"--{flag}={example}" for flag, example in needed.items())
+            raise UserError(f"no {name}; start with mllmsubj {command} {usage}")
+    workdir = workdir_path(values.workdir)
+    need_train_extra("training needs")
+    keep_compiled(workdir)
+
+    from mllmsubj.config.load import load_config
+    from mllmsubj.parallel import multihost
+
+    config = overridden(load_config(values.config), overrides)
+    multihost.start()
+    start_logging()
+    return config, workdir
+
+
+@contextmanager
+def stopped() -> Iterator[None]:
+    """Around training: exits 143 after SIGTERM, when all is saved."""
+    from mllmsubj.train.loop import Preempted
+
+    _hush_orbax()
+    try:
+        yield
+    except Preempted as stop:
+        print(f"mllmsubj: {stop}", file=sys.stderr)
+        sys.exit(STOPPED)
+
+
+def _hush_orbax() -> None:
+    """When a write fails, as on a full disk, orbax gives up hundreds of others; each leaves a traceback, at any time
+    later and from any thread. What matters reaches us as one exception."""
+    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
+    before = sys.unraisablehook
+
+    def hook(event: "sys.UnraisableHookArgs") -> None:
+        if str(event.exc_value) != "Event loop is closed":
+            before(event)
+
+    sys.unraisablehook = hook

@@ -1,0 +1,198 @@
+"""What a compiled TPU program does, read from its text: products, memory traffic and collectives, loops multiplied out.
+
+XLA's own `cost_analysis` counts the body of a loop once; here a loop counts as often as it turns.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from mllmsubj.compile.products import kernel_flops, product_flops
+from mllmsubj.compile.text import Computation, Instruction, Shape, parse
+
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "after-all")
+"""Instructions that move nothing."""
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_CALLED = re.compile(r"\b(?:calls|body|to_apply)=%([\w.\-]+)")
+_GROUPS = re.compile(r"replica_groups=(?:\[(\d+),(\d+)\]|\{\{([\d,]*)\})")
+
+
+@dataclass
+class Work:
+    """Of one device."""
+
+    flops: int = 0
+    """Of products and convolutions."""
+    bytes: int = 0
+    """Read from and written to HBM."""
+    seconds: float = 0.0
+    """Each instruction at the peak of what limits it, collectives beside them; see `Roof`."""
+    cycles: float = 0.0
+    """As the compiler estimates."""
+    collectives: dict[str, float] = field(default_factory=dict)
+    """Kind -> bytes that go out over links."""
+
+    def add(self, other: "Work", times: int) -> None:
+        """Adds another's, so many times."""
+        for name in ("flops", "bytes", "seconds", "cycles"):
+            setattr(self, name, getattr(self, name) + times * getattr(other, name))
+        for kind, count in other.collectives.items():
+            self.collectives[kind] = self.collectives.get(kind, 0.0) + times * count
+
+
+@dataclass(frozen=True)
+class Roof:
+    """Peaks of one device: FLOP/s, and bytes/s of HBM and of its links one way."""
+
+    flops: float
+    hbm: float
+    links: float
+
+
+class Module:
+    """The text of a compiled program."""
+
+    def __init__(self, text: str):
+        self.computations, self.entry = parse(text)
+
+    def work(self, roof: Roof) -> Work:
+        """Of one run."""
+        return self._work(self.entry, roof, {})
+
+    def _work(self, name: str, roof: Roof, known: dict[str, Work]) -> Work:
+        """Within a computation collectives go on beside everything else: the longer of both counts."""
+        if name in known:
+            return known[name]
+        total, links, inner = Work(), 0.0, 0.0
+        for instruction in self.computations[name].values():
+            one = Work()
+            if instruction.op in ("while", "call"):
+                times = self.turns(instruction) if instruction.op == "while" else 1
+                total.add(inside := self._work(_called(instruction), roof, known), times)
+                inner += times * inside.seconds
+                continue
+            kind = next((kind for kind in COLLECTIVES if instruction.op in (kind, f"{kind}-start")), None)
+            if kind is not None:
+                one.collectives[kind] = self._sent(kind, instruction)
+                links += one.collectives[kind] / roof.links
+            elif not _moves_nothing(instruction):
+                one.flops, one.bytes = self._flops(name, instruction), self._traffic(name, instruction)
+                one.seconds = max(one.flops / roof.flops, one.bytes / roof.hbm)
+                cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.text)
+                one.cycles = float(cycles[1]) if cycles else 0.0
+            total.add(one, 1)
+        total.seconds = max(total.seconds - inner, links) + inner
+        known[name] = total
+        return total
+
+    def turns(self, loop: Instruction) -> int:
+        """Of a `while` that counts from 0 in even steps up to a constant, as scans and split products are compiled."""
+        names = {key: re.search(rf"{key}=%([\w.\-]+)", loop.text) for key in ("condition", "body")}
+        condition, body = (self.computations[found[1]] for found in names.values() if found)
+        limit = max((value for i in condition.values() if (value := _constant(i)) is not None), default=1)
+        test = next((i for i in condition.values() if i.op == "compare"), None)
+        counter = condition.get(test.operands[0]) if test else None
+        place = re.search(r"index=(\d+)", counter.text) if counter else None
+        root = list(body.values())[-1]  # the tuple that goes into the next turn
+        if place is None or root.op != "tuple":
+            return limit
+        added = body.get(root.operands[int(place[1])])
+        steps = [_constant(body[name]) for name in added.operands if name in body] if added else []
+        return -(-limit // next((step for step in steps if step), 1))
+
+    def _flops(self, computation: str, instruction: Instruction) -> int:
+        if instruction.op == "custom-call":
+            return kernel_flops(instruction, self._inputs(computation, instruction))
+        if instruction.op in ("dot", "convolution"):
+            return product_flops(instruction, self._inputs(computation, instruction))
+        if instruction.op not in ("fusion", "async-start"):
+            return 0
+        called = _called(instruction)
+        return sum(self._flops(called, i) for i in self.computations[called].values())
+
+    def _traffic(self, computation: str, instruction: Instruction) -> int:
+        """Bytes of HBM that are read and written; of what is sliced, or updated in place, only that part."""
+        given, taken = list(instruction.shapes), self._inputs(computation, instruction)
+        if instruction.op in ("dynamic-slice", "slice", "gather"):
+            taken = [shape if i else given[0] for i, shape in enumerate(taken)]
+        if instruction.op == "dynamic-update-slice":
+            given, taken = taken[1:2], taken[1:2]
+        if instruction.op == "async-start":
+            called = _called(instruction)
+            inside = self.computations[called].values()
+            return sum(self._traffic(called, i) for i in inside if not _moves_nothing(i))
+        if instruction.op in ("slice-start", "dynamic-slice-start"):  # gives its input once more, then the slice
+            part = given[1]
+            return part.bytes * (taken[0].in_hbm + part.in_hbm)
+        if instruction.op != "fusion":
+            given = given[:1] if instruction.op.endswith("-start") else given  # then it names its inputs once more
+            return sum(shape.bytes for shape in (*given, *taken) if shape.in_hbm)
+        body, parameters = self._fused(instruction)
+        root = list(body.values())[-1]
+        results = [body[name] for name in root.operands] if root.op == "tuple" else [root]
+        reads = sum(self._read(body, i) for i, shape in zip(parameters, taken, strict=False) if shape.in_hbm)
+        return reads + sum(_written(body, i) for i, shape in zip(results, given, strict=False) if shape.in_hbm)
+
+    def _fused(self, fusion: Instruction) -> tuple[Computation, list[Instruction]]:
+        """What a fusion calls, and the parameters in order."""
+        body = self.computations[_called(fusion)]
+        parameters = (i for i in body.values() if i.op == "parameter")
+        return body, sorted(parameters, key=lambda i: int(i.text.split(")")[0]))
+
+    def _read(self, body: Computation, value: Instruction) -> int:
+        """Bytes of one input of a fusion that it reads."""
+        total, whole = 0, value.shapes[0].bytes
+        for user in (i for i in body.values() if value.name in i.operands):
+            if user.op == "bitcast" or "output_to_operand_aliasing" in user.text:  # a copy in name only
+                total += self._read(body, user)
+            elif user.op == "fusion":
+                inner, parameters = self._fused(user)
+                places = [i for i, name in enumerate(user.operands) if name == value.name]
+                total += sum(self._read(inner, parameters[i]) for i in places)
+            elif user.op == "dynamic-slice" and user.operands[0] == value.name:
+                total += user.shapes[0].bytes
+            elif user.op != "dynamic-update-slice" or user.operands[0] != value.name:
+                return whole
+        return min(total, whole)
+
+    def _inputs(self, computation: str, instruction: Instruction) -> list[Shape]:
+        body = self.computations[computation]
+        return [shape for name in instruction.operands if name in body for shape in body[name].shapes]
+
+    def _sent(self, kind: str, instruction: Instruction) -> float:
+        """Bytes that a device sends, rings assumed."""
+        groups = _GROUPS.search(instruction.text)
+        size = 2
+        if groups:
+            size = int(groups[2]) if groups[2] else groups[3].count(",") + 1
+        given = [shape.bytes for shape in instruction.shapes if shape.kind != "token"]
+        whole = float(max(given, default=0) if instruction.op.endswith("-start") else sum(given))
+        share = (size - 1) / size
+        if kind == "reduce-scatter":
+            return whole * (size - 1)  # what it gives is a part
+        return whole * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
+
+
+def _called(instruction: Instruction) -> str:
+    """The computation that it runs; of a loop, the body."""
+    found = _CALLED.search(instruction.text)
+    assert found is not None, f"{instruction.name} calls nothing"
+    return found[1]
+
+
+def _moves_nothing(instruction: Instruction) -> bool:
+    return instruction.op in FREE or instruction.op.endswith("-done") or '"AllocateBuffer"' in instruction.text
+
+
+def _constant(instruction: Instruction) -> int | None:
+    found = re.match(r"(\d+)\)", instruction.text) if instruction.op == "constant" else None
+    return int(found[1]) if found else None
+
+
+def _written(body: Computation, result: Instruction) -> int:
+    """Bytes of one output of a fusion that it writes."""
+    if result.op == "bitcast":
+        return _written(body, body[result.operands[0]])
+    if result.op == "dynamic-update-slice":
+        return body[result.operands[1]].shapes[0].bytes
+    return result.shapes[0].bytes

@@ -1,0 +1,178 @@
+"""The programs of a step, compiled with abstract arguments that are laid out on a slice's mesh."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mllmsubj.compile import inputs
+from mllmsubj.config.schema import Experiment
+from mllmsubj.diffusion.guidance import evaluated
+from mllmsubj.diffusion.schedule import time_grid
+from mllmsubj.errors import UserError
+from mllmsubj.inference.generator import Generator
+from mllmsubj.inference.offload import TURNS, parameters_of
+from mllmsubj.inference.parameters import held_model, held_shapes
+from mllmsubj.models.flops import aggregator_flops, encode_flops, modulation_flops, sample_flops, vae_decode_flops
+from mllmsubj.models.quantize import quantize_frozen
+from mllmsubj.models.subject import Condition, SubjectModel
+from mllmsubj.ops.patchify import token_grid
+from mllmsubj.parallel.sharding import bytes_per_device, parameter_shardings, placed
+from mllmsubj.parallel.target import compiling_for
+from mllmsubj.parallel.topologies import compile_there
+from mllmsubj.train import programs as train_programs
+from mllmsubj.train.run import check_batch, kept_apart, make_stages
+from mllmsubj.train.state import new_state, state_shardings
+from mllmsubj.train.step import TOWERS
+from mllmsubj.typing import Params
+
+Step = Literal["train", "sample", "encode"]
+
+LEAST_EFFORT = -1.0
+"""Minutes instead of a quarter of an hour to compile. The program fetches ahead less, and so moves rather more, than
+what training and drawing compile with the usual effort."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One compiled program of a step."""
+
+    name: str
+    compiled: jax.stages.Compiled
+    flops: int
+    """Model FLOPs of a run, over all chips."""
+    resident: int
+    """Bytes a device that lie there meanwhile and are not among its arguments."""
+    seconds: float
+    """It took to trace and compile."""
+
+
+class DoesNotFit(Exception):
+    """A program that the compiler gave up; `report` reads by how much."""
+
+
+def compile_programs(step: Step, experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
+    """In the order in which they run; only shapes are read, so weights of any size need no memory.
+
+    What `compute` leaves to "auto" is a TPU's. Raises UserError for a batch that the mesh does not divide, and
+    DoesNotFit for a program that needs more memory than a chip has.
+    """
+    # The mesh in abstract: what little is computed while tracing must not be sent to devices that are not here.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), compiling_for("tpu"):
+        yield from _sample(experiment, mesh) if step == "sample" else _train(experiment, mesh, step == "encode")
+
+
+def _train(experiment: Experiment, mesh: Mesh, encode_only: bool) -> Iterator[Program]:
+    """Stage 2, whose sequences are the longest."""
+    train = experiment.train
+    check_batch(train.batch_size, train.grad_accum_steps, mesh)
+    params = SubjectModel(experiment.model, experiment.compute.resolve()).abstract_params()
+    trained, frozen = kept_apart(params, train)
+    _, step = make_stages(experiment, params, inputs.NULL_IDS, inputs.NULL_TEXT)
+    begin = partial(new_state, active=set(step.rates), optimizer=step.optimizer, ema=train.ema_decay > 0)
+    state = jax.eval_shape(begin, trained)
+    state, frozen = placed(state, state_shardings(state, mesh)), _stored(frozen, experiment, mesh)
+    batch, towers = inputs.train_batch(experiment, mesh), {name: frozen[name] for name in TOWERS}
+
+    encode, seconds = _compiled("encode", lambda: train_programs.lower_encode(step, frozen, batch))
+    work = train_programs.encode_step_flops(step, batch)
+    yield Program(
+        "encode", encode, work, 0 if encode_only else bytes_per_device((state, frozen["transformer"])), seconds
+    )
+    if not encode_only:
+        encoded = train_programs.encoded_by(encode)
+        update, seconds = _compiled("update", lambda: train_programs.lower_update(step, state, frozen, encoded, mesh))
+        work = train_programs.update_step_flops(step, encoded)
+        yield Program("update", update, work, bytes_per_device((towers, batch)), seconds)
+
+
+def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
+    """One batch of pictures of one reference, as `Generator` makes them of what `loading.load` keeps."""
+    settings = experiment.sampling
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if settings.batch_size % devices:
+        raise UserError(
+            f"sampling.batch_size {settings.batch_size} is not divisible by mesh axes data x fsdp ({devices}); "
+            f"use a multiple, such as {-(-settings.batch_size // devices) * devices}"
+        )
+    stored = SubjectModel(experiment.model, experiment.compute.resolve())
+    shapes = held_shapes(stored)
+    params = placed(shapes, parameter_shardings(shapes, mesh))
+    subject = held_model(stored)
+    model = subject.config
+    generator, size = Generator(subject, experiment.shift), settings.batch_size
+    grid = token_grid(settings.height, settings.width)
+    tokens = grid[0] * grid[1]
+    stages = settings.stages(time_grid(settings.steps, tokens, experiment.shift))
+
+    def whole(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    asked, guidance = inputs.request(experiment, mesh), whole(1)
+    mine = {turn: parameters_of(params, turn) for turn in TURNS}
+    one: Condition = jax.eval_shape(generator.condition, mine["encode"], asked, guidance)
+    condition = jax.tree.map(lambda x: whole(size, *x.shape[1:], dtype=x.dtype), one)
+    noise, times = whole(size, tokens, model.transformer.in_channels), whole(settings.steps + 1)
+    starts = whole(settings.steps, size)
+    moments = jax.tree.map(
+        lambda x: whole(*x.shape, dtype=x.dtype), jax.eval_shape(generator.prepare, mine["prepare"], starts, condition)
+    )
+    seen = [
+        (attends, stage.stop - stage.start)
+        for stage in stages
+        for attends in (evaluated(stage.attends) if settings.true_guidance else (stage.attends,))
+    ]
+    denoise = partial(generator.sample.lower, mine["denoise"], condition, noise, times, (1.0, 1.0), moments)
+    lowered: dict[str, tuple[Callable[[], jax.stages.Lowered], int]] = {
+        "encode": (
+            lambda: generator.condition.lower(mine["encode"], asked, guidance),
+            encode_flops(model, asked) + _aggregate_flops(experiment, asked.layout.text, one),
+        ),
+        "prepare": (
+            lambda: generator.prepare.lower(mine["prepare"], starts, condition),
+            settings.steps * size * modulation_flops(model.transformer),
+        ),
+        "denoise": (
+            lambda: denoise(grid=grid, stages=stages, true=settings.true_guidance),
+            sample_flops(model, condition, seen, tokens)
+            - sum(steps for _, steps in seen) * size * modulation_flops(model.transformer),
+        ),
+        "decode": (
+            lambda: generator.decode.lower(mine["decode"], noise, grid),
+            size * vae_decode_flops(model.vae, settings.height, settings.width),
+        ),
+    }
+    for turn, (lower, flops) in lowered.items():
+        compiled, seconds = _compiled(turn, lower)
+        waiting = {} if experiment.compute.offload else {other: mine[other] for other in TURNS if other != turn}
+        yield Program(turn, compiled, flops, bytes_per_device(waiting), seconds)
+
+
+def _aggregate_flops(experiment: Experiment, text: tuple[int, int], one: Condition) -> int:
+    tokens = text[1] - text[0], one.image.shape[1], one.null.shape[1]
+    return sum(aggregator_flops(experiment.model.dla, count) for count in tokens)
+
+
+def _compiled(name: str, lower: Callable[[], jax.stages.Lowered]) -> tuple[jax.stages.Compiled, float]:
+    start = time.perf_counter()
+    lowered = lower()
+    try:
+        compiled = compile_there(lowered, LEAST_EFFORT)
+    except jax.errors.JaxRuntimeError as error:
+        if not re.search(r"RESOURCE_EXHAUSTED.*\bhbm\b", str(error), re.IGNORECASE | re.DOTALL):
+            raise
+        raise DoesNotFit(name, str(error), time.perf_counter() - start) from None
+    return compiled, time.perf_counter() - start
+
+
+def _stored(params: Params, experiment: Experiment, mesh: Mesh) -> Params:
+    """As they lie on the chips: in 8 bits if the config says so."""
+    if experiment.model.frozen_dtype == "int8":
+        params = jax.eval_shape(quantize_frozen, params)
+    return placed(params, parameter_shardings(params, mesh))

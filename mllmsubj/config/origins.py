@@ -1,0 +1,66 @@
+"""The values of a resolved config, each with where it comes from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from mllmsubj.config.load import load_config
+from mllmsubj.config.overrides import overridden
+from mllmsubj.config.schema import default_config
+
+ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The value of one key."""
+
+    value: Any
+    origin: str
+    """ "default", the config's name or file, or "command line"."""
+
+    def __str__(self) -> str:
+        return f"{self.value!r}  # {self.origin}"
+
+
+def resolved(spec: str | None, overrides: Sequence[str] = ()) -> dict[str, Entry]:
+    """Dotted key -> entry, for the config `spec` (NAME or FILE, perhaps with :VARIANT; None: the defaults).
+
+    `overrides`: `--config.KEY=VALUE`, as the command line has them. Raises UserError as `load_config` and `overridden`.
+    """
+    defaults = default_config()
+    config = load_config(spec) if spec else defaults
+    before, base = flat(config), flat(defaults)
+    entries = {}
+    for key, value in flat(overridden(config.copy_and_resolve_references(), list(overrides))).items():
+        if value != before.get(key, ABSENT):
+            origin = "command line"
+        elif spec and value != base.get(key, ABSENT):
+            origin = spec
+        else:
+            origin = "default"
+        entries[key] = Entry(value, origin)
+    return entries
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """Dotted key -> value."""
+    return flatten_dict(config.to_dict(), sep=".")
+
+
+def as_text(entries: dict[str, Entry]) -> str:
+    """A line a key: `train.batch_size = 32  # tiny`."""
+    return "".join(f"{key} = {entry}\n" for key, entry in entries.items())
+
+
+def difference(here: dict[str, Entry], there: dict[str, Entry]) -> str:
+    """A pair of lines for each key whose values differ: "-" is `there`, "+" is `here`, as in a diff."""
+    lines = []
+    for key in dict.fromkeys((*there, *here)):
+        old, new = there.get(key), here.get(key)
+        if old is None or new is None or old.value != new.value:
+            lines += [f"{sign} {key} = {entry}\n" for sign, entry in (("-", old), ("+", new)) if entry is not None]
+    return "".join(lines)

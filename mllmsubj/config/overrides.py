@@ -1,0 +1,41 @@
+"""Flags of the command line, and `--config.KEY=VALUE`, which replaces keys of a config."""
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from mllmsubj.errors import UserError, nearest
+
+
+def divided(argv: list[str]) -> tuple[list[str], list[str]]:
+    """(the command's own words, `--config.…` overrides)."""
+    overrides = [arg for arg in argv[1:] if arg.startswith("--config.")]
+    return [arg for arg in argv if arg not in overrides], overrides
+
+
+def overridden(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+    """The config with `--config.KEY=VALUE` applied; raises UserError for a key that does not exist."""
+    for override in overrides:
+        key, node = override.removeprefix("--config.").partition("=")[0], config
+        for name in key.split("."):
+            known = list(node) if isinstance(node, ConfigDict) else []
+            name = name.partition("[")[0]
+            if name not in known:
+                raise UserError(f"unknown config key {key}{nearest(name, known)}")
+            node = node[name]
+    values, argv = flags.FlagValues(), ["mllmsubj", *overrides]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        parse(values, argv)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"config override: {' '.join(str(error).split())}") from None
+    return values.config
+
+
+def parse(values: flags.FlagValues, argv: list[str]) -> None:
+    """Reads flags; raises UserError for one that is unknown, and for words that are no flags."""
+    try:
+        words = values(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(f"unknown flag --{error.flagname}{nearest(error.flagname, values)}") from None
+    if words:
+        raise UserError(f"unexpected argument {words[0]!r}; every argument is a --flag=value")

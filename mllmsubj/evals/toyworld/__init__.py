@@ -1,1 +1,0 @@
-"""The toyworld benchmark: identity, prompt following and pose copying, read off pictures by a probe."""

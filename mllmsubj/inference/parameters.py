@@ -1,0 +1,115 @@
+"""The parameters that a pipeline draws with: read, folded, quantised and laid out a few at a time.
+
+Memory holds what is kept, and one group as it is stored: the largest one while little is kept.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from mllmsubj.checkpoints.initial import trained_groups
+from mllmsubj.config.schema import Experiment
+from mllmsubj.convert import fold_lora
+from mllmsubj.inference.offload import check_room, is_read, turn_bytes
+from mllmsubj.models.layers import unstack
+from mllmsubj.models.lora import LoRAConfig, is_lora, merge_lora
+from mllmsubj.models.quantize import quantize_frozen
+from mllmsubj.models.subject import SubjectModel, is_trained
+from mllmsubj.parallel.sharding import flatten, unflatten
+from mllmsubj.typing import Params
+
+GROUP = 1 << 30
+"""Bytes, as stored, of parameters that are handled together, unless one kernel and its adapter are larger."""
+
+Adapter = tuple[LoRAConfig, Params, float]
+"""A LoRA as `load_lora` gives it, and the weight that it is added with."""
+
+_merged = jax.jit(merge_lora, static_argnums=1)
+_unstacked = jax.jit(unstack)
+
+
+def load(
+    folder: Path, experiment: Experiment, mesh: Mesh, adapters: Sequence[Adapter] = ()
+) -> tuple[SubjectModel, Params]:
+    """A checkpoint's model as it draws and what it reads: on the devices or, with `compute.offload`, in numpy arrays.
+
+    Raises UserError for a folder whose parameters are not those of the config, and if a device has no room for them.
+    """
+    compute, offload = experiment.compute.resolve(), experiment.compute.offload
+    stored = SubjectModel(experiment.model, compute).stacked
+    check_room(turn_bytes(held_shapes(stored), mesh), offload, _room(mesh.devices.flat[0]))
+    kept: dict[str, Any] = {}
+    for group in trained_groups(folder, stored, experiment.seed, mesh, groups(stored)):
+        held = _held(stored, unflatten(group), adapters)
+        held = held if compute.scan_layers else _unstacked(held)
+        kept |= flatten(jax.device_get(held) if offload else held)
+        del group, held  # before the next one is read
+    return replace(held_model(stored), compute=compute), unflatten(kept)
+
+
+def held_model(stored: SubjectModel) -> SubjectModel:
+    """The model of what `load` keeps, layers stacked."""
+    return replace(stored, config=replace(stored.config, lora=None)) if _merges(stored) else stored
+
+
+def held_shapes(stored: SubjectModel) -> Params:
+    """Shapes and dtypes of what `load` keeps, layers stacked."""
+    read = unflatten({path: leaf for path, leaf in flatten(stored.abstract_params()) if is_read(path)})
+    return jax.eval_shape(partial(_held, stored), read)
+
+
+def groups(stored: SubjectModel) -> list[list[str]]:
+    """Paths of what is read; a kernel and the adapter that is merged into it lie in one group."""
+    units: defaultdict[str, list[str]] = defaultdict(list)
+    sizes: defaultdict[str, int] = defaultdict(int)
+    for path, leaf in flatten(stored.abstract_params()):
+        if is_read(path):
+            unit = path.rpartition("/")[0] if _merges(stored) else path
+            units[unit].append(path)
+            sizes[unit] += leaf.size * leaf.dtype.itemsize
+    found: list[list[str]] = []
+    size = GROUP
+    for unit in sorted(units, key=sizes.__getitem__, reverse=True):  # the largest come while little else is held
+        if size + sizes[unit] > GROUP:
+            found.append([])
+            size = 0
+        found[-1] += units[unit]
+        size += sizes[unit]
+    return found
+
+
+def _held(stored: SubjectModel, params: Params, adapters: Sequence[Adapter] = ()) -> Params:
+    """Some of the parameters, as they are held to draw with; a kernel that adapters are merged into comes with them.
+
+    In 8 bits the checkpoint's own adapters stay beside the kernels, as in training: their changes are smaller than the
+    steps of 8 bits. Those of `adapters` are folded in before.
+    """
+    if stored.config.lora is not None and _merges(stored):
+        params = _merged(params, stored.config.lora)
+    for config, factors, weight in adapters if "transformer" in params else ():
+        kernels = {path.rpartition("/")[0] for path, _ in flatten(params["transformer"]) if path.endswith("/kernel")}
+        some = {path: leaf for path, leaf in flatten(factors) if path.rpartition("/")[0] in kernels}
+        params = params | {"transformer": fold_lora(params["transformer"], config, unflatten(some), weight)}
+    if not _merges(stored):
+        params = quantize_frozen(params)
+    narrow = stored.compute.dtype  # of factors of products, which are cast to it wherever they are used
+    return unflatten({p: x.astype(narrow) if is_trained(p) and _is_factor(p) else x for p, x in flatten(params)})
+
+
+def _is_factor(path: str) -> bool:
+    return is_lora(path) or path.endswith("/kernel")
+
+
+def _merges(stored: SubjectModel) -> bool:
+    return stored.config.frozen_dtype != "int8"
+
+
+def _room(device: jax.Device) -> int | None:
+    """Bytes of a device's memory, where it says."""
+    return (device.memory_stats() or {}).get("bytes_limit")

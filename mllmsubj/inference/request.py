@@ -1,0 +1,78 @@
+"""What was asked for -> the arrays the model reads; everything that can be wrong with a request is found here."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mllmsubj.config.data import ReferenceConfig
+from mllmsubj.config.schema import Experiment
+from mllmsubj.data.images import check_references, mllm_tile, open_image, to_rgb, vae_picture
+from mllmsubj.data.tokenization import PromptEncoder
+from mllmsubj.data.transforms import place_all
+from mllmsubj.errors import UserError
+from mllmsubj.models.subject import Layout, SubjectInputs
+from mllmsubj.ops.patchify import TOKEN_PIXELS
+
+Reference = Image.Image | str | Path
+
+
+class RequestReader:
+    """Reads requests for one checkpoint; needs its config and tokenizers, not its parameters."""
+
+    def __init__(self, experiment: Experiment, folder: Path):
+        mllm = experiment.model.mllm
+        self._size, self._config = (mllm.vision.image_size,) * 2, experiment.reference
+        self._encoder = PromptEncoder(
+            folder / "tokenizer",
+            folder / "clip_tokenizer",
+            experiment.prompt,
+            image_tokens=mllm.tokens_per_tile,
+            image_token_id=mllm.image_token_id,
+        )
+
+    def __call__(self, references: Sequence[Reference], prompt: str, num_images: int, seed: int) -> SubjectInputs:
+        """The arrays of one request, batch 1; raises UserError for anything in it that cannot be."""
+        _check(prompt, num_images, seed)
+        pictures = [open_image(r) if isinstance(r, str | Path) else to_rgb(r) for r in references]
+        check_references(pictures, self._config)
+        tokens, null = self._encoder(prompt, len(pictures)), self._encoder("", 0)
+        vae, mask = _vae_pictures(pictures, self._config)
+        return SubjectInputs(
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            null_ids=null.input_ids,
+            clip_ids=tokens.clip_ids,
+            pixel_values=np.stack([mllm_tile(picture, self._size, self._config) for picture in pictures]),
+            references=tuple(picture[None] for picture in vae),
+            layout=Layout(tokens.text, tokens.images),
+            null_text=null.text,
+            reference_mask=mask,
+        )
+
+
+def _vae_pictures(pictures: list[Image.Image], config: ReferenceConfig) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """What the VAE reads, in [-1, 1], and the mask of its tokens.
+
+    Several references lie in squares as in training, since where one's positions begin depends on the sizes of those
+    before it.
+    """
+    if len(pictures) == 1:
+        return [vae_picture(pictures[0], False, config)], None
+    side = config.square_side(True)
+    squares = np.empty((len(pictures), side, side, 3), np.uint8)
+    mask = np.empty((1, len(pictures) * (side // TOKEN_PIXELS) ** 2), bool)
+    place_all(pictures, config, squares, mask[0])
+    return list(squares.astype(np.float32) / 127.5 - 1.0), mask
+
+
+def _check(prompt: str, num_images: int, seed: int) -> None:
+    if not prompt.strip():
+        raise UserError('no prompt; say what to draw with --prompt="…"')
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # how Python keeps bytes that it could not decode
+        raise UserError(f"the prompt is not valid UTF-8: {prompt!r}")
+    if num_images < 1:
+        raise UserError(f"num_images is {num_images}; it must be at least 1")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}; it must be from 0 to {2**32 - 1}")

@@ -1,0 +1,60 @@
+"""How a file or a folder is written: whole or not at all."""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mllmsubj.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, which takes its place at the end and is gone after a failure.
+
+    Raises OSError as it comes; whoever calls knows what to say of it.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """The same with an empty folder; one that is there already is gone for the moment between two renames."""
+    partial, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+    finally:
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """As `replacing`; makes the folder, and raises UserError where the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            yield partial
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+
+
+def write_png(image: "Image.Image", path: Path, **options: Any) -> None:
+    """Writes a PNG whole or not at all; raises UserError where that is not possible."""
+    with writing(path) as partial:
+        image.save(partial, format="PNG", **options)

@@ -1,0 +1,70 @@
+"""What `sweep` and `reproduce` share: runs that are checked before the first begins, then carried out in a workdir."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from mllmsubj.config.overrides import overridden
+from mllmsubj.errors import UserError
+
+if TYPE_CHECKING:
+    from mllmsubj.sweeps.jobs import Job, Outcome
+    from mllmsubj.sweeps.plan import Record, Run
+
+
+def checked_runs(
+    config: ConfigDict, sweep: Sequence[dict], given: Collection[str] = (), checkpoint: str | None = None
+) -> "tuple[Run, ...]":
+    """The runs, each of which is a config that can be run and no other's.
+
+    `config`: of the run without overrides; `given`: keys that no run may set; `checkpoint`: if one is judged in all
+    runs, and none trained. Raises UserError naming run and key.
+    """
+    from mllmsubj.checkpoints.format import config_text
+    from mllmsubj.config.schema import Experiment
+    from mllmsubj.sweeps.names import word
+    from mllmsubj.sweeps.plan import UNTRAINED, flat_keys, plan, value_of
+
+    runs = plan(sweep, flat_keys(config))
+    names: dict[str, str] = {}
+    for number, one in enumerate(runs, 1):
+        here = f"run {number} of the sweep ({one.name})"
+        if twice := set(given) & one.overrides.keys():
+            raise UserError(f"{here} sets {min(twice)}; leave out --config.{min(twice)}")
+        if checkpoint and one.trained:
+            sections = " and ".join(section.rstrip(".") for section in UNTRAINED)
+            raise UserError(f"{here} sets {min(one.trained)}; with --checkpoint only keys of {sections} can be set")
+        try:
+            made = overridden(
+                config.copy_and_resolve_references(), [word(key, value) for key, value in one.overrides.items()]
+            )
+            Experiment.from_config(made)
+        except (UserError, flags.Error) as error:
+            raise UserError(f"{here}: {error}") from None
+        for key, value in one.overrides.items():
+            if (read := value_of(made, key)) != value:
+                raise UserError(f"{here}: {key} is {value!r}, which the command line would read as {read!r}")
+        other = names.setdefault(config_text(made), one.name)
+        if other != one.name:
+            raise UserError(f"{here} is the same as {other}; every run must differ from the others")
+    return runs
+
+
+def carry_out(
+    workdir: Path, record: "Record", jobs: "Sequence[Job]", parallel: int, before: tuple[str, ...], unit: str
+) -> "Outcome":
+    """Runs the jobs of what the workdir then remembers; see `run_jobs`. Raises UserError if it cannot be written."""
+    from mllmsubj.sweeps.jobs import run_jobs
+    from mllmsubj.sweeps.plan import write_record
+    from mllmsubj.train.workdir import locked
+
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write workdir {workdir}: {error.strerror or error}") from None
+    with locked(workdir):
+        write_record(workdir, record)
+        return run_jobs(jobs, parallel, before, unit)

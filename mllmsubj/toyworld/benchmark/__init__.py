@@ -1,0 +1,23 @@
+"""Toyworld as a benchmark: images of held-out subjects and prompts, read by the probe."""
+
+from typing import TYPE_CHECKING
+
+from mllmsubj.evals.benchmarks import Benchmark, Plan, Request
+
+if TYPE_CHECKING:
+    from mllmsubj.config.schema import Experiment
+
+
+def _plan(request: Request, experiment: "Experiment") -> Plan:
+    from mllmsubj.checkpoints.format import TINY
+    from mllmsubj.toyworld.benchmark.benchmark import EXAMPLES, Toyworld, check_size
+    from mllmsubj.toyworld.probe.reader import ProbeReader
+
+    check_size(experiment)
+    probe, name = ProbeReader.load(request.probe or TINY), Toyworld.name
+    examples = request.limit or EXAMPLES
+    return Plan(lambda run: [Toyworld(run, probe, request.seed, examples)], name, name, name, experiment.sampling.steps)
+
+
+TOYWORLD = Benchmark(_plan)
+"""Entry point of `mllmsubj.evals.benchmarks`: identity, prompt following and pose copying."""

@@ -1,0 +1,119 @@
+"""Draws toyworld's held-out examples with a checkpoint and judges the pictures."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+
+from mllmsubj.config.data import DataConfig
+from mllmsubj.config.schema import Experiment
+from mllmsubj.data.plan import Plan
+from mllmsubj.data.sources import open_source
+from mllmsubj.errors import UserError
+from mllmsubj.evals.drawing import Drawing, gathered
+from mllmsubj.evals.held_out import SEED, HeldOut, held_out
+from mllmsubj.toyworld import Example, ToyworldSource
+from mllmsubj.toyworld.benchmark.scores import MEANINGS, copying, of_probe, scores
+from mllmsubj.toyworld.probe.reader import ProbeReader
+from mllmsubj.toyworld.world.attributes import ATTRIBUTES, number
+from mllmsubj.train.evaluator import Value
+from mllmsubj.train.run import Run
+from mllmsubj.typing import Params
+
+EXAMPLES = 500
+"""Drawn where nobody says how many: rates within 4 points."""
+SHOWN = 16
+"""Pictures in the report."""
+
+log = logging.getLogger("mllmsubj")
+
+
+def check_size(experiment: Experiment) -> None:
+    """Raises UserError where the sampler's pictures cannot be judged."""
+    sampling = experiment.sampling
+    if sampling.height != sampling.width:
+        raise UserError(
+            f"config keys sampling.height and sampling.width are {sampling.height} and {sampling.width}; "
+            f"toyworld's pictures are squares"
+        )
+
+
+def data_of(experiment: Experiment) -> DataConfig:
+    """The examples to draw, whatever the experiment trains on."""
+    plain = replace(experiment.data, source="toyworld")
+    ours = replace(experiment, data=plain, evals=replace(experiment.evals, source=""))
+    size = (experiment.sampling.height, experiment.sampling.width)
+    return replace(held_out(ours), sizes=(size,), max_references=1)
+
+
+def first_prompts(experiment: Experiment, count: int) -> list[str]:
+    """Of the first examples that are drawn."""
+    data = data_of(experiment)
+    source = open_source(data, SEED)
+    numbers = Plan(source.index(), data, count, SEED).batch(0).examples
+    return [source[int(number)].prompt for number in numbers]
+
+
+class Toyworld:
+    """Numbers as `scores` names them, and "samples": rows of reference, drawing and target.
+
+    The text beside each row is its prompt, and what the probe reads there that is wrong. Picture i is what inference
+    draws from the noise of (seed, i).
+    """
+
+    name = "toyworld"
+    every_steps = 0
+    meanings: Mapping[str, str] = {
+        **MEANINGS,
+        "samples": "Reference, what the model draws from it and the prompt, and one right picture of many.",
+    }
+
+    def __init__(self, run: Run, probe: ProbeReader, seed: int, examples: int = EXAMPLES):
+        """`seed`: of the noise; the examples are always the same."""
+        sampling = run.experiment.sampling
+        self._held_out = HeldOut.open(run, data_of(run.experiment), examples, "limit")
+        self.examples = self._held_out.count
+        self._probe, self._draw = probe, Drawing(run, sampling, seed)
+        self._batch_size = self._held_out.batch_size(sampling.batch_size)
+
+    def run(self, params: Params) -> Iterator[tuple[str, Value]]:
+        """See `Evaluator.run`."""
+        drawn, examples = self._drawn(params)
+        side = drawn.shape[1]
+        references = np.stack([example.reference.render(side) for example in examples])
+        targets = np.stack([example.target.render(side) for example in examples])
+        read, real = self._probe(drawn), self._probe(targets)
+        yield from scores(examples, read, real)
+        yield from copying(drawn, references, targets)
+        yield from of_probe(examples, real)
+        yield "samples", np.concatenate([references, drawn, targets], axis=2)[:SHOWN]
+        yield "samples", tuple(_said(*each) for each in zip(examples[:SHOWN], read[:SHOWN], strict=True))
+
+    def _drawn(self, params: Params) -> tuple[np.ndarray, list[Example]]:
+        """All pictures, 8 bits, and what was to be drawn."""
+        source, size, pictures, numbers = self._held_out.source, self._batch_size, [], []
+        assert isinstance(source, ToyworldSource)
+        with closing(self._held_out.loader(size)) as loader:
+            for first in range(0, self.examples, size):
+                batch = self._held_out.spread(next(loader), loader, size)
+                pictures.append(self._draw(params, batch, first))
+                numbers.append(gathered(batch.example))
+                done = min(first + size, self.examples)
+                if done * 10 // self.examples > first * 10 // self.examples:
+                    log.info("%d of %d pictures", done, self.examples)
+        kept = slice(self.examples)
+        return np.concatenate(pictures)[kept], [source.example(int(n)) for n in np.concatenate(numbers)[kept]]
+
+
+def _said(example: Example, reading: np.ndarray) -> str:
+    """The prompt, and what is wrong in the picture as the probe reads it."""
+    wanted = vars(example.prompt.identity(example.reference.identity)) | dict(example.prompt.asks)
+    read = dict(zip(ATTRIBUTES, map(int, reading), strict=True))
+    wrong = [
+        f"{name} {ATTRIBUTES[name][read[name]]} (not {value or 'none'})"
+        for name, value in wanted.items()
+        if read[name] != number(name, value)
+    ]
+    return f"{example.prompt.text} — {'wrong: ' + ', '.join(wrong) if wrong else 'all right'}"

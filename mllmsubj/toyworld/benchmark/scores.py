@@ -1,0 +1,131 @@
+"""The benchmark's numbers, each with its 95 % interval and what the same examples' targets get."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mllmsubj.toyworld import Example
+from mllmsubj.toyworld.benchmark.tallies import (
+    Tally,
+    accuracy,
+    all_right,
+    copy_chance,
+    identity,
+    pose_copy,
+    prompt,
+    reasoning,
+    truth,
+)
+from mllmsubj.typing import Float, Int
+
+RESAMPLES = 2000
+"""Of the pictures, with repetition, for an interval."""
+SEED = 0
+"""Of these; runs are compared."""
+PSNR_MOST = 20 * np.log10(255.0)
+"""dB, of pictures that differ by one level everywhere; equal ones get it, too."""
+
+Statistic = Callable[[Any, Float[np.ndarray, "b n"]], Float[np.ndarray, " b"]]
+"""Of what was found of n pictures, and of how often each of them counts."""
+
+TALLIES: Mapping[str, Callable[..., Tally]] = {
+    "identity": identity,
+    "prompt": prompt,
+    "reasoning": reasoning,
+    "pose_copy": pose_copy,
+}
+JUDGED = ("identity", "prompt", "reasoning")
+"""Those that are to be right."""
+
+MEANINGS: Mapping[str, str] = {
+    "identity_accuracy": "How often the probe reads the reference's shape, colours, texture and accessory, but for "
+    "what the prompt recolours: mean over these",
+    "prompt_accuracy": "How often it reads what the prompt asks: mean over scene, time, position, size, …, recolouring",
+    "reasoning_accuracy": "the same on prompts that only the reference resolves",
+    "pose_copy_rate": "How often the reference's pose is repeated where the prompt leaves it free: chance is best",
+    "pose_copy_chance": "the rate for two independent pictures, exactly",
+    "identity_all_right": "Share of pictures with every attribute of the identity right",
+    "prompt_all_right": "with all that the prompt asks",
+    "reasoning_all_right": "with all that a prompt asks that only the reference resolves",
+    "all_right": "with identity and prompt",
+    "copy_psnr": "How near the picture is to the reference's own pixels, dB: the targets' is right, more is copying",
+    "probe_accuracy": "How often the probe reads an attribute of the targets right: mean over all",
+    "probe_least": "of the one that it reads worst",
+}
+
+
+def scores(
+    examples: Sequence[Example], drawn: Int[np.ndarray, "n attributes"], real: Int[np.ndarray, "n attributes"]
+) -> Iterator[tuple[str, float]]:
+    """(name, value), and "NAME/low", "NAME/high", its interval, and "NAME/real": of the targets.
+
+    `drawn`, `real`: what the probe reads off the pictures and off the targets.
+    """
+    score = partial(_score, len(examples))
+    tallies = {name: (tally(examples, drawn), tally(examples, real)) for name, tally in TALLIES.items()}
+    everything = tuple(who.beside(what) for who, what in zip(tallies["identity"], tallies["prompt"], strict=True))
+    for name in JUDGED:
+        yield from score(f"{name}_accuracy", accuracy, tallies[name])
+    yield from score("pose_copy_rate", accuracy, tallies["pose_copy"])
+    yield "pose_copy_chance", copy_chance(tallies["pose_copy"][0])
+    for name in JUDGED:
+        yield from score(f"{name}_all_right", all_right, tallies[name])
+    yield from score("all_right", all_right, everything)
+    for name, pair in tallies.items():
+        for column in pair[0].names:
+            yield from score(f"{name}/{column}", accuracy, tuple(tally.column(column) for tally in pair))
+
+
+def copying(
+    drawn: UInt8[np.ndarray, "n height width 3"],
+    references: UInt8[np.ndarray, "n height width 3"],
+    targets: UInt8[np.ndarray, "n height width 3"],
+) -> Iterator[tuple[str, float]]:
+    """The copy control, "copy_psnr", as `scores` gives its numbers."""
+    yield from _score(len(drawn), "copy_psnr", _mean, (psnr(drawn, references), psnr(targets, references)))
+
+
+def of_probe(examples: Sequence[Example], real: Int[np.ndarray, "n attributes"]) -> Iterator[tuple[str, float]]:
+    """How well the probe reads the targets, which bounds what can be said of pictures."""
+    found = truth(examples, real)
+    shares = found.right.mean(axis=0)
+    yield "probe_accuracy", float(shares.mean())
+    yield "probe_least", float(shares.min())
+    for name, share in zip(found.names, shares, strict=True):
+        yield f"probe/{name}", float(share)
+
+
+def psnr(one: UInt8[np.ndarray, "n height width 3"], other: np.ndarray) -> Float[np.ndarray, " n"]:
+    """Peak signal-to-noise ratio of each pair, dB, `PSNR_MOST` at most."""
+    error = np.mean((one.astype(np.float64) - other) ** 2, axis=(1, 2, 3))
+    return PSNR_MOST - 10 * np.log10(np.maximum(error, 1.0))
+
+
+def interval(statistic: Statistic, found: Any, pictures: int) -> tuple[float, float]:
+    """95 % percentile bootstrap over pictures; NaN where nothing is judged."""
+    values = statistic(found, _resamples(pictures))
+    values = values[np.isfinite(values)]  # a resample may have none of the few pictures that say something
+    low, high = np.percentile(values, (2.5, 97.5)) if len(values) else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+@lru_cache(1)
+def _resamples(pictures: int) -> Float[np.ndarray, "b n"]:
+    """How often each picture is in each resample."""
+    shares = np.full(pictures, 1 / pictures)
+    return np.random.default_rng(SEED).multinomial(pictures, shares, RESAMPLES).astype(np.float64)
+
+
+def _score(pictures: int, name: str, statistic: Statistic, found: Sequence[Any]) -> Iterator[tuple[str, float]]:
+    """`found`: what `statistic` is of, for the pictures and for their targets."""
+    once = np.ones((1, pictures))
+    value, real = (float(statistic(each, once)[0]) for each in found)
+    low, high = interval(statistic, found[0], pictures)
+    yield from ((name, value), (f"{name}/low", low), (f"{name}/high", high), (f"{name}/real", real))
+
+
+def _mean(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, "b n"]) -> Float[np.ndarray, " b"]:
+    return weights @ values / weights.sum(axis=1)

@@ -1,0 +1,151 @@
+"""Pictures whose latents are known: the frozen VAE runs once over each of them, not once a step."""
+
+import hashlib
+import logging
+import operator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, SupportsIndex, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mllmsubj.data.example import Index
+from mllmsubj.errors import UserError
+from mllmsubj.io import replacing
+from mllmsubj.toyworld.dataset.examples import Example, Picture
+from mllmsubj.toyworld.dataset.images import PictureSource
+from mllmsubj.toyworld.dataset.source import ToyworldSource
+from mllmsubj.typing import Float, Int
+
+log = logging.getLogger("mllmsubj")
+
+AT_ONCE = 64
+"""Pictures that are encoded together."""
+
+Moments = Float[np.ndarray, "two n c"]
+"""Mean and deviation of a picture's patchified latents, float16."""
+
+
+Encode = Callable[[UInt8[np.ndarray, "b height width 3"]], Float[np.ndarray, "b two n c"]]
+"""Moments of 8-bit pictures."""
+
+
+@runtime_checkable
+class Pictures(Protocol):
+    """Numbered pictures, drawn at one size; two that print alike are alike."""
+
+    @property
+    def size(self) -> int:
+        """Pixels of their sides."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Picture: ...
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The pictures that follow the prompts of examples."""
+
+    examples: ToyworldSource
+
+    @property
+    def size(self) -> int:
+        return self.examples.size
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, number: SupportsIndex, /) -> Picture:
+        return self.examples.example(number).target
+
+
+@dataclass(frozen=True)
+class EncodedPictures:
+    """First views of subjects beside their moments, and those of the second view, or their own again for one view."""
+
+    pictures: PictureSource
+    name: str
+    """Says what the moments are of; two sources that print alike are alike."""
+    moments: Float[np.ndarray, "pictures two n c"] = field(repr=False)
+
+    def __getitem__(self, number: SupportsIndex, /) -> tuple[Picture, Moments, Moments]:
+        """Raises IndexError outside [0, subjects)."""
+        views = self.pictures.views
+        index = operator.index(number) * views
+        following = min(index + (views > 1), len(self.moments) - 1)
+        return self.pictures[index], self.moments[index], self.moments[following]
+
+    def index(self) -> Index:
+        whole, firsts = self.pictures.index(), slice(None, None, self.pictures.views)
+        return Index(whole.width[firsts], whole.height[firsts], whole.references[firsts])
+
+
+@dataclass(frozen=True)
+class EncodedExamples:
+    """Examples beside the moments of their targets; those that `Prompt.changes_what_is_seen` come `relations` times."""
+
+    examples: ToyworldSource
+    name: str
+    """See `EncodedPictures`."""
+    moments: Float[np.ndarray, "examples two n c"] = field(repr=False)
+    relations: int
+
+    @cached_property
+    def _numbers(self) -> Int[np.ndarray, " rows"]:
+        """Of the examples, in their order."""
+        prompts = (self.examples.example(number).prompt for number in range(len(self.examples)))
+        times = [self.relations if prompt.changes_what_is_seen else 1 for prompt in prompts]
+        return np.repeat(np.arange(len(times)), times)
+
+    def __getitem__(self, row: SupportsIndex, /) -> tuple[Example, Moments]:
+        """Raises IndexError outside [0, rows)."""
+        index = operator.index(row)
+        if not 0 <= index < len(self._numbers):
+            raise IndexError(f"row {index} is outside of the {len(self._numbers)} rows")
+        number = self._numbers[index]
+        return self.examples.example(number), self.moments[number]
+
+    def index(self) -> Index:
+        whole = self.examples.index()
+        return Index(whole.width[self._numbers], whole.height[self._numbers], whole.references[self._numbers])
+
+
+def encoded(
+    pictures: Pictures, encode: Encode, encoder: str, folder: Path, threads: int
+) -> tuple[str, Float[np.ndarray, "pictures two n c"]]:
+    """A name of what they depend on, and the moments of all; kept in `folder` under that name, and found there again.
+
+    `encoder`: text that names all that `encode` depends on. Raises UserError if they cannot be written or read.
+    """
+    digest = hashlib.sha256(f"{pictures} {encoder}".encode())
+    digest.update(pictures[0].render(pictures.size).tobytes())  # how they are drawn may change
+    name = digest.hexdigest()[:16]
+    path = folder / f"latents-{name}.npy"
+    moments = None if path.is_file() else _moments(pictures, encode, threads)
+    try:
+        if moments is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial, partial.open("wb") as file:
+                np.save(file, moments)
+        return name, np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot keep latents in {path}: {getattr(error, 'strerror', None) or error}; make room or delete the file"
+        ) from None
+
+
+def _moments(pictures: Pictures, encode: Encode, threads: int) -> Float[np.ndarray, "pictures two n c"]:
+    log.info("encodes %d pictures, once", len(pictures))
+    parts = []
+    with ThreadPoolExecutor(threads) as pool:
+        for first in range(0, len(pictures), AT_ONCE):
+            numbers = np.minimum(np.arange(first, first + AT_ONCE), len(pictures) - 1)  # one shape, one program
+            pixels = np.stack(list(pool.map(lambda i: pictures[i].render(pictures.size), numbers)))
+            parts.append(encode(pixels)[: len(pictures) - first])
+    return np.concatenate(parts)

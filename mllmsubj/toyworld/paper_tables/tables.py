@@ -1,0 +1,186 @@
+"""The paper's tables as runs of one config, each row with the paper's own numbers.
+
+Every row is compared with the one that the paper chose, which is the config as it is: `{}`.
+Source: arXiv 2605.26111, Tables 1, 6, 7 and C.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from mllmsubj.diffusion.schedule import PAPER_SIDE, same_noise
+
+Overrides = dict[str, Any]
+"""As `sweeps.axes.Overrides`: dotted keys of a config -> values."""
+
+OURS = "the paper's choice"
+EQUAL = 0.002
+"""Numbers of the paper that differ by less say nothing of an order."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A row's numbers on DreamBench."""
+
+    dino_i: float
+    clip_i: float
+    clip_t: float
+
+
+@dataclass(frozen=True)
+class Claim:
+    """How a row's number is said to stand to the paper's choice's."""
+
+    metric: str
+    """As `mllmsubj evaluate --benchmark=toyworld` names it."""
+    side: Literal["lower", "higher"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant."""
+
+    label: str
+    overrides: Overrides
+    paper: Paper | None = None
+    claims: tuple[Claim, ...] = ()
+    """Beside those that the paper's numbers make."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Variants that answer one question; one of them is the paper's choice."""
+
+    title: str
+    asks: str
+    rows: tuple[Row, ...]
+
+    @property
+    def ours(self) -> Row:
+        """The paper's choice."""
+        return next(row for row in self.rows if row.paper == PAPER or not row.overrides)
+
+    def claims(self, row: Row) -> tuple[Claim, ...]:
+        """What is said of a row: subject fidelity (DINO-I) for identity, prompt fidelity (CLIP-T) for prompts."""
+        said, chosen = row.paper, self.ours.paper
+        if row is self.ours or said is None or chosen is None:
+            return row.claims
+        pairs = (
+            ("identity_accuracy", said.dino_i - chosen.dino_i),
+            ("prompt_accuracy", said.clip_t - chosen.clip_t),
+        )
+        made = tuple(Claim(metric, "higher" if by > 0 else "lower") for metric, by in pairs if abs(by) >= EQUAL)
+        return made + row.claims
+
+
+PAPER = Paper(0.7482, 0.8443, 0.3010)
+COLD: Overrides = {"train.warm_start": False}
+
+
+def runs(tables: Sequence[Table]) -> list[Overrides]:
+    """What the rows need, each once."""
+    found: list[Overrides] = []
+    for row in (row for table in tables for row in table.rows):
+        if row.overrides not in found:
+            found.append(row.overrides)
+    return found
+
+
+def _modes(*stages: str, **shares: float) -> Overrides:
+    """Stages of training with one mix of conditions, the empty one a tenth."""
+    mix = {"both": 0.0, "mllm": 0.0, "vae": 0.0, "none": 0.1} | shares
+    return {f"train.{stage}.modes.{mode}": share for stage in stages for mode, share in mix.items()}
+
+
+def branches(config: ConfigDict) -> Table:
+    """MLLM only, VAE only, both."""
+    del config
+    copies = (Claim("pose_copy_rate", "higher"), Claim("copy_psnr", "higher"))
+    rows = (
+        Row(
+            "MLLM only",
+            _modes("stage1", "stage2", mllm=0.9) | {"sampling.conditions": "mllm"},
+            Paper(0.6788, 0.8228, 0.2988),
+        ),
+        Row("VAE only", _modes("stage1", "stage2", vae=0.9) | {"sampling.conditions": "vae"}, claims=copies),
+        Row("MLLM and VAE", {}, PAPER),
+    )
+    asks = (
+        "What does each branch give? Trained with one condition alone, for as many steps. The paper has no row of the "
+        "VAE alone; its reason for staging is that this copies the reference."
+    )
+    return Table("Branches (Table 1)", asks, rows)
+
+
+def connection(config: ConfigDict) -> Table:
+    """Last layer, single LAP, DLA."""
+    states = config.model.dla.num_states
+    rows = (
+        Row("last layer", COLD | {"model.dla.states": (states - 1, states)}, Paper(0.6566, 0.8128, 0.2893)),
+        Row("single LAP", COLD | {"model.dla.shared": True}, Paper(0.7524, 0.8502, 0.2878)),
+        Row("DLA", COLD, PAPER),
+    )
+    asks = (
+        "How is the MLLM read: its last layer, all layers by one pooling, or by two, for text and image tokens? All "
+        "three begin with random numbers: only the DLA has a trained start."
+    )
+    return Table("Connection (Table 6)", asks, rows)
+
+
+def stages(config: ConfigDict) -> Table:
+    """One or two of training, with and without those of sampling."""
+    train = config.train
+    one: Overrides = {"train.stage1.steps": 0, "train.stage2.steps": train.stage1.steps + train.stage2.steps}
+    one |= _modes("stage2", both=0.9)
+    every = {"sampling.conditions": "both"}
+    rows = (
+        Row("one stage", one | every, Paper(0.7184, 0.8245, 0.2971)),
+        Row("one stage, staged sampling", one, Paper(0.5763, 0.7686, 0.2995)),
+        Row("two stages, both at every step", every),
+        Row("two stages, staged sampling", {}, PAPER),
+    )
+    asks = (
+        "Are two stages of training needed, and stages of sampling? One stage is trained with both conditions, as long."
+    )
+    return Table("Stages (Table 7)", asks, rows)
+
+
+def sampler(config: ConfigDict) -> Table:
+    """The sweep over τ."""
+    sampling = config.sampling
+    true = ("text_guidance", "reference_guidance")
+    kinds = ("guidance",) if all(sampling[name] == 1.0 for name in true) else true
+    stronger = {f"sampling.{name}": 1.6 * sampling[name] for name in kinds}
+
+    def at(tau1: float, tau2: float) -> Overrides:
+        moved = [round(same_noise(tau, sampling.height, sampling.width), 2) for tau in (tau1, tau2)]
+        return {"sampling.tau1": moved[0], "sampling.tau2": moved[1]}
+
+    rows = (
+        Row("0, 0", at(0.0, 0.0), Paper(0.6905, 0.8225, 0.3044)),
+        Row("0.97, 0.90", at(0.97, 0.9), Paper(0.7490, 0.8466, 0.2963)),
+        Row("0.95, 0.85", {}, PAPER),
+        Row("0.85, 0.70", at(0.85, 0.7), Paper(0.7282, 0.8376, 0.3034)),
+        Row("0.95, 0.85, guidance × 1.6", stronger, Paper(0.7431, 0.8381, 0.3012)),  # 4 in the paper, where 2.5 was
+    )
+    asks = (
+        "Where should the sampler's stages change (τ1, τ2)? Nothing is trained anew; 0, 0 is the MLLM at every step. "
+        f"τ are the paper's, of {PAPER_SIDE} pixels; smaller pictures change later, where as much of them is certain."
+    )
+    return Table("Sampler (Table C)", asks, rows)
+
+
+def last_stage(config: ConfigDict) -> Table:
+    """What it sees."""
+    del config
+    rows = (Row("drop_all", {}), Row("keep_text", {"sampling.last_stage": "keep_text"}))
+    asks = "Does the last stage keep the MLLM's text tokens beside the VAE's? The paper does not say, and has no table."
+    return Table("Last stage", asks, rows)
+
+
+TABLES: Mapping[str, Callable[[ConfigDict], Table]] = {
+    table.__name__: table for table in (branches, connection, stages, sampler, last_stage)
+}
+"""Name -> the table for a config, which is that of the run without overrides."""

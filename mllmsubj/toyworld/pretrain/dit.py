@@ -1,0 +1,272 @@
+"""The tiny transformer before it knows of subjects: text to image, as FLUX comes before the method adapts it.
+
+Its context is captions as a table has them (`captions.py`); the CLIP tower reads the caption and is trained along.
+
+Every second row has another view of the subject, clean, where the method puts references. FLUX.1-dev carries a subject
+from one part of its canvas to another before any adapter (In-Context LoRA, arXiv 2410.23775; UNO's data, arXiv
+2504.02160, are made by that), and adapters build on it; a small transformer that never saw two views cannot.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from mllmsubj.checkpoints import components
+from mllmsubj.checkpoints import format as checkpoint
+from mllmsubj.config.data import DataConfig
+from mllmsubj.config.train import TimeConfig
+from mllmsubj.data.tokenization import PromptEncoder
+from mllmsubj.diffusion.loss import interpolate, logit_normal, squared_error
+from mllmsubj.diffusion.sampler import sample
+from mllmsubj.diffusion.schedule import ShiftConfig, time_grid
+from mllmsubj.diffusion.stages import Stage
+from mllmsubj.errors import UserError
+from mllmsubj.models.layers import init_params, unstack
+from mllmsubj.models.subject import Condition, SubjectModel
+from mllmsubj.ops.patchify import token_grid
+from mllmsubj.parallel.sharding import unflatten
+from mllmsubj.toyworld import Picture, Split, caption
+from mllmsubj.toyworld.dataset.images import PictureSource
+from mllmsubj.toyworld.dataset.latents import EncodedPictures, Pictures, encoded
+from mllmsubj.toyworld.pretrain.captions import APART, FIRSTS, PAIRED, UNSAID, Captioned, CaptionReader, says
+from mllmsubj.toyworld.pretrain.settings import DiTPartConfig
+from mllmsubj.toyworld.probe.reader import ProbeReader
+from mllmsubj.toyworld.world.attributes import ATTRIBUTES, IDENTITY_ATTRIBUTES, numbers
+from mllmsubj.toyworld.world.scene import SCENE_ATTRIBUTES
+from mllmsubj.train.evaluator import Value
+from mllmsubj.train.metrics import Bins
+from mllmsubj.train.step import BINS, TIME_BINS
+from mllmsubj.typing import Array, Attends, Float, Int, Params
+
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class HeldOutPictures:
+    """What the transformer is judged by."""
+
+    pictures: list[Picture]
+    pixels: UInt8[np.ndarray, "n height width 3"]
+    beside: UInt8[np.ndarray, "n height width 3"]
+    """Other views of the same subjects."""
+    truth: Int[np.ndarray, "n attributes"]
+    texts: tuple[str, ...]
+    batches: list[tuple[Captioned, Array]]
+    """And the key of each."""
+
+
+@dataclass(frozen=True)
+class DiTPart:
+    """See `pretrain.part.Part`."""
+
+    model: SubjectModel
+    config: DiTPartConfig
+    size: int
+    encoder: PromptEncoder
+    time: TimeConfig
+    shift: ShiftConfig
+    folder: Path
+    """Of the parts that it builds on."""
+
+    name = "dit"
+    bins: ClassVar[Mapping[str, Bins]] = {"by_time": BINS["by_time"]}
+    meanings: ClassVar[Mapping[str, str]] = {
+        "dit/loss": "Squared error of the velocity on held-out pictures, smaller is better",
+        "dit/accuracy": "Share of what captions say that the probe reads in pictures drawn after them",
+        "dit/truth": "The same in the renderer's own pictures: the most that the probe can see",
+        "dit/loss_alone": "As the loss, of captions that say nothing of the subject",
+        "dit/loss_beside": "The same beside another view of the subject",
+        "dit/identity": "Share of the subject's attributes that the probe reads in drawings beside another view",
+    }
+
+    def init(self, key: Array) -> Params:
+        keys = [jax.random.fold_in(key, i) for i in range(3)]
+        width = self.model.config.transformer.joint_attention_dim
+        return {
+            "transformer": init_params(self._bare.stacked.transformer, keys[0]),
+            "clip": init_params(self._bare.stacked.clip, keys[1]),
+            "captions": {"token_embedding": {"embedding": jax.random.normal(keys[2], (int(FIRSTS[-1]), width))}},
+        }
+
+    def frozen(self) -> Params:
+        """The VAE. Raises UserError where it is not there yet."""
+        return self.built_on(self.name, "vae")
+
+    def source(self, pictures: PictureSource, threads: int) -> EncodedPictures:
+        p = self.config
+        some = PictureSource(pictures.split, p.pictures, pictures.size, pictures.seed, views=2, unusual=p.unusual)
+        return EncodedPictures(some, *self.encoded(some, threads))
+
+    def encoded(self, pictures: Pictures, threads: int) -> tuple[str, Float[np.ndarray, "pictures two n c"]]:
+        """Their moments under a name, kept in the part's folder. Raises UserError as `latents.encoded` does."""
+        frozen, look = self.frozen(), jax.jit(self.moments)
+        folder = self.holding("vae")
+        assert folder is not None
+        vae = hashlib.sha256(components.path(folder, "vae").read_bytes()).hexdigest()
+        encoder = f"{vae} {self.model.config.vae} {self.model.compute.dtype}"
+
+        def encode(pixels: UInt8[np.ndarray, "b height width 3"]) -> Float[np.ndarray, "b two n c"]:
+            return jax.device_get(look(frozen, pixels))
+
+        return encoded(pictures, encode, encoder, self.folder / self.name, threads)
+
+    def reader(self, data: DataConfig) -> CaptionReader:
+        channels = self.model.config.transformer.in_channels
+        return CaptionReader(data, self.config, self.encoder, token_grid(self.size, self.size), channels)
+
+    def losses(
+        self, params: Params, frozen: Params, batch: Captioned, key: Array
+    ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
+        """Flow matching on the VAE's latents, as the method trains."""
+        drawn = self.noisy(batch, key)
+        paired, apart = (jax.tree.map(lambda x, rows=rows: x[rows], (batch, drawn)) for rows in (PAIRED, APART))
+        losses = jnp.zeros(len(batch.example)).at[PAIRED].set(self._losses(params, *paired, beside=True))
+        losses = losses.at[APART].set(self._losses(params, *apart, beside=False))
+        rows = jax.nn.one_hot(jnp.minimum((drawn[1] * TIME_BINS).astype(jnp.int32), TIME_BINS - 1), TIME_BINS)
+        return losses, {"by_time": jnp.stack([losses @ rows, rows.sum(axis=0)])}
+
+    def noisy(self, batch: Captioned, key: Array) -> tuple[Array, Array, Array]:
+        """Noisy latents, their times, and the velocities there."""
+        keys = jax.random.split(key, 3)
+        mean, std = jnp.moveaxis(batch.moments.astype(jnp.float32), 1, 0)
+        picture = mean + std * jax.random.normal(keys[0], mean.shape)
+        t = jax.vmap(lambda key: logit_normal(key, self.time.mean, self.time.std))(
+            jax.random.split(keys[1], len(picture))
+        )
+        latents, target = interpolate(picture, jax.random.normal(keys[2], picture.shape), t)
+        return latents, t, target
+
+    def _losses(
+        self, params: Params, batch: Captioned, drawn: tuple[Array, Array, Array], beside: bool
+    ) -> Float[Array, " b"]:
+        latents, t, target = drawn
+        attends = Attends(text=True, reference=beside)
+        velocity = self.velocity(params, latents, t, self.condition(params, batch), attends)
+        return squared_error(velocity, target, batch.weights)
+
+    def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
+        """Losses, with noise that never changes, and drawings: of full captions, and beside another view."""
+        full, pairs = (self.held_out(frozen, self.config.judged, views) for views in (1, 2))
+        look = jax.jit(self._losses, static_argnames="beside")
+        for name, held, beside in (("", full, False), ("_alone", pairs, False), ("_beside", pairs, True)):
+            losses = [look(params, batch, self.noisy(batch, key), beside=beside) for batch, key in held.batches]
+            yield f"dit/loss{name}", float(np.concatenate(losses).mean())
+        draw = jax.jit(
+            lambda params, frozen, batch, key, beside: self.draw(
+                params, frozen, self.condition(params, batch), key, Attends(text=True, reference=beside)
+            ),
+            static_argnums=4,
+        )
+        drawn, again = (
+            np.concatenate([draw(params, frozen, *each, held is pairs) for each in held.batches])
+            for held in (full, pairs)
+        )
+        if (folder := self.holding("probe")) is not None:
+            probe, count = ProbeReader.load(folder), len(IDENTITY_ATTRIBUTES)
+            yield "dit/accuracy", float((probe(drawn) == full.truth).mean())
+            yield "dit/truth", float((probe(full.pixels) == full.truth).mean())
+            yield "dit/identity", float((probe(again) == pairs.truth)[:, :count].mean())
+        for name, held, pictures in (("drawings", full, [drawn]), ("views", pairs, [again, pairs.beside])):
+            yield f"dit/{name}", np.concatenate([each[:SHOWN] for each in (held.pixels, *pictures)], axis=2)
+            yield f"dit/{name}", held.texts[:SHOWN]
+
+    def held_out(self, frozen: Params, count: int, views: int) -> HeldOutPictures:
+        """`count` of one view a subject with full captions; or of two, with captions of the scene alone."""
+        source = PictureSource(Split.TEST, views * count, self.size, views=views, unusual=self.config.unusual)
+        pictures = [source[i] for i in range(len(source))]
+        pixels = np.stack([picture.render(self.size) for picture in pictures])
+        size, encode = self.config.batch_size, jax.jit(self.moments)
+        moments = np.concatenate([encode(frozen, pixels[i : i + size]) for i in range(0, len(pixels), size)])
+        pictures, kept = pictures[::views], set(ATTRIBUTES) if views == 1 else set(SCENE_ATTRIBUTES)
+        said, clip_ids = (np.stack(each) for each in zip(*(says(self.encoder, p, kept) for p in pictures), strict=True))
+        number, even = np.zeros(len(said), np.int32), np.ones((len(said), moments.shape[2]), np.float32)
+        whole = Captioned(number, number, moments[::views], moments[views - 1 :: views], even, said, clip_ids)
+        return HeldOutPictures(
+            pictures=pictures,
+            pixels=pixels[::views],
+            beside=pixels[views - 1 :: views],
+            truth=np.stack([numbers(*vars(picture).values()) for picture in pictures]),
+            texts=tuple(caption(p.identity, p.scene) for p in pictures),
+            batches=[
+                (jax.tree.map(lambda x, i=i: x[i : i + size], whole), jax.random.fold_in(jax.random.key(0), i))
+                for i in range(0, len(said), size)
+            ],
+        )
+
+    def built_on(self, part: str, *others: str) -> Params:
+        """Parameters of the others, which `part` needs, laid out. Raises UserError where one is not there."""
+        leaves: dict[str, np.ndarray] = {}
+        for other in others:
+            if (folder := self.holding(other)) is None:
+                raise UserError(
+                    f"part {part} builds on part {other}, which is not in {self.folder}; "
+                    f"make that first: --part={other}"
+                )
+            leaves |= components.read(folder, (other,))
+        params = jax.tree.map(jnp.asarray, unflatten(leaves))
+        return params if self.model.compute.scan_layers else unstack(params)
+
+    def holding(self, part: str) -> Path | None:
+        """Where that part lies: among those that it builds on, or those that are shipped."""
+        return next((each for each in (self.folder, checkpoint.TINY) if components.path(each, part).is_file()), None)
+
+    @property
+    def _bare(self) -> SubjectModel:
+        """Without adapters."""
+        return replace(self.model, config=replace(self.model.config, lora=None))
+
+    def moments(self, frozen: Params, pixels: Array) -> Float[Array, "b two n c"]:
+        """Of 8-bit pictures, float16."""
+        images = pixels.astype(jnp.float32) / 127.5 - 1.0
+        return jnp.stack(self.model.encode_picture(frozen, images), axis=1).astype(jnp.float16)
+
+    def draw(self, params: Params, frozen: Params, condition: Condition, key: Array, attends: Attends) -> Array:
+        """8-bit pictures, [b, height, width, 3]: of `condition`, away from what is drawn where nothing is said.
+
+        This guidance is true; FLUX.1-dev has been distilled from it, the tiny transformer has not.
+        """
+        grid, steps = token_grid(self.size, self.size), self.config.judge_steps
+        shape = (len(condition.pooled), grid[0] * grid[1], self.model.config.transformer.in_channels)
+        noise = jax.random.normal(key, shape)
+        times = jnp.asarray(time_grid(steps, shape[1], self.shift), jnp.float32)
+
+        def velocity(latents: Array, t: Array, conditions: tuple[Condition, Condition], attends: Attends) -> Array:
+            asked, nothing = conditions
+            null = self.velocity(params, latents, t, nothing, replace(attends, reference=False))
+            return null + self.config.judge_guidance * (self.velocity(params, latents, t, asked, attends) - null)
+
+        silent: Any = self.model.clip.apply({"params": params["clip"]}, jnp.asarray(self.encoder("", 0).clip_ids))
+        nothing = replace(
+            condition,
+            text_mask=jnp.zeros_like(condition.text_mask),
+            image_mask=None if condition.image is None else jnp.zeros(condition.image.shape[:2], bool),
+            pooled=jnp.broadcast_to(silent, condition.pooled.shape),
+        )
+        latents = sample(velocity, (condition, nothing), noise, times, [Stage(attends, 0, steps)])
+        return jnp.round(jnp.clip((self.model.decode(frozen, latents, grid) + 1.0) * 127.5, 0, 255)).astype(jnp.uint8)
+
+    def condition(self, params: Params, batch: Captioned) -> Condition:
+        """What captions say, and the other views."""
+        table = params["captions"]["token_embedding"]["embedding"]
+        pooled: Any = self.model.clip.apply({"params": params["clip"]}, batch.clip_ids)
+        return Condition(
+            text=table[jnp.maximum(batch.said, 0)],
+            text_mask=batch.said != UNSAID,
+            image=None,
+            null=None,
+            reference=batch.beside[:, 0],
+            reference_sizes=(token_grid(self.size, self.size),),
+            pooled=pooled,
+            guidance=jnp.ones(len(batch.said)),
+        )
+
+    def velocity(self, params: Params, latents: Array, t: Array, condition: Condition, attends: Attends) -> Array:
+        """[b, n, c], without adapters."""
+        return self._bare.velocity(params, token_grid(self.size, self.size), latents, t, condition, attends)

@@ -1,0 +1,181 @@
+"""The DLA before the method's two stages: it learns to tell the transformer what the captions' table tells it.
+
+The table stands for T5. The DLA reads what the frozen MLLM makes of a prompt and a reference, and is trained until the
+transformer's velocity is that of a caption of what is asked for (paper.md, "Where we can be better than the paper", 2,
+and beyond it: of references too). That target has no noise in it, so this takes far fewer pictures than flow matching.
+Some rows are captions in other words, without a reference.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mllmsubj.config.data import DataConfig, ReferenceConfig
+from mllmsubj.data.images import normalised
+from mllmsubj.data.plan import Bucket
+from mllmsubj.diffusion.loss import squared_error
+from mllmsubj.models.layers import init_params
+from mllmsubj.models.subject import Condition
+from mllmsubj.toyworld import Example, Split, ToyworldSource
+from mllmsubj.toyworld.benchmark.tallies import accuracy, identity, prompt, truth
+from mllmsubj.toyworld.dataset.images import PictureSource
+from mllmsubj.toyworld.dataset.latents import EncodedExamples, Targets
+from mllmsubj.toyworld.pretrain.captions import UNSAID, Captioned
+from mllmsubj.toyworld.pretrain.dit import SHOWN, DiTPart
+from mllmsubj.toyworld.pretrain.settings import DLAPartConfig
+from mllmsubj.toyworld.pretrain.told import Told, ToldReader, kinds
+from mllmsubj.toyworld.probe.reader import ProbeReader
+from mllmsubj.toyworld.prompts.prompt import write_caption
+from mllmsubj.toyworld.world.attributes import ATTRIBUTES
+from mllmsubj.train.evaluator import Value
+from mllmsubj.train.metrics import Bins
+from mllmsubj.typing import Array, Attends, Float, Int, Params
+
+TOLD = (Attends(text=True), Attends(text=True, image=True))
+"""What the transformer looks at by the number of references."""
+
+
+@dataclass(frozen=True)
+class DLAPart:
+    """See `pretrain.part.Part`."""
+
+    config: DLAPartConfig
+    dit: DiTPart
+    """That it talks to."""
+    data: DataConfig
+    reference: ReferenceConfig
+
+    name = "dla"
+    bins: ClassVar[Mapping[str, Bins]] = {"by_kind": Bins("loss_kind", ("text", "prompt"))}
+    meanings: ClassVar[Mapping[str, str]] = {
+        "dla/loss": "Squared difference of the velocity of a text from that of its caption",
+        "dla/silence": "The same of saying nothing: what there is to learn",
+        "dla/accuracy": "Share of what texts say that the probe reads in pictures drawn after them",
+        "dla/loss_seen": "As the loss, of prompts about references",
+        "dla/silence_seen": "The same of saying nothing",
+        "dla/identity": "Share of a reference's attributes that the probe reads in drawings of prompts about it",
+        "dla/prompts": "Share of what these prompts ask",
+        "dla/identity_told": "As identity, in drawings of the captions that stand beside the prompts: its most",
+        "dla/prompts_told": "The same of what these prompts ask",
+    }
+
+    @property
+    def size(self) -> int:
+        return self.dit.size
+
+    def init(self, key: jax.Array) -> Params:
+        return {"dla": init_params(self.dit.model.stacked.dla, key)}
+
+    def frozen(self) -> Params:
+        """The MLLM and the transformer with all that it is pretrained with. Raises UserError where one is not there."""
+        return self.dit.built_on(self.name, "mllm", "dit", "vae")
+
+    def source(self, pictures: PictureSource, threads: int) -> EncodedExamples:
+        examples = ToyworldSource(pictures.split, self.config.examples, pictures.size, pictures.seed)
+        return EncodedExamples(examples, *self.dit.encoded(Targets(examples), threads), self.config.relations)
+
+    def reader(self, data: DataConfig) -> ToldReader:
+        return ToldReader(self.dit.reader(data), self.config.tokens, self.dit.model.config.mllm.vision.image_size)
+
+    def losses(
+        self, params: Params, frozen: Params, batch: Told, key: Array
+    ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
+        """Squared difference of the velocities, at noisy latents of the picture."""
+        drawn, losses = self.dit.noisy(batch, key), jnp.zeros(len(batch.example))
+        every = kinds(len(batch.example))
+        for references, rows in enumerate(every):
+            some, noisy = jax.tree.map(lambda x, rows=rows: x[rows], (batch, drawn))
+            losses = losses.at[rows].set(self._losses(params, frozen, some, noisy, references))
+        sums = jnp.stack([losses[rows].sum() for rows in every])
+        return losses, {"by_kind": jnp.stack([sums, jnp.asarray([float(len(rows)) for rows in every])])}
+
+    def _losses(
+        self, params: Params, frozen: Params, batch: Told, drawn: tuple[Array, Array, Array], references: int
+    ) -> Float[Array, " b"]:
+        """Of rows of one kind."""
+        latents, t, _ = drawn
+        target = self.dit.velocity(frozen, latents, t, self.dit.condition(frozen, batch), TOLD[0])
+        told = self.condition(params, frozen, batch, references)
+        return squared_error(self.dit.velocity(frozen, latents, t, told, TOLD[references]), target, batch.weights)
+
+    def condition(self, params: Params, frozen: Params, batch: Told, references: int) -> Condition:
+        """What rows of one kind say."""
+        model, ((start, stop), images) = self.dit.model, self.reader(self.data).layout(references)
+        tiles = normalised(batch.tiles, self.reference) if references else None
+        ids, mask = batch.input_ids[:, :stop], batch.attention_mask[:, :stop]
+        states: Any = model.mllm.apply({"params": frozen["mllm"]}, ids, mask, tiles)
+        image = jnp.concatenate([states[:, :, :0], *(states[:, :, slice(*span)] for span in images)], axis=2)
+        told: Any = model.dla.apply({"params": params["dla"]}, states[:, :, start:stop], image, mask[:, start:stop])
+        known = self.dit.condition(frozen, replace(batch, clip_ids=batch.text_clip_ids))
+        return replace(known, text=told[0], image=told[1], text_mask=mask[:, start:stop])
+
+    def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
+        """On held-out examples: texts of full captions, and prompts about references, in held-out sentence patterns."""
+        source = ToyworldSource(Split.TEST, self.config.judged, self.size)
+        examples = [source.example(i) for i in range(len(source))]
+        draw, look = (jax.jit(each, static_argnames="references") for each in (self._draw, self._look))
+        silence, repeat, folder = jax.jit(self._silence), jax.jit(self._repeat), self.dit.holding("probe")
+        probe = None if folder is None else ProbeReader.load(folder)
+        for references, name in enumerate(("", "_seen")):
+            held = list(self._held_out(frozen, examples, references))
+            losses = [look(params, frozen, *each, references=references) for each in held]
+            yield f"dla/loss{name}", float(np.concatenate(losses).mean())
+            yield f"dla/silence{name}", float(np.concatenate([silence(frozen, *each) for each in held]).mean())
+            drawn = np.concatenate([draw(params, frozen, *each, references=references) for each in held])
+            if probe is not None:
+                yield from self._read(examples, probe(drawn), references)
+            if probe is not None and references:
+                told = np.concatenate([repeat(frozen, *each) for each in held])
+                yield from ((f"{key}_told", share) for key, share in self._read(examples, probe(told), references))
+            shown = [np.stack([example.target.render(self.size) for example in examples[:SHOWN]]), drawn[:SHOWN]]
+            if references:
+                shown.insert(0, np.stack([example.reference.render(self.size) for example in examples[:SHOWN]]))
+            yield f"dla/drawings{name}", np.concatenate(shown, axis=2)
+            yield f"dla/drawings{name}", tuple(example.prompt.text for example in examples[:SHOWN])
+
+    def _read(
+        self, examples: list[Example], readings: Int[np.ndarray, "n attributes"], references: int
+    ) -> Iterator[tuple[str, float]]:
+        """Shares that are right, as the benchmark counts them."""
+        tallies = {"identity": identity, "prompts": prompt} if references else {"accuracy": truth}
+        for name, tally in tallies.items():
+            yield f"dla/{name}", float(accuracy(tally(examples, readings), np.ones((1, len(examples))))[0])
+
+    def _held_out(self, frozen: Params, examples: list[Example], references: int) -> Iterator[tuple[Told, Array]]:
+        """Batches of rows of one kind, and the key of each."""
+        reader, rng = self.reader(self.data), np.random.default_rng(0)
+        size, encode = self.config.batch_size, jax.jit(self.dit.moments)
+        for first in range(0, len(examples), size):
+            some = examples[first : first + size]
+            moments = np.asarray(encode(frozen, np.stack([example.target.render(self.size) for example in some])))
+            batch = reader.empty(Bucket(self.size, self.size, 1), len(some))
+            for row, (example, each) in enumerate(zip(some, moments, strict=True)):
+                if references:
+                    reader.ask(example, each, batch, row)
+                else:
+                    who, where = example.target.identity, example.target.scene
+                    text = write_caption(rng, who, where, set(ATTRIBUTES), held_out=True)
+                    reader.say(example.target, set(ATTRIBUTES), text, each, batch, row)
+            yield batch, jax.random.fold_in(jax.random.key(0), first)
+
+    def _look(self, params: Params, frozen: Params, batch: Told, key: Array, references: int) -> Float[Array, " b"]:
+        return self._losses(params, frozen, batch, self.dit.noisy(batch, key), references)
+
+    def _draw(self, params: Params, frozen: Params, batch: Told, key: Array, references: int) -> Array:
+        told = self.condition(params, frozen, batch, references)
+        return self.dit.draw(frozen, frozen, told, key, TOLD[references])
+
+    def _repeat(self, frozen: Params, batch: Captioned, key: Array) -> Array:
+        """Drawings of the captions themselves, in the transformer's own words."""
+        return self.dit.draw(frozen, frozen, self.dit.condition(frozen, batch), key, TOLD[0])
+
+    def _silence(self, frozen: Params, batch: Captioned, key: Array) -> Float[Array, " b"]:
+        latents, t, _ = self.dit.noisy(batch, key)
+        known = self.dit.condition(frozen, batch)
+        nothing = self.dit.condition(frozen, replace(batch, said=jnp.full_like(batch.said, UNSAID)))
+        target, velocity = (self.dit.velocity(frozen, latents, t, each, TOLD[0]) for each in (known, nothing))
+        return squared_error(velocity, target)

@@ -1,0 +1,243 @@
+"""The tiny MLLM: it describes pictures, answers questions about them, and says what a prompt about one asks for.
+
+Next-token loss on the answers alone, in the chat template that the subject model uses, so that the layers it reads
+carry what a picture shows and what a prompt makes of it. Its eye learns besides to show everything at once: InternViT
+has seen before it meets its decoder, and answers about one attribute at a time teach an eye from nothing too slowly.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import UInt8
+
+from mllmsubj.config.data import DataConfig, ReferenceConfig
+from mllmsubj.data.batch import Rows
+from mllmsubj.data.images import normalised
+from mllmsubj.data.plan import Bucket
+from mllmsubj.data.tokenization import PromptEncoder
+from mllmsubj.models.layers import init_params
+from mllmsubj.models.subject import SubjectModel
+from mllmsubj.toyworld import Picture, Split, caption
+from mllmsubj.toyworld.dataset.examples import HeldOut, held_out
+from mllmsubj.toyworld.dataset.images import PictureSource
+from mllmsubj.toyworld.pretrain.settings import MLLMPartConfig
+from mllmsubj.toyworld.probe.network import read_off
+from mllmsubj.toyworld.prompts.prompt import fits, random_kind, write
+from mllmsubj.toyworld.prompts.questions import DESCRIBE, QUESTIONS, answer
+from mllmsubj.toyworld.world.attributes import ATTRIBUTES, numbers
+from mllmsubj.train.evaluator import Value
+from mllmsubj.train.metrics import Bins
+from mllmsubj.typing import Array, Bool, Float, Leaf, Params
+
+TASKS = ("describe", "imagine", "answer")
+
+Turns = list[tuple[str, str]]
+"""What is asked and what is answered, in order."""
+
+
+@flax.struct.dataclass
+class Talks(Rows):
+    """A picture each, and talk about it."""
+
+    pixels: Leaf
+    """[b, tile, tile, 3] uint8."""
+    input_ids: Leaf
+    """[b, s] int32."""
+    answers: Leaf
+    """[b, s] bool: tokens that answer, and the end of each answer."""
+    mask: Leaf
+    """[b, s] bool, False at padding."""
+    task: Leaf
+    """[b] int32, numbers in `TASKS`."""
+    truth: Leaf
+    """[b, attributes] int32, as `ATTRIBUTES` has them."""
+
+
+class Seen(nn.Module):
+    """Reads every attribute off a picture's tokens."""
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b n d"]) -> dict[str, Float[Array, "b _"]]:
+        """Logits."""
+        return read_off(tokens, {name: len(values) for name, values in ATTRIBUTES.items()}, maps=2)
+
+
+@dataclass(frozen=True)
+class TalkReader:
+    """Makes up a talk about each picture."""
+
+    config: DataConfig
+    part: "MLLMPart"
+
+    def augmentation(self) -> str:
+        return f"talks of {self.part.config.tokens} tokens, shares {self.part.config.shares}"
+
+    def empty(self, bucket: Bucket, rows: int) -> Talks:
+        length = self.part.config.tokens
+        return Talks(
+            example=np.empty(rows, np.int32),
+            skipped=np.empty(rows, np.int32),
+            pixels=np.empty((rows, bucket.height, bucket.width, 3), np.uint8),
+            input_ids=np.empty((rows, length), np.int32),
+            answers=np.empty((rows, length), bool),
+            mask=np.empty((rows, length), bool),
+            task=np.empty(rows, np.int32),
+            truth=np.empty((rows, len(ATTRIBUTES)), np.int32),
+        )
+
+    def read(self, picture: Picture, bucket: Bucket, rng: np.random.Generator, batch: Talks, row: int) -> None:
+        batch.pixels[row] = picture.render(bucket.height)
+        batch.truth[row] = numbers(picture.identity, picture.scene)
+        batch.task[row] = task = rng.choice(len(TASKS), p=self.part.config.shares)
+        turns = (self._describe, self._imagine, self._answer)[task](picture, rng)
+        batch.input_ids[row], batch.answers[row], batch.mask[row] = self.part.talk(turns)
+
+    def _describe(self, picture: Picture, rng: np.random.Generator) -> Turns:
+        return [(DESCRIBE, caption(picture.identity, picture.scene))]
+
+    def _imagine(self, picture: Picture, rng: np.random.Generator) -> Turns:
+        """A prompt, answered by what a right picture shows; nothing of the answer is of the test split."""
+        while True:
+            kind, reasoning = random_kind(rng)
+            if fits(kind, picture.identity, picture.scene):
+                prompt = write(rng, kind, reasoning, picture.identity, picture.scene, held_out=False)
+                if held_out(prompt.identity(picture.identity)) is HeldOut.NOTHING:
+                    break
+        asked = tuple(name for name, _ in prompt.asks)
+        return [(prompt.text, caption(prompt.identity(picture.identity), prompt.scene(picture.scene), only=asked))]
+
+    def _answer(self, picture: Picture, rng: np.random.Generator) -> Turns:
+        names = rng.choice(list(QUESTIONS), self.part.config.questions, replace=False)
+        return [(QUESTIONS[name], answer(picture, name)) for name in names]
+
+
+@dataclass(frozen=True)
+class MLLMPart:
+    """See `pretrain.part.Part`."""
+
+    model: SubjectModel
+    config: MLLMPartConfig
+    size: int
+    encoder: PromptEncoder
+    reference: ReferenceConfig
+
+    name = "mllm"
+    bins: ClassVar[Mapping[str, Bins]] = {
+        "by_task": Bins("loss_task", TASKS),
+        "seen": Bins("seen", tuple(ATTRIBUTES)),
+    }
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """See `Part`."""
+        said = {f"mllm/{name}": f"Share of right answers to “{question}”" for name, question in QUESTIONS.items()}
+        seen = "Share of attributes that are read right off the tokens that the eye gives the decoder"
+        return said | {"mllm/mean": "Their mean", "mllm/least": "The least of them", "mllm/seen": seen}
+
+    def init(self, key: jax.Array) -> Params:
+        width = self.model.config.mllm.text.hidden_size
+        seen = Seen().init(jax.random.fold_in(key, 1), jnp.zeros((1, 1, width)))
+        return {"mllm": init_params(self.model.stacked.mllm, key), "seen": seen["params"]}
+
+    def frozen(self) -> Params:
+        return {}
+
+    def source(self, pictures: PictureSource, threads: int) -> PictureSource:
+        return pictures
+
+    def reader(self, data: DataConfig) -> TalkReader:
+        return TalkReader(data, self)
+
+    @cached_property
+    def _between(self) -> tuple[list[int], list[int]]:
+        """Ids between an answer and the next question, and after that question."""
+        return self.encoder.ids("<|im_end|>\n<|im_start|>user"), self.encoder.ids("<|im_end|>\n<|im_start|>assistant\n")
+
+    def talk(self, turns: Turns) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids, which of them answer, and which are there: each [tokens]. What is too long is cut off."""
+        first = self.encoder(turns[0][0], 1)
+        ids: list[int] = first.input_ids[0][first.attention_mask[0]].tolist()
+        answers: list[bool] = []
+        following, tail = self._between
+        for i, (asked, said) in enumerate(turns):
+            if i:
+                ids += following[1:] + self.encoder.ids("\n" + asked) + tail
+            answers += [False] * (len(ids) - len(answers))
+            ids += self.encoder.ids(said) + following[:1]
+            answers += [True] * (len(ids) - len(answers))
+        length = self.config.tokens
+        there = min(len(ids), length)
+        row, answering, mask = np.zeros(length, np.int32), np.zeros(length, bool), np.arange(length) < there
+        row[:there], answering[:there] = ids[:there], answers[:there]
+        return row, answering, mask
+
+    def losses(
+        self, params: Params, frozen: Params, batch: Talks, key: Array
+    ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
+        """Cross entropy of what is said, a token counting the same in every row, and of what the silent rows show."""
+        rows, silent = len(batch.example), int(self.config.silent * len(batch.example))
+        talks, pixels, truth = jax.tree.map(lambda x: x[silent:], batch), batch.pixels[:silent], batch.truth[:silent]
+        answers = talks.answers[:, 1:].astype(jnp.float32)
+        logits = self._logits(params, talks)[:, :-1]
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, talks.input_ids[:, 1:]) * answers
+        said, tasks = each.sum(axis=1), jax.nn.one_hot(talks.task, len(TASKS))
+        by_task = jnp.stack([said @ tasks, answers.sum(axis=1) @ tasks])
+        unseen, right = [], []
+        for found, true in zip(self._seen(params, pixels).values(), truth.T, strict=True):
+            unseen.append(optax.softmax_cross_entropy_with_integer_labels(found, true))
+            right.append((found.argmax(axis=1) == true).sum())
+        shares = jnp.stack([jnp.stack(right), jnp.full(len(right), silent)]).astype(jnp.float32)
+        weight = self.config.seen_weight * rows / max(1, silent)
+        losses = jnp.concatenate([weight * jnp.stack(unseen).mean(axis=0), said * rows / answers.sum()])
+        return losses, {"by_task": by_task, "seen": shares}
+
+    def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
+        """Each question alone; an answer is right if every token of it is the most likely one."""
+        source, right = PictureSource(Split.TEST, self.config.judged, self.size), jax.jit(self._right)
+        pictures, size = [source[i] for i in range(len(source))], self.config.batch_size
+        pixels = np.stack([picture.render(self.size) for picture in pictures])
+        truth = np.stack([numbers(picture.identity, picture.scene) for picture in pictures])
+        shares = {}
+        for name, question in QUESTIONS.items():
+            counts = []
+            for first in range(0, len(source), size):
+                talks = [self.talk([(question, answer(p, name))]) for p in pictures[first : first + size]]
+                ids, answers, mask = (np.stack(each) for each in zip(*talks, strict=True))
+                length = -(-int(mask.sum(axis=1).max()) // 16) * 16
+                ids, answers, mask = ids[:, :length], answers[:, :length], mask[:, :length]
+                rows, zero = slice(first, first + size), np.zeros(len(ids), np.int32)
+                talk = Talks(zero, zero, pixels[rows], ids, answers, mask, task=zero, truth=truth[rows])
+                counts.append(right(params, talk))
+            shares[name] = float(np.concatenate(counts).mean())
+            yield f"mllm/{name}", shares[name]
+        yield "mllm/mean", float(np.mean(list(shares.values())))
+        yield "mllm/least", min(shares.values())
+        look = jax.jit(self._seen)
+        found = [look(params, pixels[first : first + size]) for first in range(0, len(source), size)]
+        seen = [np.concatenate([np.argmax(each[name], axis=1) for each in found]) for name in ATTRIBUTES]
+        yield "mllm/seen", float((np.stack(seen, axis=1) == truth).mean())
+
+    def _right(self, params: Params, batch: Talks) -> Bool[Array, " b"]:
+        guesses = self._logits(params, batch)[:, :-1].argmax(axis=-1)
+        return jnp.all((guesses == batch.input_ids[:, 1:]) | ~batch.answers[:, 1:], axis=1)
+
+    def _logits(self, params: Params, batch: Talks) -> Float[Array, "b s vocab"]:
+        variables, tiles = {"params": params["mllm"]}, normalised(batch.pixels, self.reference)
+        hidden: Any = self.model.mllm.apply(variables, batch.input_ids, batch.mask, tiles)
+        logits: Any = self.model.mllm.apply(variables, hidden[-1], method="logits")
+        return logits.astype(jnp.float32)
+
+    def _seen(self, params: Params, pixels: UInt8[Array, "b tile tile 3"]) -> dict[str, Float[Array, "b _"]]:
+        """Logits of the attributes."""
+        tiles = normalised(pixels, self.reference)
+        tokens: Any = self.model.mllm.apply({"params": params["mllm"]}, tiles, method="see")
+        seen: Any = Seen().apply({"params": params["seen"]}, tokens.astype(jnp.float32))
+        return seen

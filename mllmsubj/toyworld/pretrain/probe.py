@@ -1,0 +1,139 @@
+"""The probe: reads identity, scene and pose back from a picture, for judging what a model draws."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mllmsubj.config.data import DataConfig
+from mllmsubj.data.batch import Rows
+from mllmsubj.data.plan import Bucket
+from mllmsubj.models.layers import init_params
+from mllmsubj.toyworld import Picture, Split
+from mllmsubj.toyworld.dataset.images import PictureSource
+from mllmsubj.toyworld.pretrain.settings import ProbePartConfig
+from mllmsubj.toyworld.probe.network import Probe
+from mllmsubj.toyworld.probe.reader import PLACES, answers, logits, make_network
+from mllmsubj.toyworld.world.attributes import ATTRIBUTES, numbers
+from mllmsubj.train.metrics import Bins
+from mllmsubj.typing import Array, Float, Int, Leaf, Params
+
+
+@flax.struct.dataclass
+class Labelled(Rows):
+    """Pictures and the truth about them."""
+
+    pixels: Leaf
+    """[b, size, size, 3] uint8."""
+    labels: Leaf
+    """[b, attributes] int32, in the order of `ATTRIBUTES`."""
+
+
+@dataclass(frozen=True)
+class LabelledReader:
+    """Renders each picture."""
+
+    config: DataConfig
+
+    def augmentation(self) -> str:
+        return ""
+
+    def empty(self, bucket: Bucket, rows: int) -> Labelled:
+        return Labelled(
+            example=np.empty(rows, np.int32),
+            skipped=np.empty(rows, np.int32),
+            pixels=np.empty((rows, bucket.height, bucket.width, 3), np.uint8),
+            labels=np.empty((rows, len(ATTRIBUTES)), np.int32),
+        )
+
+    def read(self, picture: Picture, bucket: Bucket, rng: np.random.Generator, batch: Labelled, row: int) -> None:
+        batch.pixels[row] = picture.render(bucket.height)
+        batch.labels[row] = numbers(picture.identity, picture.scene)
+
+
+@dataclass(frozen=True)
+class ProbePart:
+    """See `pretrain.part.Part`."""
+
+    config: ProbePartConfig
+    size: int
+
+    name = "probe"
+    bins: ClassVar[Mapping[str, Bins]] = {"right": Bins("accuracy", tuple(ATTRIBUTES))}
+    meanings: ClassVar[Mapping[str, str]] = {
+        **{f"probe/{name}": f"How often the probe reads {name} right in real pictures" for name in ATTRIBUTES},
+        "probe/least": "of the attribute that it reads worst",
+        "probe/mean": "mean over attributes",
+    }
+
+    @property
+    def network(self) -> Probe:
+        return make_network(self.config.network, self.size)
+
+    def init(self, key: jax.Array) -> Params:
+        return {"probe": init_params(self.network, key)}
+
+    def frozen(self) -> Params:
+        return {}
+
+    def source(self, pictures: PictureSource, threads: int) -> PictureSource:
+        return pictures
+
+    def reader(self, data: DataConfig) -> LabelledReader:
+        return LabelledReader(data)
+
+    def losses(
+        self, params: Params, frozen: Params, batch: Labelled, key: Array
+    ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
+        """Cross entropy, mean over attributes, of pictures as imperfect as a model's."""
+        images = self._worn(batch.pixels.astype(jnp.float32) / 127.5 - 1.0, key)
+        found = logits(self.network, params["probe"], images, self._places(batch.labels, key))
+        entropies, right = [], []
+        for answer, label in zip(found, batch.labels.T, strict=True):
+            entropies.append(-jnp.take_along_axis(jax.nn.log_softmax(answer), label[:, None], axis=1)[:, 0])
+            right.append(jnp.sum(jnp.argmax(answer, axis=1) == label))
+        counts = jnp.full(len(right), len(batch.labels))
+        return jnp.stack(entropies).mean(axis=0), {"right": jnp.stack([jnp.stack(right), counts]).astype(jnp.float32)}
+
+    def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, float | np.ndarray]]:
+        source = PictureSource(Split.TEST, self.config.judged, self.size)
+        look, right = jax.jit(partial(answers, self.network)), np.zeros(len(ATTRIBUTES))
+        for first in range(0, len(source), self.config.batch_size):
+            pictures = [source[i] for i in range(first, min(first + self.config.batch_size, len(source)))]
+            read = look(params["probe"], np.stack([picture.render(self.size) for picture in pictures]))
+            right += (read == np.stack([numbers(each.identity, each.scene) for each in pictures])).sum(axis=0)
+        shares = right / len(source)
+        for name, share in zip(ATTRIBUTES, shares, strict=True):
+            yield f"probe/{name}", float(share)
+        yield "probe/least", float(shares.min())
+        yield "probe/mean", float(shares.mean())
+
+    def _places(self, labels: Int[Array, "b attributes"], key: Array) -> Float[Array, "b 3"]:
+        """Where the subject is, and not quite: a model puts it where it likes."""
+        order, off = list(ATTRIBUTES), self.config.off * jax.random.uniform(key, (3, len(labels)), minval=-1.0)
+        column, row, size = (
+            jnp.asarray(tuple(values.values()))[labels[:, order.index(name)]] for name, values in PLACES.items()
+        )
+        return jnp.stack([column + size * off[0], row + size * off[1], size * (1.0 + off[2])], axis=1)
+
+    def _worn(self, images: Float[Array, "b height width c"], key: Array) -> Float[Array, "b height width c"]:
+        """Softened, lit otherwise and noisy, each by its own amount: as a VAE and few sampling steps leave pictures."""
+        amounts, noise = jax.random.split(key)
+        soft, light, grain = jax.random.uniform(amounts, (3, len(images), 1, 1, 1))
+        images += soft * (_soft(images) - images)
+        images = (images + 1.0) * (1.0 + self.config.light * (2.0 * light - 1.0)) - 1.0
+        bits = jax.random.bits(noise, images.shape, jnp.uint8)  # uniform: normal numbers cost as much as a look
+        return images + self.config.grain * grain * (bits.astype(jnp.float32) / 73.9 - 1.725)
+
+
+def _soft(images: Float[Array, "b height width c"]) -> Float[Array, "b height width c"]:
+    """Each pixel with its neighbours, by weights of 1, 2, 1 down and across."""
+    down = jnp.pad(images, ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
+    images = 0.25 * down[:, :-2] + 0.5 * images + 0.25 * down[:, 2:]
+    across = jnp.pad(images, ((0, 0), (0, 0), (1, 1), (0, 0)), mode="edge")
+    return 0.25 * across[:, :, :-2] + 0.5 * images + 0.25 * across[:, :, 2:]

@@ -1,0 +1,214 @@
+"""One part's run: what the training loop asks of it (`train.task.Task`), and the command's work."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mllmsubj.checkpoints import components
+from mllmsubj.checkpoints.format import differences, folder_of
+from mllmsubj.config.data import DataConfig
+from mllmsubj.config.schema import Experiment
+from mllmsubj.config.train import ModesConfig, StageConfig
+from mllmsubj.data.loader import Loader
+from mllmsubj.data.plan import Plan
+from mllmsubj.errors import UserError
+from mllmsubj.models.layers import unstack
+from mllmsubj.parallel import multihost
+from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings, unflatten
+from mllmsubj.toyworld import Split
+from mllmsubj.toyworld.dataset.images import PictureSource
+from mllmsubj.toyworld.pretrain.part import Judge, Part
+from mllmsubj.toyworld.pretrain.parts import make_part
+from mllmsubj.train.checkpoints import Checkpoints
+from mllmsubj.train.evaluator import sort
+from mllmsubj.train.first_step import FirstStep
+from mllmsubj.train.loop import Loop
+from mllmsubj.train.metrics import Bins
+from mllmsubj.train.optimizer import make_optimizer
+from mllmsubj.train.run import check_batch
+from mllmsubj.train.state import TrainState, advance, new_state, state_shardings
+from mllmsubj.train.workdir import claim
+from mllmsubj.typing import Array, Params
+
+
+def pretrain(config: ConfigDict, name: str, workdir: Path) -> Path:
+    """Trains a part in `WORKDIR/NAME`, from its last save on, and writes `WORKDIR/NAME.safetensors`; returns its path.
+
+    Parts that it builds on come from the same workdir where they are there, else from those that are shipped.
+    Raises UserError for a config without pretraining, and as training does.
+    """
+    whole = Experiment.from_config(config)
+    part = make_part(name, whole, workdir)
+    experiment = part_experiment(whole, part)
+    mesh, folder = make_mesh(**asdict(experiment.mesh)), workdir / name
+    check_batch(part.config.batch_size, 1, mesh, f"pretrain.{name}")
+    run = PartRun(experiment, mesh, part)
+    with FirstStep() as first, jax.set_mesh(mesh):
+        params, judge = run.start(), Judge(part, run.frozen)  # both may refuse: nothing is made before
+        with claim(folder, config), Checkpoints(folder, experiment.checkpoint) as saves:
+            Loop(run, params, run.loader(), config, folder, saves, [judge], first)()
+    return components.path(workdir, name)
+
+
+def part_experiment(whole: Experiment, part: Part) -> Experiment:
+    """The experiment with one stage, the part's."""
+    p = part.config
+    modes = ModesConfig(both=0.0, mllm=0.0, vae=0.0, none=1.0)
+    stage = StageConfig(p.steps, p.warmup_steps, p.decay_steps, ((".*", p.learning_rate),), modes)
+    train = replace(
+        whole.train,
+        batch_size=p.batch_size,
+        grad_accum_steps=1,
+        stage1=stage,
+        stage2=replace(stage, steps=0),
+        optimizer=p.optimizer,
+        ema_decay=p.ema_decay,
+    )
+    return replace(whole, train=train)
+
+
+@dataclass(frozen=True)
+class PartStep:
+    """Its one program, pure."""
+
+    part: Part
+    experiment: Experiment
+    rates: Mapping[str, float]
+    first = 0
+
+    def update(self, state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        """One optimizer step."""
+        train = self.experiment.train
+        key = jax.random.fold_in(jax.random.key(self.experiment.seed), state.step)
+
+        def loss(params: Params) -> tuple[Array, tuple[Array, dict[str, Array]]]:
+            laid_out = params if self.experiment.compute.resolve().scan_layers else unstack(params)
+            losses, metrics = self.part.losses(laid_out, frozen, batch, key)
+            return losses.mean(), (losses.sum(), metrics)
+
+        (_, (total, metrics)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        optimizer = make_optimizer(train)
+        new, said = advance(state, gradients, total, optimizer, self.rates, train.stage1, self.first, train.ema_decay)
+        counts = {"count": jnp.asarray(len(batch.example), jnp.float32), "skipped": batch.skipped.sum()}
+        return new, metrics | said | counts | {"loss_sum": total}
+
+
+@dataclass(frozen=True)
+class PartProgram:
+    """`update`, compiled."""
+
+    update: jax.stages.Compiled
+    flops: int
+    """As the compiler counts them."""
+    seconds: float
+    """It took to compile."""
+
+    def __call__(
+        self, state: TrainState, frozen: Params, batch: Any, known: None, keep: None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        return self.update(state, frozen, batch)
+
+
+@dataclass(frozen=True)
+class PartRun:
+    """See `train.task.Task`."""
+
+    experiment: Experiment
+    mesh: Mesh
+    part: Part
+
+    @cached_property
+    def frozen(self) -> Params:
+        """What the part builds on."""
+        return self.part.frozen()
+
+    @property
+    def bins(self) -> Mapping[str, Bins]:
+        return self.part.bins
+
+    @cached_property
+    def step(self) -> PartStep:
+        shapes = jax.eval_shape(self.part.init, jax.random.key(0))
+        rates = {path: self.part.config.learning_rate for path, _ in flatten(shapes)}
+        return PartStep(self.part, self.experiment, rates)
+
+    def stage(self, step: int) -> PartStep:
+        return self.step
+
+    def start(self) -> Params:
+        """Parameters before the first step, float32, on the mesh: random ones, or those of `start_from`.
+
+        Raises UserError where those are not there or of other sizes.
+        """
+        shapes = jax.eval_shape(self.part.init, jax.random.key(0))
+        shardings = parameter_shardings(shapes, self.mesh)
+        if self._origin is None:
+            return jax.jit(self.part.init, out_shardings=shardings)(jax.random.key(self.experiment.seed))
+        components.provenance(self._origin, self.part.name)  # before training, not after it
+        found, expected = components.read(self._origin, (self.part.name,)), dict(flatten(shapes))
+        if problems := differences(found, expected):
+            key, file = f"pretrain.{self.part.name}.start_from", components.path(self._origin, self.part.name)
+            raise UserError(f"config key {key}: {file} does not fit the config: {problems}")
+        return jax.device_put(unflatten(found), shardings)
+
+    @property
+    def _origin(self) -> Path | None:
+        start = self.part.config.start_from
+        return folder_of(start) if start else None
+
+    def loader(self) -> Loader:
+        """Batches of the part's pictures, this process's rows."""
+        size, p = self.part.size, self.part.config
+        data: DataConfig = replace(self.experiment.data, sizes=((size, size),), max_references=1, min_scores=())
+        pictures = PictureSource(Split.TRAIN, data.examples, size, self.experiment.seed)
+        source = self.part.source(pictures, data.threads)
+        plan = Plan(source.index(), data, p.batch_size, self.experiment.seed)
+        return Loader(source, plan, self.part.reader(data), multihost.own_rows(p.batch_size, self.mesh))
+
+    def state(self, trained: Params) -> TrainState:
+        optimizer = make_optimizer(self.experiment.train)
+        return new_state(trained, set(self.step.rates), optimizer, ema=self.part.config.ema_decay > 0)
+
+    def enter(self, state: TrainState, step: int) -> TrainState:
+        """There is no second stage."""
+        return state
+
+    def compile(self, step: PartStep, state: TrainState, batch: Any) -> PartProgram:
+        start = time.perf_counter()
+        update = jax.jit(step.update, donate_argnames="state", out_shardings=(state_shardings(state, self.mesh), None))
+        compiled = update.lower(state, self.frozen, batch).compile()
+        flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
+        return PartProgram(compiled, int(flops), time.perf_counter() - start)
+
+    def joined(self, trained: Params) -> Params:
+        return trained if self.experiment.compute.resolve().scan_layers else unstack(trained)
+
+    def finish(
+        self, workdir: Path, config: ConfigDict, state: TrainState, numbers: Mapping[str, float], seconds: float
+    ) -> None:
+        """`WORKDIR/../NAME.safetensors`; judges what a run that ended before has no numbers of any more."""
+        numbers = numbers or sort(self.part.judge(self.joined(state.result), self.frozen))[0]
+        components.write(workdir.parent, self.part.name, state.result, self.provenance(config, numbers, seconds))
+
+    def provenance(self, config: ConfigDict, numbers: Mapping[str, float], seconds: float) -> dict[str, Any]:
+        """Where the weights come from."""
+        subtrees = sorted(path.partition("/")[0] for path in self.step.rates)
+        return {
+            "part": self.part.name,
+            "steps": self.part.config.steps,
+            "seed": self.experiment.seed,
+            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "seconds": round(seconds),
+            "metrics": dict(numbers),
+            "started_from": None if self._origin is None else components.provenance(self._origin, self.part.name),
+            "pretrain": config.pretrain[self.part.name].to_dict(),
+            "model": {name: config.model[name].to_dict() for name in dict.fromkeys(subtrees) if name in config.model},
+        }

@@ -1,0 +1,114 @@
+"""What the tiny DLA reads while it is pretrained: prompts about references, and captions in words, without one.
+
+Beside each stands the caption, as the transformer's table has it, of what it asks for.
+"""
+
+from dataclasses import dataclass
+
+import flax.struct
+import numpy as np
+
+from mllmsubj.config.data import DataConfig
+from mllmsubj.data.plan import Bucket
+from mllmsubj.errors import UserError
+from mllmsubj.toyworld import Example, Picture
+from mllmsubj.toyworld.dataset.latents import Moments
+from mllmsubj.toyworld.pretrain.captions import Captioned, CaptionReader
+from mllmsubj.toyworld.prompts.prompt import write_caption
+from mllmsubj.toyworld.world.attributes import IDENTITY_ATTRIBUTES
+from mllmsubj.toyworld.world.scene import POSE_ATTRIBUTES
+from mllmsubj.typing import Int, Leaf
+
+ALONE = 4
+"""Every so many rows, the first of them, a text stands without a reference."""
+
+
+def kinds(rows: int) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " p"]]:
+    """Numbers of the rows of a batch that are texts alone, and of those that are prompts about a reference."""
+    numbers = np.arange(rows)
+    return numbers[::ALONE], numbers[numbers % ALONE > 0]
+
+
+@flax.struct.dataclass
+class Told(Captioned):
+    """Captions beside what the MLLM and CLIP read instead."""
+
+    input_ids: Leaf
+    """[b, s] int32; `s` is enough for either kind of row, what lies behind a row's own length is filled up."""
+    attention_mask: Leaf
+    """[b, s] bool, False at padding."""
+    text_clip_ids: Leaf
+    """[b, u] int32; `clip_ids` are of the caption that the transformer knows."""
+    tiles: Leaf
+    """[b, tile, tile, 3] uint8: references, as the MLLM sees them; anything in rows of a text alone."""
+
+
+@dataclass(frozen=True)
+class ToldReader:
+    """Writes rows of either kind."""
+
+    captions: CaptionReader
+    tokens: int
+    """Of a text alone, filled up; a prompt about a reference has the method's, data.prompt_tokens."""
+    tile: int
+    """Pixels of the side of the MLLM's."""
+
+    @property
+    def config(self) -> DataConfig:
+        return self.captions.config
+
+    def augmentation(self) -> str:
+        return (
+            f"{self.captions.augmentation()}, one of {ALONE} as texts of {self.tokens} tokens, "
+            f"the others prompts of {self.config.prompt_tokens}"
+        )
+
+    def layout(self, references: int) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
+        """See `PromptEncoder.layout`."""
+        return self.captions.encoder.layout(references, self.config.prompt_tokens if references else self.tokens)
+
+    def empty(self, bucket: Bucket, rows: int) -> Told:
+        captioned = self.captions.empty(bucket, rows)
+        length = max(self.layout(references)[0][1] for references in (0, 1))
+        return Told(
+            **vars(captioned),
+            input_ids=np.zeros((rows, length), np.int32),
+            attention_mask=np.zeros((rows, length), bool),
+            text_clip_ids=np.empty_like(captioned.clip_ids),
+            tiles=np.empty((rows, self.tile, self.tile, 3), np.uint8),
+        )
+
+    def read(
+        self, example: tuple[Example, Moments], bucket: Bucket, rng: np.random.Generator, batch: Told, row: int
+    ) -> None:
+        drawn, moments = example
+        if row % ALONE:
+            self.ask(drawn, moments, batch, row)
+        else:
+            kept = self.captions.kept(rng, paired=False)
+            text = write_caption(rng, drawn.target.identity, drawn.target.scene, kept, held_out=False)
+            self.say(drawn.target, kept, text, moments, batch, row)
+
+    def ask(self, example: Example, moments: Moments, batch: Told, row: int) -> None:
+        """A row of a prompt about a reference; its caption says the whole subject, its pose, and what is asked of the
+        scene."""
+        kept = {*IDENTITY_ATTRIBUTES, *POSE_ATTRIBUTES, *(name for name, _ in example.prompt.asks)}
+        self._write(example.target, kept, example.prompt.text, 1, moments, batch, row)
+        batch.tiles[row] = example.reference.render(self.tile)
+
+    def say(self, picture: Picture, kept: set[str], text: str, moments: Moments, batch: Told, row: int) -> None:
+        """A row of a text alone that says the attributes in `kept`. Raises UserError for one that is too long."""
+        try:
+            self._write(picture, kept, text, 0, moments, batch, row)
+        except UserError:  # it names another key
+            message = f"config key pretrain.dla.tokens is {self.tokens}, too few for {text!r}; raise it"
+            raise UserError(message) from None
+
+    def _write(
+        self, picture: Picture, kept: set[str], text: str, references: int, moments: Moments, batch: Told, row: int
+    ) -> None:
+        self.captions.write((picture, moments, moments), kept, batch, row)
+        (start, stop), _ = self.layout(references)
+        ids = self.captions.encoder(text, references, stop - start)
+        batch.input_ids[row, :stop], batch.attention_mask[row, :stop] = ids.input_ids[0], ids.attention_mask[0]
+        batch.attention_mask[row, stop:], batch.text_clip_ids[row] = False, ids.clip_ids[0]

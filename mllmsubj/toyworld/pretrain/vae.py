@@ -1,0 +1,136 @@
+"""The tiny VAE: pictures through latents an eighth their size and back."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mllmsubj.config.data import DataConfig
+from mllmsubj.data.batch import Rows
+from mllmsubj.data.plan import Bucket
+from mllmsubj.models.layers import init_params
+from mllmsubj.models.subject import SubjectModel
+from mllmsubj.toyworld import Picture, Split
+from mllmsubj.toyworld.dataset.images import PictureSource
+from mllmsubj.toyworld.pretrain.settings import VAEPartConfig
+from mllmsubj.train.evaluator import Value
+from mllmsubj.train.metrics import Bins
+from mllmsubj.typing import Array, Float, Leaf, Params
+
+TERMS = ("pixels", "gradient", "kl")
+SHOWN = 6
+"""Pictures that are drawn beside their reconstructions."""
+
+
+@flax.struct.dataclass
+class Windows(Rows):
+    """Parts of pictures."""
+
+    pixels: Leaf
+    """[b, window, window, 3] uint8."""
+
+
+@dataclass(frozen=True)
+class WindowReader:
+    """Cuts one window out of each picture."""
+
+    config: DataConfig
+    window: int
+
+    def augmentation(self) -> str:
+        return f"windows of {self.window}"
+
+    def empty(self, bucket: Bucket, rows: int) -> Windows:
+        return Windows(
+            example=np.empty(rows, np.int32),
+            skipped=np.empty(rows, np.int32),
+            pixels=np.empty((rows, self.window, self.window, 3), np.uint8),
+        )
+
+    def read(self, picture: Picture, bucket: Bucket, rng: np.random.Generator, batch: Windows, row: int) -> None:
+        pixels = picture.render(bucket.height)
+        top, left = rng.integers(0, bucket.height - self.window, 2, endpoint=True)
+        batch.pixels[row] = pixels[top : top + self.window, left : left + self.window]
+
+
+@dataclass(frozen=True)
+class VAEPart:
+    """See `pretrain.part.Part`."""
+
+    model: SubjectModel
+    config: VAEPartConfig
+    size: int
+
+    name = "vae"
+    bins: ClassVar[Mapping[str, Bins]] = {"terms": Bins("loss_part", TERMS)}
+    meanings: ClassVar[Mapping[str, str]] = {
+        "vae/psnr": "Peak signal-to-noise ratio of reconstructions from the posterior's mean, dB: mean over pictures",
+        "vae/latent_mean": "Mean of raw latents: what model.vae.shift_factor should be",
+        "vae/latent_std": "Their deviation: model.vae.scaling_factor should be its inverse",
+        "vae/posterior_std": "The posterior's own deviation, mean over all numbers",
+    }
+
+    def init(self, key: jax.Array) -> Params:
+        return {"vae": init_params(self.model.vae, key)}
+
+    def frozen(self) -> Params:
+        return {}
+
+    def source(self, pictures: PictureSource, threads: int) -> PictureSource:
+        return pictures
+
+    def reader(self, data: DataConfig) -> WindowReader:
+        return WindowReader(data, self.config.window)
+
+    def losses(
+        self, params: Params, frozen: Params, batch: Windows, key: Array
+    ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
+        """L1 of pixels and of their differences, and the divergence of a latent drawn from the posterior."""
+        images = batch.pixels.astype(jnp.float32) / 127.5 - 1.0
+        mean, logvar = self._call(params, images, "encode")
+        drawn = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+        error = self._call(params, drawn, "decode") - images
+        whole = partial(jnp.mean, axis=(1, 2, 3))
+        gradient = whole(jnp.abs(jnp.diff(error, axis=1))) + whole(jnp.abs(jnp.diff(error, axis=2)))
+        terms = jnp.stack(
+            [
+                whole(jnp.abs(error)),
+                self.config.gradient_weight * gradient,
+                self.config.kl_weight * 0.5 * whole(mean**2 + jnp.exp(logvar) - 1.0 - logvar),
+            ]
+        )
+        return terms.sum(axis=0), {"terms": jnp.stack([terms.sum(axis=1), jnp.full(len(terms), len(images))])}
+
+    def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
+        source = PictureSource(Split.TEST, self.config.judged, self.size)
+        psnr: list[float] = []
+        means, variances, shown = [], [], np.empty(0)
+        look = jax.jit(self._look)
+        for first in range(0, len(source), self.config.batch_size):
+            numbers = range(first, min(first + self.config.batch_size, len(source)))
+            pixels = np.stack([source[i].render(self.size) for i in numbers])
+            images, mean, logvar = jax.device_get(look(params, pixels))
+            psnr += list(-10.0 * np.log10(np.mean((pixels / 255.0 - images / 255.0) ** 2, axis=(1, 2, 3))))
+            means.append(mean)
+            variances.append(np.exp(logvar))
+            if first == 0:
+                shown = np.concatenate([pixels, images.round().astype(np.uint8)], axis=2)[:SHOWN]
+        latents = np.concatenate(means)
+        yield "vae/psnr", float(np.mean(psnr))
+        yield "vae/latent_mean", float(latents.mean())
+        yield "vae/latent_std", float(np.sqrt(latents.var() + np.concatenate(variances).mean()))
+        yield "vae/posterior_std", float(np.sqrt(np.concatenate(variances)).mean())
+        yield "vae/reconstructions", shown
+
+    def _look(self, params: Params, pixels: Array) -> tuple[Array, Array, Array]:
+        """Reconstructions of 8-bit pictures, in [0, 255], and mean and log variance of their latents."""
+        mean, logvar = self._call(params, pixels.astype(jnp.float32) / 127.5 - 1.0, "encode")
+        return jnp.clip((self._call(params, mean, "decode") + 1.0) * 127.5, 0.0, 255.0), mean, logvar
+
+    def _call(self, params: Params, x: Array, method: str):
+        return self.model.vae.apply({"params": params["vae"]}, x, method=method)

@@ -1,0 +1,106 @@
+"""The probe at work: pictures in, values of attributes out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from mllmsubj.checkpoints import components
+from mllmsubj.config.load import typed
+from mllmsubj.errors import UserError
+from mllmsubj.models.layers import abstract_params
+from mllmsubj.parallel.sharding import flatten, unflatten
+from mllmsubj.toyworld.probe.network import Probe, ProbeConfig
+from mllmsubj.toyworld.world.attributes import ATTRIBUTES, IDENTITY_ATTRIBUTES
+from mllmsubj.toyworld.world.render import COLUMN, ROW, SIZE
+from mllmsubj.typing import Array, Float, Int, Params
+
+AT_ONCE = 32
+"""Pictures."""
+NAME = "probe"
+"""Of its part."""
+CLOSE = (*IDENTITY_ATTRIBUTES, "facing", "tilt")
+"""What it reads in a look at the subject alone."""
+PLACES: Mapping[str, Mapping[Any, float]] = {"column": COLUMN, "row": ROW, "size": SIZE}
+"""What says where the subject is."""
+
+
+def make_network(config: ProbeConfig, size: int) -> Probe:
+    """For pictures of `size` pixels; raises UserError where its cells do not fill them."""
+    if size % config.whole.cell or config.cut % config.close.cell:
+        raise UserError(
+            f"pictures of {size} pixels, {config.cut} close, do not divide into the probe's cells of "
+            f"{config.whole.cell} and {config.close.cell}"
+        )
+    counts = {name: len(values) for name, values in ATTRIBUTES.items()}
+    return Probe(config, size, counts, CLOSE, {name: tuple(at.values()) for name, at in PLACES.items()})
+
+
+def logits(
+    network: Probe, params: Params, images: Float[Array, "b height width c"], places: Float[Array, "b 3"] | None = None
+) -> tuple[Float[Array, "b _"], ...]:
+    """Of each attribute, in the order of `ATTRIBUTES`; images in [−1, 1]. `places`: see `Probe`."""
+    found = cast(dict, network.apply({"params": params}, images, places))
+    return tuple(found[name] for name in ATTRIBUTES)
+
+
+def answers(network: Probe, params: Params, pixels: Array) -> Int[Array, "b attributes"]:
+    """Numbers of the values that it reads, in the order of `ATTRIBUTES`, off 8-bit pictures."""
+    found = logits(network, params, jnp.asarray(pixels, jnp.float32) / 127.5 - 1.0)
+    return jnp.stack([jnp.argmax(each, axis=1) for each in found], axis=1).astype(jnp.int32)
+
+
+@dataclass(frozen=True)
+class ProbeReader:
+    """A probe that was trained."""
+
+    network: Probe
+    params: Params
+
+    @classmethod
+    def load(cls, folder: Path) -> "ProbeReader":
+        """The part in `folder`, as `mllmsubj pretrain --part=probe` writes it. Raises UserError if it is not there."""
+        if not components.path(folder, NAME).is_file():
+            raise UserError(
+                f"the probe is not there yet ({components.path(folder, NAME)}); make it with mllmsubj pretrain "
+                f"--config=tiny --part=probe --workdir=DIR and name it with --probe=DIR"
+            )
+        leaves = {key.removeprefix(f"{NAME}/"): leaf for key, leaf in components.read(folder, (NAME,)).items()}
+        config = typed(
+            ProbeConfig, components.provenance(folder, NAME)["pretrain"]["network"], "pretrain.probe.network"
+        )
+        network = make_network(config, config.whole.cell * leaves["whole/position"].shape[0])
+        expected = {path: shape.shape for path, shape in flatten(abstract_params(network))}
+        if expected != {path: leaf.shape for path, leaf in leaves.items()}:
+            raise UserError(f"the probe in {folder} is not one of this version's; make it again")
+        return cls(network, unflatten(leaves))
+
+    @property
+    def size(self) -> int:
+        """Pixels of the side of pictures as it knows them."""
+        return self.network.size
+
+    @cached_property
+    def _answers(self):
+        return jax.jit(lambda params, pixels: answers(self.network, params, pixels))
+
+    def __call__(self, pictures: UInt8[np.ndarray, "n height width 3"]) -> Int[np.ndarray, "n attributes"]:
+        """See `answers`; pictures of another size are resized."""
+        found = []
+        for first in range(0, len(pictures), AT_ONCE):
+            part = [self._resized(picture) for picture in pictures[first : first + AT_ONCE]]
+            padded = np.stack(part + part[:1] * (AT_ONCE - len(part)))  # one program for all
+            found.append(np.asarray(self._answers(self.params, padded))[: len(part)])
+        return np.concatenate(found)
+
+    def _resized(self, picture: np.ndarray) -> np.ndarray:
+        if picture.shape[:2] == (self.size, self.size):
+            return picture
+        return np.asarray(Image.fromarray(picture).resize((self.size, self.size), Image.Resampling.LANCZOS))

@@ -1,0 +1,89 @@
+"""`make assets`: writes the shipped checkpoint's config and tokenizers again, from configs/tiny.py.
+
+    python -m mllmsubj.toyworld.ship --subject=RUN
+
+ships what a run of both stages trained, with its scores, as the part "subject": RUN is the workdir of `mllmsubj train
+--config=tiny`.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from mllmsubj.checkpoints import components
+from mllmsubj.checkpoints import format as checkpoint
+from mllmsubj.checkpoints.format import config_text
+from mllmsubj.config.load import load_config
+from mllmsubj.data.byte_tokenizer import save_tokenizers
+from mllmsubj.toyworld import Split, caption, example
+from mllmsubj.toyworld.prompts.questions import DESCRIBE, QUESTIONS, answer
+
+ASSETS = Path(__file__).parents[1] / "assets"
+TEXTS = 5000
+"""Examples of toyworld whose words the tokenizers know."""
+GUARDED = 64
+"""Pictures that the tests draw again; see tests/toyworld/pretrain/test_shipped.py."""
+
+
+def texts(system: str) -> Iterator[str]:
+    """What the tiny model reads and writes."""
+    for i in range(TEXTS):
+        drawn = example(Split.TRAIN, i, unusual=1.0, other=0.0)  # in any pose: words of all are known
+        yield from (drawn.prompt.text, "\n" + drawn.prompt.text, caption(drawn.target.identity, drawn.target.scene))
+        yield from (system, "system\n", "user\n", "assistant\n", "\n" + DESCRIBE)
+        yield from (f"\n{question}" for question in QUESTIONS.values())
+        yield from (answer(drawn.reference, name) for name in QUESTIONS)
+
+
+def write_config() -> None:
+    """Config and tokenizers."""
+    config = load_config("tiny")
+    (ASSETS / "tiny" / "config.json").write_text(config_text(config))
+    save_tokenizers(ASSETS / "tiny", texts(config.prompt.system))
+
+
+def ship_subject(run: Path) -> None:
+    """Copies what was trained, then judges the shipped model as users get it."""
+    import jax
+
+    from mllmsubj.checkpoints.export import trained_params
+    from mllmsubj.config.schema import Experiment
+    from mllmsubj.evals.benchmarks import Request
+    from mllmsubj.evals.judge import judged
+
+    folder = checkpoint.folder_of(run)
+    config = checkpoint.read_config(folder)
+    trained = trained_params(folder, Experiment.from_config(config))
+    about = {
+        "part": components.SUBJECT,
+        "seed": config.seed,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "seconds": seconds(run),
+        "data": {"examples": config.data.examples, "source": config.data.source},
+        "train": json.loads(config_text(config.train)),
+    }
+    components.write(checkpoint.TINY, components.SUBJECT, trained, about)
+    shipped_config = checkpoint.read_config(checkpoint.TINY)
+    for name, limit in (("metrics", None), ("guarded", GUARDED)):
+        about[name] = dict(judged("tiny", shipped_config, Request("toyworld", limit=limit)).metrics())
+    components.write(checkpoint.TINY, components.SUBJECT, trained, about)
+
+
+def seconds(run: Path) -> int:
+    """That the steps of a run took."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    reports = [line for line in lines if "steps_per_sec" in line]
+    steps = [0, *(line["step"] for line in reports)]
+    return round(
+        sum((now - then) / line["steps_per_sec"] for then, now, line in zip(steps, steps[1:], reports, strict=False))
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--subject", type=Path, help="workdir of a run to ship")
+    if run := parser.parse_args().subject:
+        ship_subject(run)
+    else:
+        write_config()

@@ -1,0 +1,151 @@
+"""The parts of the tiny model that are shipped, and random numbers for the others."""
+
+import jax
+import numpy as np
+import pytest
+
+from mllmsubj.checkpoints import components, initial
+from mllmsubj.checkpoints import format as checkpoint
+from mllmsubj.checkpoints.initial import (
+    FOUNDATION,
+    STARTED,
+    load_params,
+    random_params,
+    tiny_params,
+    trained_params,
+    untrained,
+)
+from mllmsubj.errors import UserError
+from mllmsubj.models.subject import SubjectModel, is_trained
+from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings, unflatten
+from tests.small import small_model
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A shipped folder with a VAE alone, and a table that is no part of the model, for the small model."""
+    monkeypatch.setattr(checkpoint, "TINY", tmp_path)
+    vae = jax.tree.map(
+        lambda leaf: np.full(leaf.shape, 0.1, np.float32), small_model(lora=True).abstract_params()["vae"]
+    )
+    components.write(tmp_path, "vae", {"vae": vae, "captions": {"embedding": np.ones((3, 2))}}, {"seed": 3})
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    """One device: a program that initializes a model compiles for a long time on several."""
+    return make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def random(mesh):
+    """Path -> leaf of CLIP and the DLA of the small model with random numbers."""
+    model = small_model(lora=True)
+    only = {path for path, _ in flatten(model.abstract_params()) if path.startswith(("clip/", "dla/"))}
+    return dict(flatten(random_params(model, 0, mesh, only)))
+
+
+def ship(folder, part, begins, value):
+    """Writes a part of the small model, without adapters; returns its paths. What is not there has to be initialized,
+    which takes most of the time of these tests."""
+    leaves = flatten(small_model(lora=True).abstract_params())
+    found = {p: np.full(leaf.shape, value) for p, leaf in leaves if p.startswith(begins) and "/lora_" not in p}
+    components.write(folder, part, unflatten(found), {})
+    return found.keys()
+
+
+def test_what_is_shipped_replaces_random_numbers(tiny, mesh, random):
+    model = small_model(lora=True)
+    there = ship(tiny, "mllm", "mllm/", 0.1) | ship(tiny, "dit", "transformer/", 0.1)
+    found = dict(flatten(tiny_params(model, 0, mesh)))
+    assert {path: leaf.dtype for path, leaf in found.items()} == {
+        path: leaf.dtype for path, leaf in flatten(model.abstract_params())
+    }
+    for path, leaf in found.items():
+        if path in there or path.startswith("vae/"):
+            np.testing.assert_array_equal(leaf, np.float32(np.float16(0.1)))
+    for path, leaf in random.items():
+        np.testing.assert_array_equal(found[path], leaf)
+        assert (found[path].dtype, found[path].sharding) == (leaf.dtype, leaf.sharding)
+    assert components.provenance(tiny, "vae") == {"seed": 3}
+
+
+def test_what_is_random_is_named(tiny, mesh):
+    assert untrained(tiny) == ("mllm", "clip", "transformer", "dla")
+    assert untrained(tiny / "other") == ()
+    ship(tiny, "mllm", "mllm/", 0.1)
+    with pytest.warns(UserWarning, match="'tiny' has no trained weights yet for clip, transformer, dla: these"):
+        drawn = trained_params(tiny, small_model(lora=True), 0, mesh)
+    np.testing.assert_array_equal(drawn["vae"]["decoder"]["conv_in"]["bias"], np.float32(np.float16(0.1)))
+
+
+def test_what_the_method_trained_is_for_drawing_alone(tiny, mesh, random):
+    model = small_model(lora=True)
+    leaves = {path: np.full(leaf.shape, 0.25) for path, leaf in flatten(model.abstract_params())}
+    trained = {path: leaf for path, leaf in leaves.items() if is_trained(path)}
+    ship(tiny, "mllm", "mllm/", 0.1)
+    frozen = {p: leaf for p, leaf in leaves.items() if p.startswith("transformer/") and p not in trained}
+    components.write(tiny, "dit", unflatten(frozen), {})
+    components.write(tiny, components.SUBJECT, unflatten(trained), {})
+    assert untrained(tiny) == ("clip",)
+    with pytest.warns(UserWarning, match="for clip: these"):
+        drawn = dict(flatten(trained_params(tiny, model, 0, mesh)))
+    begun = dict(flatten(tiny_params(model, 0, mesh)))
+    for path in trained:
+        np.testing.assert_array_equal(drawn[path], np.float32(0.25))
+        assert not np.array_equal(begun[path], drawn[path])
+    for path in trained.keys() & random.keys():
+        np.testing.assert_array_equal(begun[path], random[path])
+
+
+def test_no_random_numbers_where_everything_is_shipped(tiny, monkeypatch):
+    model = small_model(lora=True)
+    everything = {p: np.full(leaf.shape, 0.25) for p, leaf in flatten(model.abstract_params())}
+    components.write(tiny, "vae", unflatten(everything), {})
+    monkeypatch.setattr(SubjectModel, "init", lambda *_: pytest.fail("parameters were initialized"))
+    mesh = make_mesh()
+    found = dict(flatten(tiny_params(model, 0, mesh)))
+    assert found.keys() == everything.keys()
+    shardings = dict(flatten(parameter_shardings(unflatten(everything), mesh)))
+    assert all(leaf.sharding == shardings[path] for path, leaf in found.items())
+    assert all((np.asarray(leaf) == 0.25).all() for leaf in found.values())
+
+
+def test_a_dla_alone_is_a_start(tiny, mesh):
+    model = small_model(lora=True)
+    for part, begins in (("mllm", "mllm/"), ("dit", "transformer/")):
+        ship(tiny, part, begins, 0.1)  # so that little is initialized
+    dla = ship(tiny, "dla", "dla/", 0.25)
+    warm, cold = (dict(flatten(tiny_params(model, 0, mesh, names))) for names in (STARTED, FOUNDATION))
+    for path, leaf in warm.items():
+        np.testing.assert_array_equal(leaf, np.float32(0.25) if path in dla else cold[path])
+
+
+def test_other_sizes_than_what_is_shipped(tiny):
+    leaves = components.read(tiny)
+    leaves["vae/decoder/conv_in/bias"] = np.zeros(3, np.float32)
+    components.write(tiny, "vae", unflatten(leaves), {})
+    with pytest.raises(UserError, match=r"shipped weights of vae do not fit .*: vae/decoder/conv_in/bias is \(3,\)"):
+        tiny_params(small_model(lora=True), 0, make_mesh())
+
+
+def test_a_shipped_file_that_is_cut_short(tiny):
+    file = components.path(tiny, "vae")
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"vae\.safetensors is damaged"):
+        components.read(tiny)
+
+
+def test_a_number_beyond_16_bits_is_not_written(tmp_path):
+    with pytest.raises(UserError, match="part vae: vae/bias has numbers beyond 16 bits"):
+        components.write(tmp_path, "vae", {"vae": {"bias": np.asarray([1e6])}}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_takes_what_is_shipped_into_its_workdir(tmp_path):
+    for name in ("tiny", "random"):
+        assert initial.base_folder(name, tmp_path) == (tmp_path / "base", True)
+    assert initial.base_folder(str(tmp_path), tmp_path) == (tmp_path, False)
+    with pytest.raises(UserError, match="has no params folder"):
+        load_params(tmp_path, small_model(lora=True), 0, make_mesh())

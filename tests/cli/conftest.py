@@ -1,0 +1,41 @@
+"""Folders as the libraries that the weights come from write them."""
+
+import shutil
+
+import pytest
+
+from mllmsubj.cli import main
+from mllmsubj.data.byte_tokenizer import save_tokenizers
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A command in a folder of its own, in this process."""
+    monkeypatch.setattr(main, "_set_up", lambda: None)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def flux(tmp_path_factory):
+    """FLUX's folder and InternVL's, as their own libraries write them, with tokenizers of bytes."""
+    from diffusers import FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, InternVLConfig, InternVLForConditionalGeneration
+
+    from tests.models import test_dit, test_mllm, test_vae
+    from tests.parity import randomise
+
+    root = tmp_path_factory.mktemp("hub")
+    vision, text = test_mllm.VISION, test_mllm.TEXT | {"vocab_size": 264, "max_position_embeddings": 256}
+    mllm = InternVLConfig(vision_config=vision, text_config=text, image_token_id=261, downsample_ratio=0.5)
+    randomise(InternVLForConditionalGeneration(mllm)).save_pretrained(root / "mllm", max_shard_size="20KB")
+    dit = test_dit.SIZES | {"in_channels": 64}
+    transformer = randomise(FluxTransformer2DModel(**dit, guidance_embeds=True))
+    transformer.save_pretrained(root / "transformer", max_shard_size="20KB")
+    test_vae.build(root / "vae")
+    clip = dict(vocab_size=258, hidden_size=12, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    clip |= dict(max_position_embeddings=77, bos_token_id=256, eos_token_id=257, pad_token_id=257)
+    randomise(CLIPTextModel(CLIPTextConfig(**clip))).save_pretrained(root / "text_encoder")
+    save_tokenizers(root / "bytes")
+    shutil.copytree(root / "bytes" / "clip_tokenizer", root / "tokenizer")
+    shutil.copytree(root / "bytes" / "tokenizer", root / "mllm", dirs_exist_ok=True)
+    return root

@@ -1,0 +1,234 @@
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mllmsubj.checkpoints.format import RENAMED, TINY, config_text, read_config
+from mllmsubj.config.load import load_config, typed
+from mllmsubj.config.schema import Experiment, default_config
+from mllmsubj.config.train import TrainConfig
+from mllmsubj.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def changed(changes):
+    """The shipped config with values of dotted keys replaced or added."""
+    config = read_config(TINY)
+    for key, value in changes.items():
+        *path, name = key.split(".")
+        reduce(getattr, path, config)[name] = value
+    return config
+
+
+def test_the_shipped_config_is_up_to_date():
+    assert (TINY / "config.json").read_text() == config_text(load_config(str(CONFIGS / "tiny.py")))
+
+
+def test_a_config_survives_its_file(tmp_path):
+    config = load_config(str(CONFIGS / "tiny.py"))
+    assert read_config(TINY).to_dict() == config.to_dict()
+    assert Experiment.from_config(read_config(TINY)) == Experiment.from_config(config)
+
+
+@pytest.mark.parametrize("name", ["tiny", "paper"])
+@pytest.mark.parametrize("form", ["{name}", "configs/{name}.py", "{folder}/{name}.py"])
+def test_load_config_name_and_file(name, form, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(form.format(name=name, folder=CONFIGS))
+    experiment = Experiment.from_config(config)
+    assert experiment.model.dla.num_states == experiment.model.mllm.text.num_hidden_layers + 1
+    assert experiment.sampling.tau1 == {"tiny": 0.83, "paper": 0.95}[name]
+    assert experiment.model.vae.block_out_channels == config.model.vae.block_out_channels
+    with pytest.raises((KeyError, AttributeError)):
+        config.sampling.stepz = 3  # locked: a mistyped key is an error in an experiment's file too
+
+
+def test_load_config_own_file_before_shipped(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").write_text("from ml_collections import ConfigDict\ndef get_config(v=''): return ConfigDict()\n")
+    assert load_config("tiny").to_dict() == {}
+
+
+def test_load_config_unknown_name():
+    with pytest.raises(UserError, match=r"'papre' is not there \(did you mean 'paper'\?\); .*: paper, tiny"):
+        load_config("papre")
+
+
+def test_default_config_is_the_schema():
+    """Each default has the type that the schema says, and only the model's sizes have none."""
+    config = default_config()
+    with pytest.raises(UserError, match=r"missing config key config\.model\.mllm"):
+        Experiment.from_config(config)
+    config.model = load_config("paper").model
+    assert Experiment.from_config(config) == Experiment(model=Experiment.from_config(load_config("paper")).model)
+
+
+def test_from_config_missing_key_has_its_default():
+    config = load_config("tiny").unlock()
+    del config.train.clip_norm
+    assert Experiment.from_config(config).train.clip_norm == TrainConfig.clip_norm == 1.0
+
+
+def test_read_config_of_version_0_1(tmp_path):
+    """Checkpoints of before keys were renamed."""
+    text = (TINY / "config.json").read_text()
+    for name, renamed in RENAMED.items():
+        assert f'"{renamed}"' in text
+        text = text.replace(f'"{renamed}"', f'"{name}"')
+    (tmp_path / "config.json").write_text(text)
+    assert read_config(tmp_path).to_dict() == read_config(TINY).to_dict()
+
+
+def test_the_variant_reaches_the_config(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("from ml_collections import ConfigDict\ndef get_config(v=''): return ConfigDict(dict(name=v))\n")
+    assert load_config(f"{file}:large").name == "large"
+    assert load_config(str(file)).name == ""
+
+
+def test_the_first_lessons_of_the_tiny_transformer_say_more_of_noisier_pictures():
+    first, then = (load_config(f"configs/tiny.py{variant}") for variant in (":full", ""))
+    for key in ("drop_scene", "drop_subject", "drop_all"):
+        assert first.pretrain.dit[key] < then.pretrain.dit[key]
+    assert first.train.time.mean > then.train.time.mean
+    with pytest.raises(UserError, match="unknown variant 'half'; known: full"):
+        load_config("configs/tiny.py:half")
+
+
+def test_the_short_tiny_run_is_the_same_model_for_fewer_steps():
+    short, whole = (load_config(f"configs/tiny.py{variant}") for variant in (":short", ""))
+    Experiment.from_config(short)
+    for stage, steps in (("stage1", 80), ("stage2", 200)):
+        assert short.train[stage].steps == steps < whole.train[stage].steps
+        assert short.train[stage].modes == whole.train[stage].modes
+    for section in ("model", "sampling", "prompt", "reference"):
+        assert short[section] == whole[section]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import nowhere_at_all", "ModuleNotFoundError.*nowhere_at_all"),
+        ("def get_config(variant):\n    return 1 +", "SyntaxError"),
+        ("x = 1", "get_config"),
+        ("def get_config(variant):\n    return undefined", "NameError.*undefined"),
+        ("def get_config(variant):\n    return 1 / 0", "ZeroDivisionError"),
+        ("def get_config(variant):\n    raise ValueError", "ValueError"),
+        ("def get_config(variant):\n    return {'a': 1}", "AttributeError"),
+    ],
+)
+def test_a_config_that_fails_is_one_line(tmp_path, text, says):
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    with pytest.raises(UserError, match=rf"broken\.py.*{says}") as error:
+        load_config(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_that_is_not_there():
+    with pytest.raises(UserError, match=r"'nowhere\.py' is not there"):
+        load_config("nowhere.py:large")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("sampling.stepz", 3, r"unknown config key config\.sampling\.stepz \(did you mean 'steps'\?\)"),
+        ("modell", 3, r"unknown config key config\.modell \(did you mean 'model'\?\)"),
+        ("model.vae.zzz", 3, r"unknown config key config\.model\.vae\.zzz$"),
+    ],
+)
+def test_unknown_keys(key, value, says):
+    with pytest.raises(UserError, match=says):
+        Experiment.from_config(changed({key: value}))
+
+
+@pytest.mark.parametrize("key", ["model", "model.clip", "model.clip.hidden_size"])
+def test_missing_keys(key):
+    config = read_config(TINY)
+    *path, name = key.split(".")
+    del reduce(getattr, path, config)[name]
+    with pytest.raises(UserError, match=rf"missing config key config\.{key}$"):
+        Experiment.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("seed", 0.5, "int"),
+        ("seed", True, "int"),
+        ("sampling.tau1", "0.9", "float"),
+        ("model.mllm.tie_word_embeddings", 1, "bool"),
+        ("compute.attention", "flash", "'auto' or"),
+        ("sampling.last_stage", "keep", "'drop_all' or 'keep_text'"),
+        ("prompt.pooled", "promt", "'prompt' or 'empty'"),
+        ("prompt.system", None, "str"),
+        ("reference.mean", 0.5, "tuple"),
+    ],
+)
+def test_mistyped_keys(key, value, expected):
+    config = read_config(TINY).to_dict()
+    *path, name = key.split(".")
+    reduce(getitem, path, config)[name] = value
+    with pytest.raises(UserError, match=rf"config key config\.{key} is {value!r}; expected .*{expected}"):
+        typed(Experiment, config, "config")
+
+
+def test_items_are_typed_too():
+    config = read_config(TINY).to_dict()
+    config["model"]["vae"]["block_out_channels"] = (32, 64, "64", 64)
+    with pytest.raises(UserError, match=r"block_out_channels\[2\] is '64'; expected int"):
+        typed(Experiment, config, "config")
+
+
+def test_whole_numbers_and_numpys_are_floats():
+    config = read_config(TINY).to_dict()
+    config["sampling"] |= dict(guidance=3, tau1=np.linspace(0, 1, 3)[1], tau2=np.float32(0.25), steps=np.int64(4))
+    sampling = typed(Experiment, config, "config").sampling
+    assert (sampling.guidance, sampling.tau1, sampling.tau2, sampling.steps) == (3.0, 0.5, 0.25, 4)
+    assert [type(x) for x in (sampling.guidance, sampling.tau1, sampling.steps)] == [float, float, int]
+
+
+def test_a_model_may_have_no_adapters():
+    config = read_config(TINY).to_dict()
+    config["model"]["lora"] = None
+    assert typed(Experiment, config, "config").model.lora is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dla.num_states", 8),
+        ("dla.input_dim", 64),
+        ("dla.context_dim", 64),
+        ("transformer.in_channels", 60),
+        ("transformer.pooled_projection_dim", 32),
+        ("transformer.attention_head_dim", 64),
+    ],
+)
+def test_sizes_that_disagree(key, value):
+    with pytest.raises(UserError, match=rf"model\.{key} is {value} but .* is \d+; make them equal"):
+        Experiment.from_config(changed({f"model.{key}": value}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(height=100), "height is 100; .*multiple of 16.*such as 96"),
+        (dict(width=0), "width is 0.*such as 16"),
+        (dict(width=8192), "width is 8192; .*4096"),
+        (dict(steps=0), "steps is 0.*1 to 1000"),
+        (dict(batch_size=0), "batch_size is 0"),
+        (dict(guidance=float("inf")), "guidance is inf"),
+        (dict(text_guidance=-1.0), "text_guidance is -1"),
+        (dict(tau1=0.5, tau2=0.6), "tau1=0.5, tau2=0.6.*tau2 <= tau1"),
+        (dict(tau1=float("nan")), "tau1=nan"),
+        (dict(tau1=1.5), "tau1=1.5"),
+    ],
+)
+def test_settings_that_cannot_be(changes, says):
+    with pytest.raises(UserError, match=says):
+        Experiment.from_config(changed({f"sampling.{name}": value for name, value in changes.items()}))

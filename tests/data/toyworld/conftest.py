@@ -1,9 +1,0 @@
-import pytest
-
-from mllmsubj.data.toyworld import Split, example
-
-
-@pytest.fixture(scope="session")
-def drawn():
-    """The first examples of each split."""
-    return {split: [example(split, i, seed=3) for i in range(1200)] for split in Split}

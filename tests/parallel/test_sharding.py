@@ -1,0 +1,79 @@
+"""The strict table, and constrain."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from mllmsubj.errors import UserError
+from mllmsubj.parallel.sharding import (
+    SMALL,
+    constrain,
+    flatten,
+    make_mesh,
+    parameter_shardings,
+    parameter_specs,
+    unflatten,
+)
+from tests.small import small_model
+
+
+def test_every_parameter_of_the_model_has_one():
+    specs = parameter_specs(small_model(lora=True).abstract_params())
+    attention = specs["transformer"]["double_blocks"]["attn"]
+    assert attention["to_q"]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
+    assert attention["to_out"]["kernel"] == PartitionSpec(None, "tensor", "fsdp")
+    assert attention["to_q"]["lora_a"] == PartitionSpec(None, "fsdp", None)
+    assert specs["transformer"]["single_blocks"]["proj_out"]["lora_a"] == PartitionSpec(None, None, "fsdp")
+    assert specs["transformer"]["modulation"]["single"]["kernel"] == PartitionSpec("fsdp", None, "tensor")
+    assert specs["vae"]["decoder"]["conv_in"]["kernel"] == PartitionSpec(None, None, None, "fsdp")
+
+
+def test_unknown_paths_are_listed():
+    leaf = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    tree = {
+        "transformer": {"mystery": {"kernel": leaf}, "proj_out": {"kernel": jax.ShapeDtypeStruct((4,), jnp.float32)}}
+    }
+    with pytest.raises(ValueError, match=r"mystery/kernel matches no rule.*proj_out/kernel has 1 axes"):
+        parameter_specs(tree)
+
+
+def test_axes_that_do_not_divide_stay_whole():
+    mesh = make_mesh(data=1, fsdp=4, tensor=2)
+    tree = {"transformer": {"proj_out": {"kernel": jax.ShapeDtypeStruct((6, 8), jnp.float32)}}}
+    spec = parameter_shardings(tree, mesh)["transformer"]["proj_out"]["kernel"].spec
+    assert spec == PartitionSpec(None, "tensor")
+
+
+def test_small_parameters_are_not_split_finely():
+    mesh = make_mesh(data=1, fsdp=8, tensor=1)
+    for shape, spec in [((16, 64), None), ((32, 64), "fsdp"), ((16, SMALL // 16), "fsdp")]:
+        tree = {"transformer": {"proj_out": {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}}}
+        assert parameter_shardings(tree, mesh)["transformer"]["proj_out"]["kernel"].spec[0] == spec
+
+
+def test_constrain_is_the_identity_without_a_mesh():
+    x = jnp.ones((2, 3, 4))
+    assert constrain(x, "batch", "seq", "embed") is x
+
+
+def test_constrain_splits_what_divides():
+    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
+        split = jax.jit(lambda x: constrain(x, "batch", "seq", "hidden"))(jnp.ones((4, 3, 6)))
+        whole = jax.jit(lambda x: constrain(x, "batch", "seq", "hidden"))(jnp.ones((1, 3, 6)))
+    assert split.sharding.spec == PartitionSpec(("data", "fsdp"), None, "tensor")
+    assert whole.sharding.spec == PartitionSpec(None, None, "tensor")
+
+
+@pytest.mark.parametrize(
+    "sizes", [dict(fsdp=3), dict(data=-1, fsdp=-1), dict(data=2, fsdp=2, tensor=1), dict(tensor=0)]
+)
+def test_meshes_that_do_not_fit(sizes):
+    with pytest.raises(UserError, match="does not fit 8 devices"):
+        make_mesh(**sizes)
+
+
+def test_flatten_and_back():
+    tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert dict(flatten(tree)) == {"a/b": 1, "a/c/d": 2, "e": 3}
+    assert unflatten(dict(flatten(tree))) == tree

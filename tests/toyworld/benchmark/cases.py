@@ -1,0 +1,36 @@
+"""Hand-made examples and readings."""
+
+import numpy as np
+
+from mllmsubj.toyworld import Example, HeldOut, Identity, Picture, Pose, Prompt, Scene
+from mllmsubj.toyworld.world.attributes import ATTRIBUTES, number, numbers
+from mllmsubj.toyworld.world.identity import Accessory, Colour, Shape, Texture
+from mllmsubj.toyworld.world.scene import SCENE_ATTRIBUTES, Background, Column, Facing, Row, Size, Thing, Tilt, Time
+
+DOG = Identity(Shape.DOG, Colour.RED, Colour.BLUE, Texture.SPOTS, Accessory.HAT, Colour.PINK)
+BARE = DOG.replace(accessory=Accessory.NONE, accent=None)
+POSE = Pose(Column.LEFT, Row.BACK, Size.SMALL, Facing.LEFT, Tilt.UPRIGHT)
+OTHER_POSE = Pose(Column.RIGHT, Row.FRONT, Size.LARGE, Facing.RIGHT, Tilt.LEFT)
+SCENE = Scene(Background.MOON, Time.NIGHT, POSE, Thing.BALL)
+OTHER = Scene(Background.BEACH, Time.DAY, OTHER_POSE, Thing.NONE)
+
+
+def case(*asks, identity=DOG, reasoning=False) -> Example:
+    """The reference is in SCENE; the target in OTHER but for what is asked."""
+    values = tuple((name, SCENE_ATTRIBUTES.get(name, Colour)(value)) for name, value in asks)
+    prompt = Prompt("…", "scene", values, reasoning)
+    target = Picture(prompt.identity(identity), prompt.scene(OTHER))
+    return Example(Picture(identity, SCENE), prompt, target, HeldOut.IDENTITY)
+
+
+def read(example: Example, **wrong) -> np.ndarray:
+    """The target's values, but for those given."""
+    found = numbers(example.target.identity, example.target.scene)
+    for name, value in wrong.items():
+        found[list(ATTRIBUTES).index(name)] = number(name, value)
+    return found
+
+
+def stacked(*cases) -> tuple[list[Example], np.ndarray]:
+    """Of (example, reading) pairs."""
+    return [example for example, _ in cases], np.stack([reading for _, reading in cases])

@@ -1,0 +1,138 @@
+"""The DLA's part: prompts about references, and texts, that are to say what captions say."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mllmsubj.checkpoints import components
+from mllmsubj.checkpoints import format as checkpoint
+from mllmsubj.errors import UserError
+from mllmsubj.toyworld import Split, example
+from mllmsubj.toyworld.dataset.images import PictureSource
+from mllmsubj.toyworld.pretrain.captions import FIRSTS, UNSAID
+from mllmsubj.toyworld.pretrain.dla import TOLD
+from mllmsubj.toyworld.pretrain.told import ALONE, kinds
+from mllmsubj.toyworld.prompts.prompt import write_caption
+from mllmsubj.toyworld.world.attributes import ATTRIBUTES, IDENTITY_ATTRIBUTES, numbers
+from mllmsubj.toyworld.world.scene import POSE_ATTRIBUTES
+from tests.toyworld.pretrain.parts import SIZE, make, parameters, read
+
+
+@pytest.fixture(scope="module")
+def dla(tmp_path_factory):
+    """The part, on random parts that lie in its folder."""
+    folder = tmp_path_factory.mktemp("dla")
+    for i, name in enumerate(("vae", "mllm", "dit")):
+        components.write(folder, name, jax.jit(make(name, folder).init)(jax.random.key(i)), {})
+    return make("dla", folder)
+
+
+@pytest.mark.slow
+def test_it_learns_what_the_captions_say(dla):
+    """Its loss falls on pictures that it sees again and again, and only its own parameters have gradients."""
+    params, frozen, batch = parameters(dla), dla.frozen(), read(dla, 8)
+    optimizer = optax.adam(3e-3)
+
+    @jax.jit
+    def step(params, state, key):
+        loss, gradients = jax.value_and_grad(lambda p: dla.losses(p, frozen, batch, key)[0].mean())(params)
+        updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(params, updates), state, loss
+
+    state, losses = optimizer.init(params), []
+    for _ in range(60):
+        params, state, loss = step(params, state, jax.random.key(1))
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_text_says_what_its_caption_says(dla):
+    batch, alone = read(dla, 8), slice(None, None, ALONE)
+    start = dla.dit.encoder.layout(0, dla.config.tokens)[0][0]
+    length = batch.attention_mask[alone, start:].sum(axis=1)
+    empty = dla.dit.encoder("", 0).attention_mask.sum() - start
+    said = (batch.said[alone] != UNSAID).sum(axis=1)
+    assert ((length == empty) == (said == 0)).all()
+    assert (length - empty >= said).all()  # at least a word for everything that is said
+
+
+def test_a_prompt_says_the_referenced_subject_as_it_is_to_be_and_what_is_asked_of_the_scene(dla):
+    batch, source = read(dla, 8), dla.source(PictureSource(Split.TRAIN, 8, SIZE), threads=1)
+    for row in set(range(8)) - {0, ALONE}:
+        example, moments = source[row]
+        said = {name for name, value in zip(ATTRIBUTES, batch.said[row], strict=True) if value != UNSAID}
+        assert said == {*IDENTITY_ATTRIBUTES, *POSE_ATTRIBUTES} | {name for name, _ in example.prompt.asks}
+        truth = FIRSTS[:-1] + numbers(example.target.identity, example.target.scene)
+        assert all(batch.said[row] == np.where(batch.said[row] == UNSAID, UNSAID, truth))
+        (start, stop), _ = dla.dit.encoder.layout(1, dla.data.prompt_tokens)
+        ids = dla.dit.encoder(example.prompt.text, 1, stop - start)
+        np.testing.assert_array_equal(batch.input_ids[row, :stop], ids.input_ids[0])
+        np.testing.assert_array_equal(batch.attention_mask[row, :stop], ids.attention_mask[0])
+        np.testing.assert_array_equal(batch.tiles[row], example.reference.render(batch.tiles.shape[1]))
+        np.testing.assert_array_equal(batch.moments[row], moments)
+
+
+def test_prompts_are_read_beside_their_references_and_texts_alone_are_not(dla):
+    params, frozen, batch = parameters(dla), dla.frozen(), read(dla, 8)
+    lose = jax.jit(lambda batch: dla.losses(params, frozen, batch, jax.random.key(1)))
+    losses, metrics = lose(batch)
+    others, _ = lose(replace(batch, tiles=batch.tiles[::-1]))
+    alone, prompts = kinds(8)
+    np.testing.assert_array_equal(losses[alone], others[alone])
+    assert all(losses[prompts] != others[prompts])
+    expected = [[losses[alone].sum(), losses[prompts].sum()], [2, 6]]
+    np.testing.assert_allclose(metrics["by_kind"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("guidance", "seen"), [(0.0, False), (1.0, True)])
+def test_what_is_drawn_of_nothing_does_not_know_the_reference(dla, guidance, seen):
+    dit = replace(dla.dit, config=replace(dla.dit.config, judge_guidance=guidance, judge_steps=2))
+    part, params, frozen = replace(dla, dit=dit), parameters(dla), dla.frozen()
+    batch = jax.tree.map(lambda x: x[1:4], read(dla, 4))
+    tell = jax.jit(lambda batch: part.condition(params, frozen, batch, references=1))
+    draw = jax.jit(lambda told: dit.draw(frozen, frozen, told, jax.random.key(0), TOLD[1]))
+    others = replace(tell(batch), image=jnp.flip(tell(batch).image, axis=0))
+    assert np.any(draw(tell(batch)) != draw(others)) == seen
+
+
+def test_what_is_left_out_of_a_caption_is_not_in_its_text():
+    rng, picture = np.random.default_rng(0), example(Split.TRAIN, 3).target
+    write = lambda only: write_caption(rng, picture.identity, picture.scene, only, held_out=False)  # noqa: E731
+    assert write(set()) == ""
+    assert picture.identity.describe() in write(set(ATTRIBUTES))
+    assert str(picture.identity.shape) in write({"shape", "background"})
+    assert str(picture.identity.shape) not in write({"background"})
+
+
+def test_padding_is_not_read(dla):
+    params, frozen, batch = parameters(dla), dla.frozen(), read(dla, 8)
+    lose = jax.jit(lambda batch: dla.losses(params, frozen, batch, jax.random.key(1))[0])
+    filled = np.where(batch.attention_mask, batch.input_ids, 5)
+    np.testing.assert_allclose(lose(replace(batch, input_ids=filled)), lose(batch), atol=1e-6)
+
+
+def test_it_is_judged_by_pictures_and_by_velocities(dla):
+    values = list(dla.judge(parameters(dla), dla.frozen()))
+    said = {name: value for name, value in values if isinstance(value, float)}
+    assert set(said) == set(dla.meanings)
+    assert min(said[f"dla/{name}{kind}"] for name in ("loss", "silence") for kind in ("", "_seen")) > 0
+    widths = [value.shape[2] for _, value in values if isinstance(value, np.ndarray)]
+    assert widths == [2 * SIZE, 3 * SIZE]
+
+
+def test_a_text_that_is_too_long_names_the_key(dla):
+    with pytest.raises(UserError, match=r"config key pretrain\.dla\.tokens is 6, too few for '.*raise it"):
+        read(make("dla", dla.dit.folder, tokens=6), 8)
+
+
+def test_without_the_transformer_there_is_nobody_to_talk_to(tmp_path, monkeypatch):
+    part = make("dla", tmp_path)
+    monkeypatch.setattr(checkpoint, "TINY", tmp_path)
+    with pytest.raises(
+        UserError, match=r"part dla builds on part mllm, which is not in .*; make that first: --part=mllm"
+    ):
+        part.frozen()

@@ -1,0 +1,207 @@
+"""Parts of the tiny model, small: what they read, lose and say; one of them made by the real loop."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mllmsubj.checkpoints import components
+from mllmsubj.config.schema import Experiment
+from mllmsubj.errors import UserError
+from mllmsubj.parallel.sharding import flatten, make_mesh, unflatten
+from mllmsubj.toyworld import Split, caption
+from mllmsubj.toyworld.dataset.images import PictureSource
+from mllmsubj.toyworld.pretrain import run as run_module
+from mllmsubj.toyworld.pretrain.run import PartRun, part_experiment, pretrain
+from mllmsubj.toyworld.pretrain.settings import PretrainConfig
+from mllmsubj.toyworld.prompts.questions import QUESTIONS
+from mllmsubj.toyworld.world.attributes import ATTRIBUTES
+from tests.toyworld.pretrain.parts import SIZE, config, make, parameters, read
+from tests.train.runs import on_one_device
+
+
+def binned(part, metrics):
+    """Sums over counts of the part's one metric with bins, those bins that something fell into."""
+    ((name, bins),) = part.bins.items()
+    sums, counts = np.asarray(metrics[name])
+    return {bin: sums[i] / counts[i] for i, bin in enumerate(bins.names) if counts[i]}
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The smallest probe."""
+    look = dict(stem=4, widths=(8, 8), blocks=(1, 1))
+    return dict(network=dict(whole=look, close=look, cut=16, span=1.4, norm_num_groups=2, maps=1))
+
+
+def test_a_part_is_made_and_written_down(tmp_path, network, monkeypatch):
+    on_one_device(monkeypatch, run_module)
+    assert pretrain(config("probe", **network), "probe", tmp_path) == tmp_path / "probe.safetensors"
+    logged = [json.loads(line) for line in (tmp_path / "probe" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if "loss" in line] == [2, 4]
+
+    part, found = make("probe", tmp_path, **network), components.read(tmp_path, ("probe",))
+    again, judged = dict(part.judge(unflatten(found), {})), logged[-1]
+    assert again["probe/mean"] == pytest.approx(judged["probe/mean"], abs=0.1)  # rounded to 16 bits
+    about = components.provenance(tmp_path, "probe")
+    assert about["metrics"]["probe/mean"] == judged["probe/mean"]
+    assert (about["steps"], about["seed"], about["pretrain"]["batch_size"]) == (4, 0, 8)
+    assert about["started_from"] is None
+    assert about["seconds"] > 0
+
+    pretrain(config("probe", **network), "probe", tmp_path)  # ended before: nothing is left to do, nothing is lost
+    assert components.provenance(tmp_path, "probe")["metrics"] == pytest.approx(about["metrics"], abs=0.1)
+
+
+def test_a_part_goes_on_from_one_that_is_there(tmp_path, network):
+    def start(part):
+        whole = Experiment.from_config(config("probe", **network))
+        run = PartRun(part_experiment(whole, part), make_mesh(), part)
+        return run, dict(flatten(run.start()))
+
+    _, random = start(make("probe", tmp_path, **network))
+    components.write(tmp_path, "probe", unflatten(random), {"steps": 4})
+    run, found = start(make("probe", tmp_path, start_from=str(tmp_path), **network))
+    assert all((leaf == np.float32(np.float16(random[path]))).all() for path, leaf in found.items())
+    about = run.provenance(config("probe"), {}, 1.0)
+    assert about["started_from"] == {"steps": 4}
+    (tmp_path / "probe.json").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*probe\.json, which says where part probe comes from"):
+        run.start()
+    components.write(tmp_path, "probe", unflatten(random), {})
+    wrong = network | dict(network=network["network"] | dict(maps=2))
+    with pytest.raises(UserError, match=r"pretrain\.probe\.start_from: .*probe\.safetensors does not fit the config"):
+        pretrain(config("probe", start_from=str(tmp_path), **wrong), "probe", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_each_step_has_random_numbers_of_its_own(tmp_path, network):
+    """The same parameters and pictures lose otherwise at another step, and the same at the same."""
+    part = make("probe", tmp_path, **network)
+    run = PartRun(
+        part_experiment(Experiment.from_config(config("probe", **network)), part),
+        make_mesh(1, 1, 1, devices=jax.devices()[:1]),
+        part,
+    )
+    state, batch = run.state(jax.jit(part.init)(jax.random.key(0))), read(part, 8)
+    update = jax.jit(run.step.update)
+    first, again, later = (
+        float(update(state.replace(step=jnp.asarray(step, jnp.int32)), {}, batch)[1]["loss_sum"]) for step in (0, 0, 7)
+    )
+    assert first == again != later
+
+
+def test_the_vae_loses_what_its_terms_say(tmp_path):
+    part = make("vae", tmp_path, window=16)
+    params, batch = parameters(part), read(part, 4)
+    assert batch.pixels.shape == (4, 16, 16, 3)
+    losses, metrics = jax.jit(part.losses)(params, {}, batch, jax.random.key(1))
+    terms = binned(part, metrics)
+    assert set(terms) == {"pixels", "gradient", "kl"}
+    assert float(jnp.mean(losses)) == pytest.approx(sum(terms.values()), rel=1e-5)
+    numbers = dict(part.judge(params, {}))
+    assert set(part.meanings) == set(numbers) - {"vae/reconstructions"}
+    truth = np.concatenate([PictureSource(Split.TEST, 3, SIZE)[i].render(SIZE)[None] for i in range(3)])
+    np.testing.assert_array_equal(numbers["vae/reconstructions"][:, :, :SIZE], truth)
+    made = numbers["vae/reconstructions"][:, :, SIZE:]
+    squares = np.mean((truth / 255.0 - made / 255.0) ** 2, axis=(1, 2, 3))
+    assert numbers["vae/psnr"] == pytest.approx(float(np.mean(-10 * np.log10(squares))), abs=0.05)
+
+
+def test_an_unknown_part_names_the_nearest(tmp_path):
+    with pytest.raises(UserError, match=r"unknown part 'vea' \(did you mean 'vae'\?\)"):
+        pretrain(config("vae"), "vea", tmp_path)
+
+
+def test_a_config_without_pretraining_says_so(tmp_path):
+    other = config("vae")
+    with other.unlocked():
+        other.pretrain = None
+    with pytest.raises(UserError, match=r"no section pretrain; use --config=tiny"):
+        pretrain(other, "vae", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def mllm(tmp_path_factory):
+    return make("mllm", tmp_path_factory.mktemp("mllm"))
+
+
+def test_only_answers_count_and_every_one_ends(mllm):
+    picture = PictureSource(Split.TRAIN, 5, SIZE)[3]
+    said = caption(picture.identity, picture.scene, {"background"})
+    ids, answers, mask = mllm.talk([("one", said), ("two", "cat")])
+    end = mllm.encoder.ids("<|im_end|>")
+    assert ids[answers].tolist() == mllm.encoder.ids(said) + end + mllm.encoder.ids("cat") + end
+    assert not answers[~mask].any()
+    text = mllm.encoder.ids("\ntwo") + mllm.encoder.ids("<|im_end|>\n<|im_start|>assistant\ncat<|im_end|>")
+    assert ids[mask][-len(text) :].tolist() == text
+
+
+def test_a_talk_that_is_too_long_is_cut_off(mllm):
+    ids, answers, mask = mllm.talk([("one", "cat " * 500)])
+    assert mask.all()
+    assert len(ids) == len(answers) == mllm.config.tokens
+
+
+def test_talks_are_of_every_kind_and_each_token_of_an_answer_counts_the_same(mllm):
+    batch = read(mllm, 24)
+    assert set(batch.task.tolist()) == {0, 1, 2}
+    np.testing.assert_array_equal(batch.pixels[7], PictureSource(Split.TRAIN, 24, SIZE)[7].render(SIZE))
+    assert (batch.answers.sum(axis=1) > 0).all()
+    losses, metrics = jax.jit(mllm.losses)(parameters(mllm), {}, batch, jax.random.key(1))
+    sums, counts = metrics["by_task"]
+    talking = slice(int(0.75 * 24), None)
+    np.testing.assert_array_equal(
+        counts, [batch.answers[talking][batch.task[talking] == task].sum() for task in range(3)]
+    )
+    assert float(losses[talking].sum()) / 24 == pytest.approx(float(sums.sum() / counts.sum()), rel=1e-5)
+
+
+def test_from_silent_rows_the_eye_learns_every_attribute(mllm):
+    batch, params = read(mllm, 24), parameters(mllm)
+    silent = slice(0, int(0.75 * 24))
+
+    def loss(params):
+        losses, metrics = mllm.losses(params, {}, batch, jax.random.key(1))
+        return losses[silent].sum() / 24, metrics
+
+    (value, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    found = mllm._seen(params, batch.pixels[silent])
+    truth = dict(zip(ATTRIBUTES, batch.truth[silent].T, strict=True))
+    right = [-jnp.take_along_axis(jax.nn.log_softmax(found[name]), truth[name][:, None], 1).mean() for name in truth]
+    assert float(value) == pytest.approx(mllm.config.seen_weight * float(np.mean(right)), rel=1e-5)
+    np.testing.assert_array_equal(
+        metrics["seen"][0], [(found[name].argmax(axis=1) == truth[name]).sum() for name in truth]
+    )
+    sizes = {path: float(jnp.abs(leaf).max()) for path, leaf in flatten(gradients)}
+    assert all(size == 0 for path, size in sizes.items() if path.startswith("mllm/text"))
+    assert sizes["mllm/vision/patch_embedding/kernel"] > 0
+
+
+def test_the_mllm_is_judged_by_every_question(mllm):
+    numbers = dict(mllm.judge(parameters(mllm), {}))
+    assert set(numbers) == set(mllm.meanings) == {f"mllm/{name}" for name in (*QUESTIONS, "mean", "least", "seen")}
+    assert numbers["mllm/least"] < 0.9  # random weights
+
+
+def test_config_silent_below_one():
+    with pytest.raises(
+        UserError, match=r"config key pretrain\.mllm\.silent is 1\.0; it must be at least 0 and below 1"
+    ):
+        PretrainConfig.of(Experiment.from_config(config("mllm", silent=1.0)))
+
+
+@pytest.mark.parametrize("key", ["steps", "batch_size", "judged", "pictures"])
+def test_config_counts_at_least_one(key):
+    wrong = config("dit")
+    wrong.pretrain.dit[key] = 0
+    with pytest.raises(UserError, match=rf"config key pretrain\.dit\.{key} is 0; it must be at least 1"):
+        PretrainConfig.of(Experiment.from_config(wrong))
+
+
+@pytest.mark.parametrize("key", ["unusual", "drop_scene"])
+def test_config_shares_at_most_one(key):
+    with pytest.raises(UserError, match=rf"config key pretrain\.dit\.{key} is 1\.5; it must be from 0 to 1"):
+        PretrainConfig.of(Experiment.from_config(config("dit", **{key: 1.5})))

@@ -1,0 +1,172 @@
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+
+from mllmsubj.toyworld import HeldOut, Split, ToyworldSource, example
+from mllmsubj.toyworld.dataset.examples import held_out
+from mllmsubj.toyworld.dataset.images import PictureSource
+from mllmsubj.toyworld.dataset.latents import EncodedExamples
+from mllmsubj.toyworld.world.identity import Colour, Shape, combination_is_held_out, identity_is_held_out
+from mllmsubj.toyworld.world.scene import POSE_ATTRIBUTES, SCENE_ATTRIBUTES, USUAL
+
+
+def everyone(examples):
+    return {picture.identity for e in examples for picture in (e.reference, e.target)}
+
+
+def test_an_example_is_a_function_of_its_number():
+    numbers = [7, 0, 123456, 3]
+    forward = [example(Split.TRAIN, i) for i in numbers]
+    assert forward == [example(Split.TRAIN, i) for i in reversed(numbers)][::-1]
+    assert len(set(forward)) == len(numbers)
+    assert example(Split.TRAIN, 7, seed=1) != forward[0]
+    assert example(Split.TEST, 7) != forward[0]
+
+
+DIGEST = """
+import sys, zlib
+from mllmsubj.toyworld import Split, ToyworldSource
+samples = [ToyworldSource(split, 40, seed=2)[i] for split in Split for i in (0, 31)]
+print([zlib.crc32(s.references[0].tobytes() + s.prompt.encode() + s.target.tobytes()) for s in samples])
+print("jax" in sys.modules, "mllmsubj.models" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_every_process_draws_the_same_bytes_and_none_needs_jax(hash_seed):
+    env = {"PYTHONHASHSEED": hash_seed, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, env=env, check=True)
+    samples = [ToyworldSource(split, 40, seed=2)[i] for split in Split for i in (0, 31)]
+    digests = [zlib.crc32(s.references[0].tobytes() + s.prompt.encode() + s.target.tobytes()) for s in samples]
+    assert done.stdout.splitlines() == [str(digests), "False False"]
+
+
+def test_splits_share_no_subject_and_no_text(drawn):
+    train, test = drawn[Split.TRAIN], drawn[Split.TEST]
+    assert everyone(train) & everyone(test) == set()
+    assert {e.prompt.text for e in train} & {e.prompt.text for e in test} == set()
+
+
+def test_training_never_shows_what_is_held_out(drawn):
+    for identity in everyone(drawn[Split.TRAIN]):
+        assert not identity_is_held_out(identity)
+        assert not combination_is_held_out(identity)
+
+
+def test_each_test_example_says_what_is_held_out(drawn):
+    for i, e in enumerate(drawn[Split.TEST]):
+        assert e.held_out is held_out(e.reference.identity) is (HeldOut.COMBINATION if i % 2 else HeldOut.IDENTITY)
+        assert held_out(e.target.identity) is not HeldOut.NOTHING
+        assert combination_is_held_out(e.reference.identity) == bool(i % 2)
+    assert all(e.held_out is HeldOut.NOTHING for e in drawn[Split.TRAIN])
+
+
+def test_every_shape_and_colour_is_trained_and_one_combination_of_each_shape_is_tested(drawn):
+    trained = {(i.shape, i.main) for i in everyone(drawn[Split.TRAIN])}
+    assert {shape for shape, _ in trained} == set(Shape)
+    assert {main for _, main in trained} == set(Colour)
+    combinations = [(e.reference.identity.shape, e.reference.identity.main) for e in drawn[Split.TEST][1::2]]
+    assert len(set(combinations)) == len(Shape) == len({shape for shape, _ in combinations})
+    assert set(combinations) & trained == set()
+
+
+def test_a_tenth_of_identities_is_held_out(drawn):
+    flags = [identity_is_held_out(e.reference.identity) for e in drawn[Split.TEST][1::2]]  # not chosen by it
+    assert 0.06 < np.mean(flags) < 0.14
+
+
+@pytest.mark.parametrize("split", Split)
+def test_the_target_is_the_subject_as_the_prompt_wants_it(drawn, split):
+    for e in drawn[split]:
+        asked = dict(e.prompt.asks)
+        scene = e.target.scene.attributes()
+        assert {name: scene[name] for name in asked if name in scene} == {n: v for n, v in asked.items() if n in scene}
+        for name in ("shape", "main", "second", "texture", "accessory", "accent"):
+            expected = asked.get(name, getattr(e.reference.identity, name))
+            assert getattr(e.target.identity, name) == expected
+
+
+@pytest.mark.parametrize("split", Split)
+def test_what_is_free_is_independent_of_the_reference(drawn, split):
+    """It agrees as often as two independent draws do, within four deviations; all but the pose takes every value."""
+    examples = [e for e in drawn[split] if e.prompt.kind in ("scene", "recolour", "recolour in scene")]
+    for name, kinds in SCENE_ATTRIBUTES.items():
+        pairs = [
+            (e.reference.scene.attributes()[name], e.target.scene.attributes()[name])
+            for e in examples
+            if name in e.prompt.free
+        ]
+        shares = (
+            [0.5] + [0.5 / (len(kinds) - 1)] * (len(kinds) - 1) if name == "thing" else [1 / len(kinds)] * len(kinds)
+        )
+        of_references, chance = shares, sum(share**2 for share in shares)
+        if name in POSE_ATTRIBUTES:
+            shares = [float(value is getattr(USUAL, name)) for value in kinds]
+        deviation = np.sqrt(chance * (1 - chance) / len(pairs))
+        assert len(pairs) > 300
+        assert abs(np.mean([a == b for a, b in pairs]) - chance) < 4 * deviation, name
+        for side, expected in enumerate((of_references, shares)):
+            for value, share in zip(kinds, expected, strict=True):
+                found = np.mean([pair[side] is value for pair in pairs])
+                assert abs(found - share) <= 4.5 * np.sqrt(share * (1 - share) / len(pairs)), (name, value)
+
+
+def test_the_whole_pose_is_rarely_copied(drawn):
+    """108 poses: a reference's, which is any, is the usual one about once in 108."""
+    free = [e for e in drawn[Split.TRAIN] if set(POSE_ATTRIBUTES) <= set(e.prompt.free)]
+    same = np.mean([e.reference.scene.pose == e.target.scene.pose for e in free])
+    assert len(free) > 400
+    assert same < 0.04
+
+
+def test_first_views_stand_in_the_usual_pose_as_often_as_is_said_and_the_others_in_any():
+    source = PictureSource(Split.TRAIN, 2000, 64, views=2, unusual=0.25)
+    poses = [source[i].scene.pose for i in range(len(source))]
+    for name in POSE_ATTRIBUTES:
+        kinds = len(SCENE_ATTRIBUTES[name])
+        for first, chance in ((0, 0.75 + 0.25 / kinds), (1, 1 / kinds)):
+            found = np.mean([getattr(pose, name) is getattr(USUAL, name) for pose in poses[first::2]])
+            assert abs(found - chance) < 4 * np.sqrt(chance * (1 - chance) / 1000), (name, first)
+    assert PictureSource(Split.TRAIN, 9, 64)[3] == PictureSource(Split.TRAIN, 9, 64, views=3, unusual=1.0)[3]
+    assert "unusual=0.25" in repr(source)  # latents are kept under that name
+
+
+def test_the_source_has_random_access():
+    source = ToyworldSource(Split.TEST, 10, size=96, seed=4)
+    drawn, truth = source[9], source.example(9)
+    assert len(source) == len(list(source)) == 10
+    assert len(drawn.references) == 1
+    assert (drawn.references[0] == truth.reference.render(96)).all()
+    assert (drawn.target == truth.target.render(96)).all()
+    assert (drawn.prompt, drawn.subject) == (truth.prompt.text, truth.reference.identity.shape)
+    assert drawn.origin == "toyworld test 9"
+    assert (source[np.int64(9)].target == drawn.target).all()
+    for index in (-1, 10):
+        with pytest.raises(IndexError, match="outside of the 10 examples"):
+            source[index]
+    assert repr(source) == "ToyworldSource(test, 10, size=96, seed=4)"
+
+
+def test_the_index_is_constant():
+    index = ToyworldSource(Split.TRAIN, 7, size=80).index()
+    assert (index.width.tolist(), index.height.tolist()) == ([80] * 7, [80] * 7)
+    assert (index.references.tolist(), index.scores) == ([1] * 7, {})
+
+
+def test_examples_that_change_what_is_seen_come_more_often():
+    examples = ToyworldSource(Split.TRAIN, 40, size=80)
+    moments = np.zeros((40, 2, 4, 4), np.float16) + np.arange(40)[:, None, None, None]
+    source = EncodedExamples(examples, "", moments, relations=3)
+    rows = [source[i] for i in range(len(source.index().width))]
+    assert source.index().width.tolist() == [80] * len(rows)
+    numbers = [int(each[0, 0, 0]) for _, each in rows]
+    changing = {i for i in range(40) if examples.example(i).prompt.changes_what_is_seen}
+    assert changing
+    assert numbers == [i for i in range(40) for _ in range(3 if i in changing else 1)]
+    assert all(drawn == examples.example(i) for (drawn, _), i in zip(rows, numbers, strict=True))
+    for row in (-1, len(rows)):
+        with pytest.raises(IndexError, match=f"row {row} is outside of the {len(rows)} rows"):
+            source[row]
