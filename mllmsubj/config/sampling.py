@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mllmsubj.diffusion.stages import Conditions, LastStage, Stage, plan_stages
+from mllmsubj.diffusion.steppers import Name
 from mllmsubj.errors import UserError
 from mllmsubj.ops.patchify import TOKEN_PIXELS
 
@@ -36,6 +37,8 @@ class SamplingConfig:
     """Scale of classifier-free guidance on the MLLM's tokens; 1: off."""
     reference_guidance: float = 1.0
     """Scale of classifier-free guidance on the VAE's tokens; 1: off."""
+    stepper: Name = "euler"
+    """"euler", or "dpmpp_2m": DPM-Solver++(2M), of second order, with as many evaluations of the transformer."""
     batch_size: int = 4
     """Images that are denoised together."""
 

@@ -1,4 +1,4 @@
-"""The sampling loop: a scan per stage, each over a sequence that holds only what its stage attends to."""
+"""The sampling loop: one scan per stage, each over a sequence that holds only the tokens that are active in it."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from mllmsubj.diffusion.stages import Stage
-from mllmsubj.typing import Array, Attends, Float, PyTree, Velocity
+from mllmsubj.diffusion.steppers import STEPPERS, Stepper
+from mllmsubj.typing import Array, Float, PyTree, Velocity
 
 Prepare = Callable[[Array, PyTree], PyTree]
 
@@ -18,37 +19,43 @@ def sample(
     times: Float[Array, " steps1"],
     stages: Sequence[Stage],
     prepare: Prepare | None = None,
+    stepper: Stepper = STEPPERS["euler"],
 ) -> Float[Array, "b n d"]:
-    """Latents at t = 0 from noise at t = 1; trace it once under jit, with `stages` static.
+    """Latents at t = 0 from noise at t = 1, in float32; to be traced once under jit, with `stages` static.
 
-    Leaving tokens out is exact: it equals masking them as keys, since nobody else reads what they compute.
-    `prepare(times [steps, b], condition)` makes of all times at once what `velocity` then gets in place of t, a step's
-    slice a step; without it `velocity` gets t [b].
+    Leaving tokens out is exact: it equals masking them as keys, since no other token reads what they compute.
+    `prepare(times [steps, b], condition)` computes for all times at once what `velocity` then gets in place of t, one
+    slice per step; without it `velocity` gets t [b].
     """
-    starts = jnp.broadcast_to(times[:-1, None], (len(times) - 1, noise.shape[0]))
-    moments = starts if prepare is None else prepare(starts, condition)
-    latents = noise.astype(jnp.float32)
-    for stage in stages:
-        steps = slice(stage.start, stage.stop)
-        inputs = jax.tree.map(lambda x, steps=steps: x[steps], (moments, jnp.diff(times)))
-        latents = euler(velocity, condition, latents, inputs, stage.attends)
-    return latents
+    return sample_from(velocity, condition, noise.astype(jnp.float32), times, stages, prepare, stepper, None)[0]
 
 
-def euler(
+def sample_from(
     velocity: Velocity,
     condition: PyTree,
     latents: Float[Array, "b n d"],
-    steps: tuple[PyTree, Float[Array, " steps"]],
-    attends: Attends,
-) -> Float[Array, "b n d"]:
-    """Euler steps x ← x + Δt · v(x, t), latents in float32; `steps` holds each step's t (or moment) and Δt < 0.
+    times: Float[Array, " steps1"],
+    stages: Sequence[Stage],
+    prepare: Prepare | None,
+    stepper: Stepper,
+    state: PyTree,
+) -> tuple[Float[Array, "b n d"], PyTree]:
+    """As `sample`, for some of the steps: from latents at `times[0]` to those at `times[-1]`.
 
-    Source: diffusers `FlowMatchEulerDiscreteScheduler.step`.
+    `state`: the stepper's, as the call for the steps before returned it; None: there are none.
     """
+    starts = jnp.broadcast_to(times[:-1, None], (len(times) - 1, latents.shape[0]))
+    moments = starts if prepare is None else prepare(starts, condition)
+    carry = latents, stepper.start(latents) if state is None else state
+    pairs = jnp.stack([times[:-1], times[1:]], axis=1)
+    for stage in stages:
 
-    def step(x: Array, moment_and_length: tuple[PyTree, Array]) -> tuple[Array, None]:
-        moment, length = moment_and_length
-        return x + length * velocity(x, moment, condition, attends).astype(x.dtype), None
+        def step(carry: PyTree, inputs: tuple[PyTree, Array], stage: Stage = stage) -> tuple[PyTree, None]:
+            (x, state), (moment, pair) = carry, inputs
+            v = velocity(x, moment, condition, stage.attends).astype(x.dtype)
+            return stepper.step(x, v, pair, state), None
 
-    return jax.lax.scan(step, latents, steps)[0]
+        steps = slice(stage.start, stage.stop)
+        inputs = jax.tree.map(lambda x, steps=steps: x[steps], (moments, pairs))
+        carry = jax.lax.scan(step, carry, inputs)[0]
+    return carry

@@ -43,6 +43,7 @@ class Drawing:
             grid=grid,
             stages=settings.stages(times),
             true=settings.true_guidance,
+            stepper=settings.stepper,
         )
         pixels = gathered(generator.decode(params, latents, grid)).astype(np.float32)
         return np.rint(np.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(np.uint8)

@@ -10,14 +10,15 @@ import numpy as np
 
 from mllmsubj.config.sampling import SamplingConfig
 from mllmsubj.diffusion.guidance import guided
-from mllmsubj.diffusion.sampler import sample
+from mllmsubj.diffusion.sampler import Prepare, sample, sample_from
 from mllmsubj.diffusion.schedule import ShiftConfig, time_grid
 from mllmsubj.diffusion.stages import Stage
+from mllmsubj.diffusion.steppers import STEPPERS, Name
 from mllmsubj.inference.offload import Turn, resident
 from mllmsubj.models.subject import Condition, SubjectInputs, SubjectModel
 from mllmsubj.ops.patchify import token_grid
 from mllmsubj.parallel.target import compiler_options
-from mllmsubj.typing import Array, Float, Params, PyTree
+from mllmsubj.typing import Array, Float, Params, PyTree, Velocity
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -31,7 +32,7 @@ class Generator:
         self.model, self.shift, self.turn = model, shift, turn
         programs = _programs(model)
         self.condition, self.prepare, self.decode = programs.condition, programs.prepare, programs.decode
-        self.sample, self._noise = programs.sample, programs.noise
+        self.sample, self.sample_from, self._noise = programs.sample, programs.sample_from, programs.noise
 
     def __call__(
         self,
@@ -60,11 +61,13 @@ class Generator:
         moments = self.turn(params, "prepare", lambda part: self.prepare(part, starts, condition))
 
         def denoise(part: Params, batch: int) -> Array:
-            run = partial(self.sample, part, condition, grid=grid, true=settings.true_guidance, scales=scales)
+            options = dict(grid=grid, true=settings.true_guidance, scales=scales, stepper=settings.stepper)
             noise = self.noise(seed, batch * size, size, grid)
             if progress is None:
-                return run(noise, times, moments=moments, stages=stages)
-            return _step_by_step(run, noise, times, stages, moments, _part(progress, batch, len(batches)))
+                return self.sample(part, condition, noise, times, moments=moments, stages=stages, **options)
+            run = partial(self.sample_from, part, condition, **options)
+            state = STEPPERS[settings.stepper].start(noise)
+            return _step_by_step(run, (noise, state), times, stages, moments, _part(progress, batch, len(batches)))
 
         latents = self.turn(params, "denoise", lambda part: [denoise(part, batch) for batch in batches])
         pictures = self.turn(
@@ -84,6 +87,7 @@ class _Programs:
     condition: jax.stages.Wrapped
     prepare: jax.stages.Wrapped
     sample: jax.stages.Wrapped
+    sample_from: jax.stages.Wrapped
     decode: jax.stages.Wrapped
     noise: jax.stages.Wrapped
 
@@ -95,7 +99,8 @@ def _programs(model: SubjectModel) -> _Programs:
     return _Programs(
         condition=jit(model.condition),
         prepare=jit(model.prepare),
-        sample=jit(partial(_sample, model), static_argnames=("grid", "stages", "true"), donate_argnames="noise"),
+        sample=jit(partial(_sample, model), static_argnames=SAMPLE_OPTIONS, donate_argnames="noise"),
+        sample_from=jit(partial(_sample_from, model), static_argnames=SAMPLE_OPTIONS, donate_argnames="noise"),
         decode=jit(model.decode, static_argnames="grid"),
         noise=jit(partial(_noise, channels=model.config.transformer.in_channels), static_argnames=("count", "grid")),
     )
@@ -105,6 +110,10 @@ def _noise(seed: Array, first: Array, count: int, grid: tuple[int, int], channel
     numbers = first + jnp.arange(count, dtype=jnp.uint32)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(numbers)
     return jax.vmap(lambda key: jax.random.normal(key, (grid[0] * grid[1], channels)))(keys)
+
+
+SAMPLE_OPTIONS = ("grid", "stages", "true", "stepper")
+"""Static arguments of `_sample` and `_sample_from`."""
 
 
 def _sample(
@@ -119,28 +128,62 @@ def _sample(
     grid: tuple[int, int],
     stages: tuple[Stage, ...],
     true: bool,
+    stepper: Name = "euler",
 ) -> Float[Array, "b n c"]:
-    """`moments`: what `prepare` made of these times, if it was called before."""
+    """All steps. `moments`: what `prepare` returns for these times, if it was called before."""
+    velocity, prepare = _functions(model, params, scales, moments, grid, true)
+    return sample(velocity, condition, noise, times, stages, prepare, STEPPERS[stepper])
+
+
+def _sample_from(
+    model: SubjectModel,
+    params: Params,
+    condition: Condition,
+    noise: Float[Array, "b n c"],
+    times: Float[Array, " steps1"],
+    scales: tuple[Array | float, Array | float],
+    moments: PyTree,
+    state: PyTree,
+    *,
+    grid: tuple[int, int],
+    stages: tuple[Stage, ...],
+    true: bool,
+    stepper: Name,
+) -> tuple[Float[Array, "b n c"], PyTree]:
+    """Some of the steps; see `sample_from`."""
+    velocity, prepare = _functions(model, params, scales, moments, grid, true)
+    return sample_from(velocity, condition, noise, times, stages, prepare, STEPPERS[stepper], state)
+
+
+def _functions(
+    model: SubjectModel,
+    params: Params,
+    scales: tuple[Array | float, Array | float],
+    moments: PyTree,
+    grid: tuple[int, int],
+    true: bool,
+) -> tuple[Velocity, Prepare]:
+    """The velocity and `prepare` of `sample`; `true`: with classifier-free guidance."""
     velocity = partial(model.velocity, params, grid)
     prepare = partial(model.prepare, params) if moments is None else lambda *_: moments
-    return sample(guided(velocity, *scales) if true else velocity, condition, noise, times, stages, prepare)
+    return guided(velocity, *scales) if true else velocity, prepare
 
 
 def _step_by_step(
-    run: Callable[..., Array],
-    noise: Array,
+    run: Callable[..., tuple[Array, PyTree]],
+    start: tuple[Array, PyTree],
     times: Float[np.ndarray, " steps1"],
     stages: tuple[Stage, ...],
     moments: PyTree,
     progress: Progress,
 ) -> Array:
     """The whole run as a call per step, for somebody who watches; one program a stage, whatever the steps."""
-    latents = noise
+    latents, state = start
     for stage in stages:
         one = (Stage(stage.attends, 0, 1),)
         for i in range(stage.start, stage.stop):
             moment = jax.tree.map(lambda x, i=i: x[i : i + 1], moments)
-            latents = run(latents, times[i : i + 2], moments=moment, stages=one)
+            latents, state = run(latents, times[i : i + 2], moments=moment, state=state, stages=one)
             jax.block_until_ready(latents)
             progress(i + 1, len(times) - 1)
     return latents
