@@ -206,10 +206,12 @@ def test_a_killed_import_goes_on(root, tmp_path):
     with (draft / "progress.jsonl").open("a") as file:
         file.write('{"file": "cut sho')  # as if it was killed in the middle of a line
     (draft / "checkpoint" / files[3]).write_bytes(b"other")  # and as if the power had failed
+    zeros = draft / "checkpoint" / files[5]
+    zeros.write_bytes(bytes(zeros.stat().st_size))
     before = times(draft / "checkpoint")
     imported(root, workdir)
     after = times(workdir)
-    kept = [Path(name) for name in files if name != files[3]]
+    kept = [Path(name) for name in files if name not in (files[3], files[5])]
     assert {path: after[path] for path in kept} == {path: before[path] for path in kept}
     params = expected(root, BFLOAT16)
     assert_equal(restored(workdir, params, make_mesh()), params)

@@ -166,8 +166,10 @@ def test_picture_i_depends_on_seed_and_i_alone(model, params):
     generator, inputs = Generator(model, SHIFT), small_inputs()
     three = generator(params, inputs, SETTINGS, seed=5, num_images=3)
     one = generator(params, inputs, SETTINGS, seed=5, num_images=1)
+    by_one = generator(params, inputs, replace(SETTINGS, batch_size=1), seed=5, num_images=3)
     other = generator(params, inputs, SETTINGS, seed=6, num_images=1)
     np.testing.assert_allclose(three[:1], one, atol=1e-4)
+    np.testing.assert_allclose(three, by_one, atol=1e-4)
     assert np.abs(three[0] - three[2]).max() > 1e-2
     assert np.abs(one - other).max() > 1e-2
 
