@@ -75,7 +75,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.reference.long_side_multi = 96
     config.sampling.height = 128
     config.sampling.width = 128
-    # The paper's 0.95 and 0.85 at 512 pixels: where pictures of 128 are as uncertain (diffusion.schedule.same_noise).
+    # The paper's 0.95 and 0.85 at 512 pixels: the equivalent timesteps at 128 (diffusion.schedule.equivalent_timestep).
     config.sampling.tau1 = 0.83
     config.sampling.tau2 = 0.59
     # FLUX.1-dev has been distilled from guidance; the tiny transformer, which knows its embedding of 1 alone, has not.

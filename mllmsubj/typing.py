@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-__all__ = ["Array", "Attends", "Bool", "Float", "Int", "Leaf", "Params", "PyTree", "Velocity"]
+__all__ = ["ActiveTokens", "Array", "Bool", "Float", "Int", "Leaf", "Params", "PyTree", "Velocity"]
 
 Array = jax.Array | np.ndarray
 
@@ -32,7 +32,7 @@ Params = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Attends:
+class ActiveTokens:
     """The groups of tokens in the sequence beside the noisy ones; what is not named is not there at all."""
 
     null: bool = False
@@ -49,5 +49,5 @@ class Attends:
         return self.text or self.image
 
 
-Velocity = Callable[[Array, Array, PyTree, Attends], Array]
-"""`(latents [b n d], t [b], condition, attends) -> velocity [b n d]`: all that a sampler knows of a network."""
+Velocity = Callable[[Array, Array, PyTree, ActiveTokens], Array]
+"""`(latents [b n d], t [b], condition, active_tokens) -> velocity [b n d]`: all that a sampler knows of a network."""

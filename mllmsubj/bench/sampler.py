@@ -68,7 +68,9 @@ def run(width: int, tokens: int, steps: int, repeats: int) -> dict[str, Any]:
     against_peer = alternate({"mllmsubj": lambda: ours(text_only), "diffusers": diffusers}, repeats)
     against_all = alternate({"staged": lambda: ours(staged), "all_tokens": lambda: ours(everything)}, repeats)
     flops = {
-        name: sample_flops(generator.model.config, condition, [(s.attends, s.stop - s.start) for s in stages], tokens)
+        name: sample_flops(
+            generator.model.config, condition, [(s.active_tokens, s.stop - s.start) for s in stages], tokens
+        )
         for name, stages in (("staged", staged), ("all", everything))
     }
     forward = transformer_flops(config, tokens, CONTEXT, tokens)

@@ -27,7 +27,7 @@ from mllmsubj.parallel.sharding import flatten
 from mllmsubj.train import modes
 from mllmsubj.train.optimizer import learning_rates, make_optimizer, split
 from mllmsubj.train.state import new_state
-from mllmsubj.train.step import TOWERS, TrainStep
+from mllmsubj.train.step import FROZEN_ENCODERS, TrainStep
 from mllmsubj.typing import Params
 
 MATMUL = 2048
@@ -130,8 +130,8 @@ class Ours:
         self.state = new_state(jax.tree.map(jnp.copy, trained), set(rates), optimizer, ema=train.ema_decay > 0)
         self.frozen = frozen if compute.scan_layers else unstack(frozen)
         self.encoded = jax.tree.map(lambda x: x[None], random_encoded(size))
-        self.attends = modes.union(train.stage2.modes)
-        self.flops = train_flops(size.model, random_encoded(size).features, size.grid, self.attends)
+        self.active_tokens = modes.union(train.stage2.modes)
+        self.flops = train_flops(size.model, random_encoded(size).features, size.grid, self.active_tokens)
         self._update = jax.jit(self.step.update, donate_argnames="state")
 
     def update(self) -> float:
@@ -170,16 +170,16 @@ def _rows(ours: Ours) -> Any:
 def _whole_step(experiment: Experiment, size: Size, repeats: int) -> dict[str, Any]:
     """`encode`, `update` and both, as training runs them."""
     ours, batch = Ours(experiment, size), random_batch(experiment, size)
-    towers = random_params({name: abstract_params(getattr(ours.model.stacked, name)) for name in TOWERS})
-    towers = towers if ours.model.compute.scan_layers else unstack(towers)
+    encoders = random_params({name: abstract_params(getattr(ours.model.stacked, name)) for name in FROZEN_ENCODERS})
+    encoders = encoders if ours.model.compute.scan_layers else unstack(encoders)
     encode = jax.jit(ours.step.encode)
 
     def both() -> None:
-        ours.encoded = encode(towers, batch)
+        ours.encoded = encode(encoders, batch)
         ours.update()
 
     contestants: dict[str, Callable[[], object]] = {
-        "encode": lambda: jax.block_until_ready(encode(towers, batch)),
+        "encode": lambda: jax.block_until_ready(encode(encoders, batch)),
         "update": ours.update,
         "step": both,
     }

@@ -10,7 +10,7 @@ from mllmsubj.errors import UserError
 from mllmsubj.io import replacing_folder
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel, is_trained
-from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings, placed, unflatten
+from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings, unflatten, with_sharding
 from mllmsubj.typing import Params
 
 
@@ -46,4 +46,4 @@ def trained_params(folder: Path, experiment: Experiment) -> Params:
     if problems := checkpoint.differences(stored, wanted):
         raise UserError(f"checkpoint {folder} does not fit its config: {problems}")
     target = unflatten(wanted)
-    return checkpoint.read(folder, placed(target, parameter_shardings(target, make_mesh())))
+    return checkpoint.read(folder, with_sharding(target, parameter_shardings(target, make_mesh())))

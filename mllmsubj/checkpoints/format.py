@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mllmsubj.errors import UserError
-from mllmsubj.parallel.sharding import flatten, parameter_shardings, placed, unflatten
+from mllmsubj.parallel.sharding import flatten, parameter_shardings, unflatten, with_sharding
 from mllmsubj.typing import Params
 
 T = TypeVar("T")
@@ -153,7 +153,7 @@ def restore_groups(
 ) -> Iterator[dict[str, jax.Array]]:
     """As `restore`, the paths of a group at a time: each is read when it is asked for, all are checked before."""
     where = _located(folder, dict(flatten(expected)))
-    wanted = dict(flatten(placed(expected, parameter_shardings(expected, mesh))))
+    wanted = dict(flatten(with_sharding(expected, parameter_shardings(expected, mesh))))
     for group in groups:
         leaves: dict[str, jax.Array] = {}
         for part in dict.fromkeys(where[path] for path in group):

@@ -16,11 +16,11 @@ from mllmsubj.parallel.sharding import flatten, parameter_shardings, unflatten
 from mllmsubj.typing import Params
 
 MODEL_PARTS = ("mllm", "vae", "clip", "transformer", "dla")
-FOUNDATION = tuple(part for part in components.PARTS if part != "dla")
+FROZEN = tuple(part for part in components.PARTS if part != "dla")
 """What stays frozen of "tiny"."""
-STARTED = components.PARTS
+WARM_STARTED = components.PARTS
 """With what was trained of the DLA before the method's stages."""
-WHOLE = (*components.PARTS, components.SUBJECT)
+ALL_COMPONENTS = (*components.PARTS, components.SUBJECT)
 """All that is shipped of "tiny"."""
 
 
@@ -38,7 +38,7 @@ def random_params(model: SubjectModel, seed: int, mesh: Mesh, only: set[str] | N
     return jax.jit(init, out_shardings=parameter_shardings(wanted, mesh))(jax.random.key(seed))
 
 
-def tiny_params(model: SubjectModel, seed: int, mesh: Mesh, names: tuple[str, ...] = STARTED) -> Params:
+def tiny_params(model: SubjectModel, seed: int, mesh: Mesh, names: tuple[str, ...] = WARM_STARTED) -> Params:
     """What is shipped of "tiny", on the mesh, in the dtypes that it is stored in; random numbers for the rest.
 
     `names`: parts that are taken.
@@ -69,7 +69,7 @@ def untrained(folder: Path) -> tuple[str, ...]:
     """Parts of a checkpoint's model that are random: those of "tiny" that are not shipped yet."""
     if folder != checkpoint.TINY:
         return ()
-    there = {path.partition("/")[0] for path in components.read(folder, WHOLE)}
+    there = {path.partition("/")[0] for path in components.read(folder, ALL_COMPONENTS)}
     return tuple(part for part in MODEL_PARTS if part not in there)
 
 
@@ -108,7 +108,7 @@ def trained_groups(
                 f"config's seed, and so are the pictures",
                 stacklevel=3,
             )
-        leaves = dict(flatten(tiny_params(model, seed, mesh, WHOLE)))
+        leaves = dict(flatten(tiny_params(model, seed, mesh, ALL_COMPONENTS)))
         yield from ({path: leaves[path] for path in group} for group in groups)
     else:
         check_trained(folder, model)

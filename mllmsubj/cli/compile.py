@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from mllmsubj.cli.main import need_train_extra
-from mllmsubj.config.overrides import divided, overridden, parse
+from mllmsubj.config.overrides import apply_overrides, parse, split_overrides
 from mllmsubj.errors import UserError
 from mllmsubj.io import writing
 
@@ -30,7 +30,7 @@ def define(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Compiles, prints and perhaps writes."""
-    argv, overrides = divided(argv)
+    argv, overrides = split_overrides(argv)
     parse(values, argv)
     for name in ("config", "topology"):
         if not values[name].value:
@@ -45,7 +45,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     from mllmsubj.config.schema import Experiment
     from mllmsubj.parallel.topologies import find_slice
 
-    config = overridden(load_config(values.config), overrides)
+    config = apply_overrides(load_config(values.config), overrides)
     found = report(values.step, Experiment.from_config(config), find_slice(values.topology))
     print("\n".join(lines(found)))
     if values.json:

@@ -6,7 +6,7 @@ With --diff, only keys whose values differ from those of OTHER: "-" lines are OT
 
 from absl import flags
 
-from mllmsubj.config.overrides import divided, parse
+from mllmsubj.config.overrides import parse, split_overrides
 
 
 def define(values: flags.FlagValues) -> None:
@@ -17,7 +17,7 @@ def define(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Prints."""
-    argv, overrides = divided(argv)
+    argv, overrides = split_overrides(argv)
     parse(values, argv)
 
     from mllmsubj.config.origins import as_text, difference, resolved

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from mllmsubj.cli.main import need_train_extra, start_logging
-from mllmsubj.config.overrides import divided, overridden, parse
+from mllmsubj.config.overrides import apply_overrides, parse, split_overrides
 from mllmsubj.evals.benchmarks import check_benchmark, names
 
 
@@ -29,7 +29,7 @@ def define(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Judges and writes; nothing is written unless all of it was made."""
-    argv, overrides = divided(argv)
+    argv, overrides = split_overrides(argv)
     parse(values, argv)
 
     from mllmsubj.evals.results import lines, output_folder, write  # imports numpy, which --help has no use for
@@ -49,7 +49,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     from mllmsubj.parallel import multihost
 
     multihost.start()
-    config = overridden(read_config(folder_of(values.checkpoint)), overrides)
+    config = apply_overrides(read_config(folder_of(values.checkpoint)), overrides)
     probe = Path(values.probe) if values.probe else None
     results = judged(values.checkpoint, config, Request(values.benchmark, values.seed, values.limit, probe))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from mllmsubj.cli.files import png_path
-from mllmsubj.config.overrides import divided, overridden, parse
+from mllmsubj.config.overrides import apply_overrides, parse, split_overrides
 from mllmsubj.errors import UserError
 
 SETTINGS = {
@@ -59,7 +59,7 @@ def define(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Draws and writes; nothing is written unless every picture was made."""
-    argv, overrides = divided(argv)
+    argv, overrides = split_overrides(argv)
     parse(values, argv)
     outputs = output_paths(values.output, values.num_images)
     loras = [lora_of(text) for text in values.lora]
@@ -80,7 +80,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
     request = (values.reference, values.prompt, values.num_images, values.seed)
     folder = folder_of(values.checkpoint)
-    config = overridden(read_config(folder), overrides)
+    config = apply_overrides(read_config(folder), overrides)
     RequestReader(Experiment.from_config(config), folder)(*request)  # what is wrong with it, before weights are read
     result = Pipeline.load(values.checkpoint, config, loras).generate(*request, progress=sys.stderr.isatty())
     for i, path in enumerate(outputs):

@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from mllmsubj.cli.files import workdir_path
-from mllmsubj.config.overrides import divided, overridden, parse
+from mllmsubj.config.overrides import apply_overrides, parse, split_overrides
 from mllmsubj.errors import UserError
 
 REQUIRED = ("mllm", "transformer", "vae", "workdir")
@@ -37,7 +37,7 @@ def define(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Imports; all that can be known to be wrong is said before a tensor is read."""
-    argv, overrides = divided(argv)
+    argv, overrides = split_overrides(argv)
     parse(values, argv)
     for name in REQUIRED:
         if not values[name].value:
@@ -53,7 +53,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
     workdir = workdir_path(values.workdir)
     refuse_existing(workdir)
-    config = overridden(load_config(values.config), overrides)
+    config = apply_overrides(load_config(values.config), overrides)
     folders, dtype = _folders(values), np.dtype(values.dtype)
     models = [open_model(role, folder, dtype) for role, folder in folders.items()]
     config = with_sizes(config, {model.role: model.config for model in models})

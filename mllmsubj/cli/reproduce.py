@@ -24,10 +24,10 @@ from ml_collections import ConfigDict
 from mllmsubj.cli.files import workdir_path
 from mllmsubj.cli.main import keep_compiled, need_train_extra
 from mllmsubj.cli.sweep import FAILED, say
-from mllmsubj.config.overrides import divided, overridden, parse
+from mllmsubj.config.overrides import apply_overrides, parse, split_overrides
 from mllmsubj.errors import UserError, nearest
 from mllmsubj.io import writing
-from mllmsubj.sweeps.execute import carry_out, checked_runs
+from mllmsubj.sweeps.execute import checked_runs, run_sweep
 
 if TYPE_CHECKING:
     from mllmsubj.config.schema import Experiment
@@ -59,7 +59,7 @@ def define(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Trains and judges what is due, then writes; exits 1 if something failed."""
-    argv, common = divided(argv)
+    argv, common = split_overrides(argv)
     parse(values, argv)
     for name, example in (("config", "tiny"), ("workdir", "DIR")):
         if not values[name].value:
@@ -72,7 +72,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     from mllmsubj.sweeps.plan import Record, check_record
     from mllmsubj.toyworld.paper_tables.tables import runs
 
-    config = overridden(load_config(values.config), common)
+    config = apply_overrides(load_config(values.config), common)
     tables = _tables(values.tables, config)
     record = Record("reproduce", None, config, checked_runs(config, runs(tables)))
     check_record(workdir, record)
@@ -84,7 +84,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
                 print(shlex.join(job.words))
         return
     keep_compiled(workdir)
-    outcome = carry_out(workdir, record, jobs, values.parallel, HERE, "variants done")
+    outcome = run_sweep(workdir, record, jobs, values.parallel, HERE, "variants done")
     say(outcome)
     _write(workdir, config, tables, record)
     if outcome.failures:

@@ -24,11 +24,11 @@ from ml_collections import ConfigDict
 
 from mllmsubj.cli.files import workdir_path
 from mllmsubj.cli.main import keep_compiled, need_train_extra
-from mllmsubj.config.overrides import divided, overridden, parse
+from mllmsubj.config.overrides import apply_overrides, parse, split_overrides
 from mllmsubj.errors import UserError
 from mllmsubj.evals.benchmarks import check_benchmark, names
 from mllmsubj.io import write_png, writing
-from mllmsubj.sweeps.execute import carry_out, checked_runs
+from mllmsubj.sweeps.execute import checked_runs, run_sweep
 
 if TYPE_CHECKING:
     from mllmsubj.sweeps.jobs import Outcome
@@ -53,7 +53,7 @@ def define(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Runs what is due, then sums up; exits 1 if something failed, 130 or 143 after SIGINT or SIGTERM."""
-    argv, common = divided(argv)
+    argv, common = split_overrides(argv)
     parse(values, argv)
     workdir = _workdir(values.workdir)
     if not values.summary:
@@ -65,10 +65,10 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
 def _carry_out(values: flags.FlagValues, workdir: Path, common: list[str]) -> None:
     """What is due, or only its commands."""
-    from mllmsubj.sweeps.commands import HERE, Commands, handed_over, make_jobs
+    from mllmsubj.sweeps.commands import HERE, Commands, launched, make_jobs
     from mllmsubj.sweeps.plan import Record, check_record, load_sweep
 
-    config = overridden(_config(values), common)
+    config = apply_overrides(_config(values), common)
     given = {each.removeprefix("--config.").partition("=")[0] for each in common}
     runs = checked_runs(config, load_sweep(values.sweep, config), given, values.checkpoint)
     record = Record(Path(values.sweep).stem, values.checkpoint, config, runs)
@@ -76,7 +76,7 @@ def _carry_out(values: flags.FlagValues, workdir: Path, common: list[str]) -> No
     commands = Commands(workdir, values.config, values.checkpoint, tuple(common), values.benchmark, values.limit)
     jobs = make_jobs(record, commands)
     if values.launch:
-        jobs = handed_over(jobs, values.launch)
+        jobs = launched(jobs, values.launch)
     if values.dry_run:
         for job in jobs:
             if not job.is_done():
@@ -85,7 +85,7 @@ def _carry_out(values: flags.FlagValues, workdir: Path, common: list[str]) -> No
     if not values.launch:
         keep_compiled(workdir)  # its runs share most programs
     before, unit = ((), "commands handed over") if values.launch else (HERE, "runs done")
-    outcome = carry_out(workdir, record, jobs, values.parallel, before, unit)
+    outcome = run_sweep(workdir, record, jobs, values.parallel, before, unit)
     say(outcome)
     if outcome.failures:
         _sum_up(workdir)

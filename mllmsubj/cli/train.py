@@ -16,7 +16,7 @@ from absl import flags
 
 from mllmsubj.cli.files import workdir_path
 from mllmsubj.cli.main import keep_compiled, need_train_extra, start_logging
-from mllmsubj.config.overrides import divided, overridden, parse
+from mllmsubj.config.overrides import apply_overrides, parse, split_overrides
 from mllmsubj.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def begin(values: flags.FlagValues, argv: list[str], command: str, **needed: str
     `needed`: flags that must be given, each with an example of its value. Raises UserError for one that is missing or
     wrong.
     """
-    argv, overrides = divided(argv)
+    argv, overrides = split_overrides(argv)
     parse(values, argv)
     for name in needed:
         if not values[name].value:
@@ -63,7 +63,7 @@ def begin(values: flags.FlagValues, argv: list[str], command: str, **needed: str
     from mllmsubj.config.load import load_config
     from mllmsubj.parallel import multihost
 
-    config = overridden(load_config(values.config), overrides)
+    config = apply_overrides(load_config(values.config), overrides)
     multihost.start()
     start_logging()
     return config, workdir

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -12,25 +12,27 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mllmsubj.compile import inputs
+from mllmsubj.config.sampling import SamplingConfig
 from mllmsubj.config.schema import Experiment
 from mllmsubj.diffusion.guidance import evaluated
 from mllmsubj.diffusion.schedule import time_grid
+from mllmsubj.diffusion.stages import Stage
 from mllmsubj.errors import UserError
 from mllmsubj.inference.generator import Generator
-from mllmsubj.inference.offload import TURNS, parameters_of
+from mllmsubj.inference.offload import PARAMETER_GROUPS, parameters_of
 from mllmsubj.inference.parameters import held_model, held_shapes
 from mllmsubj.models.flops import aggregator_flops, encode_flops, modulation_flops, sample_flops, vae_decode_flops
 from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import Condition, SubjectModel
 from mllmsubj.ops.patchify import token_grid
-from mllmsubj.parallel.sharding import bytes_per_device, parameter_shardings, placed
+from mllmsubj.parallel.sharding import bytes_per_device, parameter_shardings, with_sharding
 from mllmsubj.parallel.target import compiling_for
 from mllmsubj.parallel.topologies import compile_there
 from mllmsubj.train import programs as train_programs
-from mllmsubj.train.run import check_batch, kept_apart, make_stages
+from mllmsubj.train.run import check_batch, make_stages, split_trained
 from mllmsubj.train.state import new_state, state_shardings
-from mllmsubj.train.step import TOWERS
-from mllmsubj.typing import Params
+from mllmsubj.train.step import FROZEN_ENCODERS
+from mllmsubj.typing import ActiveTokens, Params
 
 Step = Literal["train", "sample", "encode"]
 
@@ -73,12 +75,12 @@ def _train(experiment: Experiment, mesh: Mesh, encode_only: bool) -> Iterator[Pr
     train = experiment.train
     check_batch(train.batch_size, train.grad_accum_steps, mesh)
     params = SubjectModel(experiment.model, experiment.compute.resolve()).abstract_params()
-    trained, frozen = kept_apart(params, train)
+    trained, frozen = split_trained(params, train)
     _, step = make_stages(experiment, params, inputs.NULL_IDS, inputs.NULL_TEXT)
     begin = partial(new_state, active=set(step.rates), optimizer=step.optimizer, ema=train.ema_decay > 0)
     state = jax.eval_shape(begin, trained)
-    state, frozen = placed(state, state_shardings(state, mesh)), _stored(frozen, experiment, mesh)
-    batch, towers = inputs.train_batch(experiment, mesh), {name: frozen[name] for name in TOWERS}
+    state, frozen = with_sharding(state, state_shardings(state, mesh)), _stored(frozen, experiment, mesh)
+    batch, encoders = inputs.train_batch(experiment, mesh), {name: frozen[name] for name in FROZEN_ENCODERS}
 
     encode, seconds = _compiled("encode", lambda: train_programs.lower_encode(step, frozen, batch))
     work = train_programs.encode_step_flops(step, batch)
@@ -89,7 +91,7 @@ def _train(experiment: Experiment, mesh: Mesh, encode_only: bool) -> Iterator[Pr
         encoded = train_programs.encoded_by(encode)
         update, seconds = _compiled("update", lambda: train_programs.lower_update(step, state, frozen, encoded, mesh))
         work = train_programs.update_step_flops(step, encoded)
-        yield Program("update", update, work, bytes_per_device((towers, batch)), seconds)
+        yield Program("update", update, work, bytes_per_device((encoders, batch)), seconds)
 
 
 def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
@@ -103,7 +105,7 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
         )
     stored = SubjectModel(experiment.model, experiment.compute.resolve())
     shapes = held_shapes(stored)
-    params = placed(shapes, parameter_shardings(shapes, mesh))
+    params = with_sharding(shapes, parameter_shardings(shapes, mesh))
     subject = held_model(stored)
     model = subject.config
     generator, size = Generator(subject, experiment.shift), settings.batch_size
@@ -115,19 +117,19 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
     asked, guidance = inputs.request(experiment, mesh), whole(1)
-    mine = {turn: parameters_of(params, turn) for turn in TURNS}
+    mine = {turn: parameters_of(params, turn) for turn in PARAMETER_GROUPS}
     one: Condition = jax.eval_shape(generator.condition, mine["encode"], asked, guidance)
     condition = jax.tree.map(lambda x: whole(size, *x.shape[1:], dtype=x.dtype), one)
-    noise, times = whole(size, tokens, model.transformer.in_channels), whole(settings.steps + 1)
-    starts = whole(settings.steps, size)
+    noise, times, starts = (
+        whole(size, tokens, model.transformer.in_channels),
+        whole(settings.steps + 1),
+        whole(settings.steps, size),
+    )
     moments = jax.tree.map(
         lambda x: whole(*x.shape, dtype=x.dtype), jax.eval_shape(generator.prepare, mine["prepare"], starts, condition)
     )
-    seen = [
-        (attends, stage.stop - stage.start)
-        for stage in stages
-        for attends in (evaluated(stage.attends) if settings.true_guidance else (stage.attends,))
-    ]
+    seen = _steps_by_tokens(settings, stages)
+    options = dict(grid=grid, stages=stages, true=settings.uses_cfg, stepper=settings.stepper)
     denoise = partial(generator.sample.lower, mine["denoise"], condition, noise, times, (1.0, 1.0), moments)
     lowered: dict[str, tuple[Callable[[], jax.stages.Lowered], int]] = {
         "encode": (
@@ -139,7 +141,7 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
             settings.steps * size * modulation_flops(model.transformer),
         ),
         "denoise": (
-            lambda: denoise(grid=grid, stages=stages, true=settings.true_guidance, stepper=settings.stepper),
+            lambda: denoise(grid=grid, stages=stages, **options),
             sample_flops(model, condition, seen, tokens)
             - sum(steps for _, steps in seen) * size * modulation_flops(model.transformer),
         ),
@@ -150,8 +152,19 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
     }
     for turn, (lower, flops) in lowered.items():
         compiled, seconds = _compiled(turn, lower)
-        waiting = {} if experiment.compute.offload else {other: mine[other] for other in TURNS if other != turn}
+        waiting = (
+            {} if experiment.compute.offload else {other: mine[other] for other in PARAMETER_GROUPS if other != turn}
+        )
         yield Program(turn, compiled, flops, bytes_per_device(waiting), seconds)
+
+
+def _steps_by_tokens(settings: SamplingConfig, stages: Sequence[Stage]) -> list[tuple[ActiveTokens, int]]:
+    """Active tokens of each evaluation of the transformer in a stage, and how many steps that stage has."""
+    return [
+        (active_tokens, stage.stop - stage.start)
+        for stage in stages
+        for active_tokens in (evaluated(stage.active_tokens) if settings.uses_cfg else (stage.active_tokens,))
+    ]
 
 
 def _aggregate_flops(experiment: Experiment, text: tuple[int, int], one: Condition) -> int:
@@ -175,4 +188,4 @@ def _stored(params: Params, experiment: Experiment, mesh: Mesh) -> Params:
     """As they lie on the chips: in 8 bits if the config says so."""
     if experiment.model.frozen_dtype == "int8":
         params = jax.eval_shape(quantize_frozen, params)
-    return placed(params, parameter_shardings(params, mesh))
+    return with_sharding(params, parameter_shardings(params, mesh))

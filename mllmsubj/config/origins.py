@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from mllmsubj.config.load import load_config
-from mllmsubj.config.overrides import overridden
+from mllmsubj.config.overrides import apply_overrides
 from mllmsubj.config.schema import default_config
 
 ABSENT = "absent"
@@ -29,13 +29,14 @@ class Entry:
 def resolved(spec: str | None, overrides: Sequence[str] = ()) -> dict[str, Entry]:
     """Dotted key -> entry, for the config `spec` (NAME or FILE, perhaps with :VARIANT; None: the defaults).
 
-    `overrides`: `--config.KEY=VALUE`, as the command line has them. Raises UserError as `load_config` and `overridden`.
+    `overrides`: `--config.KEY=VALUE`, as the command line has them. Raises UserError as
+    `load_config` and `apply_overrides`.
     """
     defaults = default_config()
     config = load_config(spec) if spec else defaults
     before, base = flat(config), flat(defaults)
     entries = {}
-    for key, value in flat(overridden(config.copy_and_resolve_references(), list(overrides))).items():
+    for key, value in flat(apply_overrides(config.copy_and_resolve_references(), list(overrides))).items():
         if value != before.get(key, ABSENT):
             origin = "command line"
         elif spec and value != base.get(key, ABSENT):

@@ -6,13 +6,13 @@ from ml_collections import ConfigDict, config_flags
 from mllmsubj.errors import UserError, nearest
 
 
-def divided(argv: list[str]) -> tuple[list[str], list[str]]:
+def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
     """(the command's own words, `--config.…` overrides)."""
     overrides = [arg for arg in argv[1:] if arg.startswith("--config.")]
     return [arg for arg in argv if arg not in overrides], overrides
 
 
-def overridden(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+def apply_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     """The config with `--config.KEY=VALUE` applied; raises UserError for a key that does not exist."""
     for override in overrides:
         key, node = override.removeprefix("--config.").partition("=")[0], config

@@ -65,7 +65,7 @@ class SamplingConfig:
         return plan_stages(times, self.tau1, self.tau2, self.last_stage, self.conditions)
 
     @property
-    def true_guidance(self) -> bool:
+    def uses_cfg(self) -> bool:
         """Whether the velocity is a mix of several evaluations; scales of 1 are the plain velocity."""
         return (self.text_guidance, self.reference_guidance) != (1.0, 1.0)
 
@@ -73,4 +73,4 @@ class SamplingConfig:
     def all_guidance(self) -> str:
         """In words, for reports."""
         true = f", true guidance {self.text_guidance:g} to the text and {self.reference_guidance:g} to the reference"
-        return f"guidance {self.guidance:g}{true if self.true_guidance else ''}"
+        return f"guidance {self.guidance:g}{true if self.uses_cfg else ''}"

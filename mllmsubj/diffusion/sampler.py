@@ -52,7 +52,7 @@ def sample_from(
 
         def step(carry: PyTree, inputs: tuple[PyTree, Array], stage: Stage = stage) -> tuple[PyTree, None]:
             (x, state), (moment, pair) = carry, inputs
-            v = velocity(x, moment, condition, stage.attends).astype(x.dtype)
+            v = velocity(x, moment, condition, stage.active_tokens).astype(x.dtype)
             return stepper.step(x, v, pair, state), None
 
         steps = slice(stage.start, stage.stop)

@@ -40,7 +40,7 @@ def time_grid(steps: int, tokens: int, shift: ShiftConfig) -> np.ndarray:
     return np.append(1.0 / (1.0 + (1.0 / even - 1.0) / scale), 0.0)
 
 
-def same_noise(t: float, height: int, width: int) -> float:
+def equivalent_timestep(t: float, height: int, width: int) -> float:
     """The time at which a picture of `height` × `width` pixels is as uncertain as the paper's, of 512 × 512, is at `t`.
 
     The fewer numbers show a picture, the more of it noise hides. Source: Stable Diffusion 3 (arXiv 2403.03206), Eq. 23.

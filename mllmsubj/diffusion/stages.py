@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from mllmsubj.typing import Attends
+from mllmsubj.typing import ActiveTokens
 
 LastStage = Literal["drop_all", "keep_text"]
 Conditions = Literal["staged", "both", "mllm", "vae"]
@@ -16,19 +16,19 @@ TOLERANCE = 1e-6
 """A step this near a border counts as on it, so that float rounding never moves a step to another stage."""
 
 
-NOTHING = Attends(null=True)
-MLLM = Attends(text=True, image=True)
-BOTH = Attends(text=True, image=True, reference=True)
-VAE = Attends(null=True, reference=True)
-VAE_AND_TEXT = Attends(text=True, reference=True)
-UNSTAGED: Mapping[Conditions, Attends] = {"both": BOTH, "mllm": MLLM, "vae": VAE}
+NOTHING = ActiveTokens(null=True)
+MLLM = ActiveTokens(text=True, image=True)
+BOTH = ActiveTokens(text=True, image=True, reference=True)
+VAE = ActiveTokens(null=True, reference=True)
+VAE_AND_TEXT = ActiveTokens(text=True, reference=True)
+UNSTAGED: Mapping[Conditions, ActiveTokens] = {"both": BOTH, "mllm": MLLM, "vae": VAE}
 
 
 @dataclass(frozen=True)
 class Stage:
     """Steps `start` to `stop` (exclusive) of the time grid, all with the same tokens."""
 
-    attends: Attends
+    active_tokens: ActiveTokens
     start: int
     stop: int
 

@@ -14,7 +14,7 @@ from mllmsubj.evals.held_out import HeldOut
 from mllmsubj.train import modes
 from mllmsubj.train.evaluator import Value
 from mllmsubj.train.run import Run
-from mllmsubj.train.step import TOWERS, Encoded
+from mllmsubj.train.step import FROZEN_ENCODERS, Encoded
 from mllmsubj.typing import Array, Float, Int, Params
 
 EVERY_MODE = ModesConfig(0.25, 0.25, 0.25, 0.25)
@@ -51,11 +51,11 @@ class HeldOutLoss:
     def run(self, params: Params) -> Iterator[tuple[str, Value]]:
         """See `Evaluator.run`."""
         sums = np.zeros(len(modes.NAMES))
-        towers = {name: params[name] for name in TOWERS}
+        encoders = {name: params[name] for name in FROZEN_ENCODERS}
         with closing(self._held_out.loader(self._batch_size)) as loader:
             for first in range(0, self.examples, self._batch_size):
                 batch = self._held_out.spread(next(loader), loader, self._batch_size)
-                sums += jax.device_get(self._judge(params, self._encode(towers, batch), first))
+                sums += jax.device_get(self._judge(params, self._encode(encoders, batch), first))
         means = sums / self.examples
         yield "loss/all", float(means @ self._shares)
         for name, mean in zip(modes.NAMES, means, strict=True):

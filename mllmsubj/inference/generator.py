@@ -14,7 +14,7 @@ from mllmsubj.diffusion.sampler import Prepare, sample, sample_from
 from mllmsubj.diffusion.schedule import ShiftConfig, time_grid
 from mllmsubj.diffusion.stages import Stage
 from mllmsubj.diffusion.steppers import STEPPERS, Name
-from mllmsubj.inference.offload import Turn, resident
+from mllmsubj.inference.offload import Turn, on_device
 from mllmsubj.models.subject import Condition, SubjectInputs, SubjectModel
 from mllmsubj.ops.patchify import token_grid
 from mllmsubj.parallel.target import compiler_options
@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 class Generator:
     """Pictures of a subject from its inputs; compiles once per shape, stage plan and kind of guidance."""
 
-    def __init__(self, model: SubjectModel, shift: ShiftConfig, turn: Turn = resident):
+    def __init__(self, model: SubjectModel, shift: ShiftConfig, turn: Turn = on_device):
         """`turn`: where parameters are while they are not read; see mllmsubj/inference/offload.py."""
         self.model, self.shift, self.turn = model, shift, turn
         programs = _programs(model)
@@ -61,7 +61,7 @@ class Generator:
         moments = self.turn(params, "prepare", lambda part: self.prepare(part, starts, condition))
 
         def denoise(part: Params, batch: int) -> Array:
-            options = dict(grid=grid, true=settings.true_guidance, scales=scales, stepper=settings.stepper)
+            options = dict(grid=grid, true=settings.uses_cfg, scales=scales, stepper=settings.stepper)
             noise = self.noise(seed, batch * size, size, grid)
             if progress is None:
                 return self.sample(part, condition, noise, times, moments=moments, stages=stages, **options)
@@ -180,7 +180,7 @@ def _step_by_step(
     """The whole run as a call per step, for somebody who watches; one program a stage, whatever the steps."""
     latents, state = start
     for stage in stages:
-        one = (Stage(stage.attends, 0, 1),)
+        one = (Stage(stage.active_tokens, 0, 1),)
         for i in range(stage.start, stage.stop):
             moment = jax.tree.map(lambda x, i=i: x[i : i + 1], moments)
             latents, state = run(latents, times[i : i + 2], moments=moment, state=state, stages=one)

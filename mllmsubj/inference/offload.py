@@ -12,12 +12,12 @@ import jax
 from jax.sharding import Mesh
 
 from mllmsubj.errors import UserError
-from mllmsubj.parallel.sharding import bytes_per_device, flatten, parameter_shardings, placed, unflatten
+from mllmsubj.parallel.sharding import bytes_per_device, flatten, parameter_shardings, unflatten, with_sharding
 from mllmsubj.typing import Params
 
 T = TypeVar("T")
 
-TURNS: Mapping[str, re.Pattern[str]] = {
+PARAMETER_GROUPS: Mapping[str, re.Pattern[str]] = {
     "encode": re.compile(r"mllm/(?!lm_head/).*|clip/.*|dla/.*|vae/encoder/.*"),
     "prepare": re.compile(r"transformer/(modulation|time_text_embed)/.*"),
     "denoise": re.compile(r"transformer/(?!modulation/|time_text_embed/).*"),
@@ -31,20 +31,20 @@ Turn = Callable[[Params, str, Callable[[Params], T]], T]
 
 def is_read(path: str) -> bool:
     """Whether any turn reads a parameter."""
-    return any(pattern.fullmatch(path) for pattern in TURNS.values())
+    return any(pattern.fullmatch(path) for pattern in PARAMETER_GROUPS.values())
 
 
 def parameters_of(params: Params, turn: str) -> Params:
     """The parameters, or shapes, that a turn reads."""
-    return unflatten({path: leaf for path, leaf in flatten(params) if TURNS[turn].fullmatch(path)})
+    return unflatten({path: leaf for path, leaf in flatten(params) if PARAMETER_GROUPS[turn].fullmatch(path)})
 
 
-def resident(params: Params, turn: str, program: Callable[[Params], T]) -> T:
+def on_device(params: Params, turn: str, program: Callable[[Params], T]) -> T:
     """The turn of parameters that stay on the devices."""
     return program(parameters_of(params, turn))
 
 
-def offloaded(mesh: Mesh) -> Turn:
+def cpu_offload(mesh: Mesh) -> Turn:
     """The turn of parameters that wait in host memory, as numpy arrays."""
 
     def run(params: Params, turn: str, program: Callable[[Params], T]) -> T:
@@ -59,10 +59,10 @@ def offloaded(mesh: Mesh) -> Turn:
     return run
 
 
-def turn_bytes(params: Params, mesh: Mesh) -> dict[str, int]:
+def group_bytes(params: Params, mesh: Mesh) -> dict[str, int]:
     """Bytes of parameters on each device, turn by turn; `params` may be shapes."""
-    held = placed(params, parameter_shardings(params, mesh))
-    return {turn: bytes_per_device(parameters_of(held, turn)) for turn in TURNS}
+    held = with_sharding(params, parameter_shardings(params, mesh))
+    return {turn: bytes_per_device(parameters_of(held, turn)) for turn in PARAMETER_GROUPS}
 
 
 def check_room(turns: Mapping[str, int], offload: bool, room: int | None) -> None:

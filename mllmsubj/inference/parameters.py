@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from mllmsubj.checkpoints.initial import trained_groups
 from mllmsubj.config.schema import Experiment
 from mllmsubj.convert import fold_lora
-from mllmsubj.inference.offload import check_room, is_read, turn_bytes
+from mllmsubj.inference.offload import check_room, group_bytes, is_read
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.lora import LoRAConfig, is_lora, merge_lora
 from mllmsubj.models.quantize import quantize_frozen
@@ -43,7 +43,7 @@ def load(
     """
     compute, offload = experiment.compute.resolve(), experiment.compute.offload
     stored = SubjectModel(experiment.model, compute).stacked
-    check_room(turn_bytes(held_shapes(stored), mesh), offload, _room(mesh.devices.flat[0]))
+    check_room(group_bytes(held_shapes(stored), mesh), offload, _room(mesh.devices.flat[0]))
     kept: dict[str, Any] = {}
     for group in trained_groups(folder, stored, experiment.seed, mesh, groups(stored)):
         held = _held(stored, unflatten(group), adapters)

@@ -23,7 +23,7 @@ from mllmsubj.convert import load_lora
 from mllmsubj.data.images import to_pil
 from mllmsubj.inference import parameters
 from mllmsubj.inference.generator import Generator
-from mllmsubj.inference.offload import offloaded, resident
+from mllmsubj.inference.offload import cpu_offload, on_device
 from mllmsubj.inference.request import Reference, RequestReader
 from mllmsubj.io import write_png
 from mllmsubj.models.subject import SubjectModel
@@ -67,7 +67,7 @@ class Pipeline:
         """`checkpoint`, its fingerprint, and `loras`, what was folded in: for the pictures' metadata."""
         self.experiment, self.params, self.mesh, self.checkpoint = experiment, params, mesh, checkpoint
         self.loras = [[Path(path).name, weight] for path, weight in loras]
-        turn = offloaded(mesh) if experiment.compute.offload else resident
+        turn = cpu_offload(mesh) if experiment.compute.offload else on_device
         self._reader, self._generator = reader, Generator(model, experiment.shift, turn)
 
     @classmethod

@@ -15,10 +15,10 @@ from mllmsubj.models.modulation import FREQUENCIES
 from mllmsubj.models.qwen2 import Qwen2Config
 from mllmsubj.models.subject import Condition, Features, SubjectConfig, SubjectInputs
 from mllmsubj.models.vae import VAEConfig
-from mllmsubj.typing import Attends
+from mllmsubj.typing import ActiveTokens
 
 
-def train_flops(config: SubjectConfig, features: Features, grid: tuple[int, int], attends: Attends) -> int:
+def train_flops(config: SubjectConfig, features: Features, grid: tuple[int, int], active_tokens: ActiveTokens) -> int:
     """The program `update` over one part of a batch, forward and backward; only shapes of `features` are read.
 
     What is trained (DLA, adapters) costs three forwards: one, and one each for the gradients of inputs and of
@@ -28,15 +28,15 @@ def train_flops(config: SubjectConfig, features: Features, grid: tuple[int, int]
     dit = config.transformer
     batch, n = features.text.shape[-3], grid[0] * grid[1]
     text, image, null = (part.shape[-2] for part in (features.text, features.image, features.null))
-    seen = n + attends.reference * features.references.shape[-2]
-    context = attends.text * text + attends.image * image + attends.null * null
+    seen = n + active_tokens.reference * features.references.shape[-2]
+    context = active_tokens.text * text + active_tokens.image * image + active_tokens.null * null
 
     aggregated = 0
-    if attends.text:
+    if active_tokens.text:
         aggregated += batch * aggregator_flops(config.dla, text)
-    if attends.image:
+    if active_tokens.image:
         aggregated += batch * aggregator_flops(config.dla, image)
-    if attends.null:
+    if active_tokens.null:
         aggregated += aggregator_flops(config.dla, null)
     forward = transformer_flops(dit, seen, context, n)
     once = modulation_flops(dit) + 2 * dit.width * dit.in_channels * seen
@@ -45,20 +45,22 @@ def train_flops(config: SubjectConfig, features: Features, grid: tuple[int, int]
     return 3 * aggregated + batch * (once + 2 * (forward - once - attention) + 3 * attention + adapters)
 
 
-def sample_flops(config: SubjectConfig, condition: Condition, steps: Iterable[tuple[Attends, int]], tokens: int) -> int:
+def sample_flops(
+    config: SubjectConfig, condition: Condition, steps: Iterable[tuple[ActiveTokens, int]], tokens: int
+) -> int:
     """All of a sampler's steps for every row of `condition`; `steps`: how many see what. Only shapes are read."""
     total = 0
-    for attends, count in steps:
+    for active_tokens, count in steps:
         parts = ("null", "text", "image")
-        context = sum(getattr(condition, part).shape[1] for part in parts if getattr(attends, part))
-        image = tokens + attends.reference * condition.reference.shape[1]
+        context = sum(getattr(condition, part).shape[1] for part in parts if getattr(active_tokens, part))
+        image = tokens + active_tokens.reference * condition.reference.shape[1]
         one = transformer_flops(config.transformer, image, context, tokens)
         total += count * (one + adapter_flops(config.transformer, config.lora, image, context))
     return len(condition.text) * total
 
 
 def encode_flops(config: SubjectConfig, inputs: SubjectInputs, target: tuple[int, int] | None = None) -> int:
-    """The frozen towers over one part of a batch, forward; only shapes of `inputs` are read.
+    """The frozen encoders over one part of a batch, forward; only shapes of `inputs` are read.
 
     With `target`, height and width in pixels of the pictures to be learnt, also the VAE over one for each row.
     """

@@ -17,7 +17,7 @@ PROJECTOR_EPS = 1e-5
 
 @dataclass(frozen=True)
 class InternVLConfig:
-    """The two towers and what joins them, named as in a transformers `config.json`."""
+    """The two encoders and what joins them, named as in a transformers `config.json`."""
 
     vision: ViTConfig
     text: Qwen2Config

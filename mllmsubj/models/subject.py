@@ -1,4 +1,4 @@
-"""The whole model: `encode` (frozen towers) → `aggregate` (trained) = `condition`, then `velocity` at every step.
+"""The whole model: `encode` (frozen encoders) → `aggregate` (trained) = `condition`, then `velocity` at every step.
 
 Parameters are one dict with a subtree a part: mllm, dla, vae, clip, transformer. Training and sampling share
 everything here; there is no second copy for inference.
@@ -23,7 +23,7 @@ from mllmsubj.models.modulation import Modulation
 from mllmsubj.models.vae import AutoencoderKL, VAEConfig
 from mllmsubj.ops.patchify import PATCH, image_ids, pack, reference_ids, token_grid, unpack
 from mllmsubj.parallel.sharding import flatten, unflatten
-from mllmsubj.typing import Array, Attends, Float, Leaf, Params
+from mllmsubj.typing import ActiveTokens, Array, Float, Leaf, Params
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Layout:
 
 @flax.struct.dataclass
 class SubjectInputs:
-    """What one batch gives the frozen towers; every array of a fixed shape."""
+    """What one batch gives the frozen encoders; every array of a fixed shape."""
 
     input_ids: Leaf
     """[b, s] int32."""
@@ -75,7 +75,7 @@ class SubjectInputs:
 
 @flax.struct.dataclass
 class Features:
-    """What the frozen towers say; constant in training, so it can be cached."""
+    """What the frozen encoders say; constant in training, so it can be cached."""
 
     text: Leaf
     """[l, b, s, d]: every layer's state of the prompt's tokens."""
@@ -167,7 +167,7 @@ class SubjectModel:
         return unflatten(dict(_stored_leaves(self)))
 
     def encode(self, params: Params, inputs: SubjectInputs) -> Features:
-        """The frozen towers: MLLM over prompt and references together, CLIP over the prompt, VAE over references."""
+        """The frozen encoders: MLLM over prompt and references together, CLIP over the prompt, VAE over references."""
         states = self._call("mllm", params, inputs.input_ids, inputs.attention_mask, inputs.pixel_values)
         null = self._call("mllm", params, inputs.null_ids, jnp.ones_like(inputs.null_ids, bool), None)
         text, layout = slice(*inputs.layout.text), inputs.layout
@@ -177,7 +177,9 @@ class SubjectModel:
             image=jnp.concatenate([states[:, :, slice(*span)] for span in layout.images], axis=2),
             null=null[:, :, slice(*inputs.null_text)],
             pooled=self._call("clip", params, inputs.clip_ids),
-            references=self.side_by_side(self.encode_pictures(params, inputs.references), len(inputs.input_ids)),
+            references=self.concatenate_references(
+                self.encode_images(params, inputs.references), len(inputs.input_ids)
+            ),
             reference_mask=inputs.reference_mask,
             reference_sizes=tuple(token_grid(*picture.shape[1:3]) for picture in inputs.references),
         )
@@ -209,20 +211,20 @@ class SubjectModel:
         latents: Float[Array, "b n c"],
         t: Float[Array, " b"] | Modulation,
         condition: Condition,
-        attends: Attends,
+        active_tokens: ActiveTokens,
     ) -> Float[Array, "b n c"]:
         """Velocity of noisy tokens on a `grid` of rows × columns; `t` in [0, 1], or what `prepare` made of it.
 
-        Context is [null; text; image] and the image stream [noisy; references], of which only what `attends`
+        Context is [null; text; image] and the image stream [noisy; references], of which only what `active_tokens`
         names is there. With `params` and `grid` bound it is what `diffusion` calls a velocity.
         """
-        context = [part for part in ("null", "text", "image") if getattr(attends, part)]
+        context = [part for part in ("null", "text", "image") if getattr(active_tokens, part)]
         states = jnp.concatenate([getattr(condition, part) for part in context], axis=1)
         parts = [(getattr(condition, part), getattr(condition, f"{part}_mask")) for part in context]
         parts.append((latents, None))
         tokens: Array = latents
         ids: Array = image_ids(*grid)
-        if attends.reference:
+        if active_tokens.reference:
             parts.append((condition.reference, condition.reference_mask))
             tokens = jnp.concatenate([latents, condition.reference.astype(latents.dtype)], axis=1)
             ids = np.concatenate([ids, reference_ids(grid, list(condition.reference_sizes))])
@@ -253,19 +255,19 @@ class SubjectModel:
         spatial = unpack(latents, *(side * PATCH for side in grid))
         return self._call("vae", params, self.vae.from_latents(spatial), method="decode")
 
-    def encode_pictures(self, params: Params, pictures: tuple[Array, ...]) -> list[Latents]:
-        """`encode_picture` of each; those of one shape take turns, since to compile the VAE takes half a minute."""
-        encode = partial(self.encode_picture, params)
+    def encode_images(self, params: Params, pictures: tuple[Array, ...]) -> list[Latents]:
+        """`encode_image` of each; those of one shape take turns, since to compile the VAE takes half a minute."""
+        encode = partial(self.encode_image, params)
         if self.compute.loops and len({picture.shape for picture in pictures}) == 1:
             return list(zip(*jax.lax.map(encode, jnp.stack(pictures)), strict=True))
         return [encode(picture) for picture in pictures]
 
-    def side_by_side(self, references: list[Latents], rows: int) -> Float[Array, "b n c"]:
+    def concatenate_references(self, references: list[Latents], rows: int) -> Float[Array, "b n c"]:
         """The means: a reference always reads the same. Of no reference, `rows` without tokens."""
         none = jnp.zeros((rows, 0, self.config.transformer.in_channels), self.compute.dtype)
         return jnp.concatenate([none, *(mean for mean, _ in references)], axis=1)
 
-    def encode_picture(self, params: Params, picture: Float[Array, "b height width 3"]) -> Latents:
+    def encode_image(self, params: Params, picture: Float[Array, "b height width 3"]) -> Latents:
         """Packed mean and deviation of the VAE's posterior."""
         mean, logvar = self._call("vae", params, picture, method="encode")
         return pack(self.vae.to_latents(mean)), pack(jnp.exp(0.5 * logvar) * self.config.vae.scaling_factor)

@@ -33,7 +33,7 @@ def start() -> None:
         jax.distributed.initialize()
 
 
-def own_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+def process_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
     """Which rows of a batch this process's devices hold, in order."""
     places = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,))
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places.values() if index is not None]))

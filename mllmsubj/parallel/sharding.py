@@ -124,7 +124,7 @@ def parameter_shardings(params: Params, mesh: Mesh) -> PyTree:
     return jax.tree.map(place, params, parameter_specs(params))
 
 
-def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
+def with_sharding(shapes: PyTree, shardings: PyTree) -> PyTree:
     """ShapeDtypeStructs of a tree of arrays or shapes, with shardings: to restore into, or to compile for."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings

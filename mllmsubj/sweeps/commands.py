@@ -13,7 +13,7 @@ from mllmsubj.io import replacing
 from mllmsubj.sweeps.jobs import Job
 from mllmsubj.sweeps.names import word
 from mllmsubj.sweeps.plan import Record, Run
-from mllmsubj.train.workdir import in_use
+from mllmsubj.train.workdir import is_locked
 
 HERE = (sys.executable, "-m")
 """Before a command that runs on this machine, in this Python."""
@@ -66,7 +66,7 @@ def due(jobs: Sequence[Job]) -> list[Job]:
     return [job for job in jobs if not job.is_done() and (job.after is None or job.after.is_done())]
 
 
-def handed_over(jobs: Sequence[Job], launcher: str) -> list[Job]:
+def launched(jobs: Sequence[Job], launcher: str) -> list[Job]:
     """Those that are due, behind a launcher's words, in which `{}` becomes the job's place among all, from 1."""
     words, ready = shlex.split(launcher), {job.name for job in due(jobs)}
     return [
@@ -91,7 +91,7 @@ def _training(record: Record, commands: Commands, run: Run) -> Job:
         commands.train(run),
         folder / "log.txt",
         is_done=is_done,
-        is_busy=lambda: (folder / ".lock").exists() and in_use(folder),
+        is_busy=lambda: (folder / ".lock").exists() and is_locked(folder),
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import ConfigDict
 
-from mllmsubj.config.overrides import overridden
+from mllmsubj.config.overrides import apply_overrides
 from mllmsubj.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def checked_runs(
             sections = " and ".join(section.rstrip(".") for section in UNTRAINED)
             raise UserError(f"{here} sets {min(one.trained)}; with --checkpoint only keys of {sections} can be set")
         try:
-            made = overridden(
+            made = apply_overrides(
                 config.copy_and_resolve_references(), [word(key, value) for key, value in one.overrides.items()]
             )
             Experiment.from_config(made)
@@ -53,7 +53,7 @@ def checked_runs(
     return runs
 
 
-def carry_out(
+def run_sweep(
     workdir: Path, record: "Record", jobs: "Sequence[Job]", parallel: int, before: tuple[str, ...], unit: str
 ) -> "Outcome":
     """Runs the jobs of what the workdir then remembers; see `run_jobs`. Raises UserError if it cannot be written."""

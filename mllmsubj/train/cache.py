@@ -1,7 +1,8 @@
-"""What the frozen towers say, kept on disk: one safetensors file a row, named by all that it depends on.
+"""Cached features on disk: outputs of the frozen encoders, one safetensors file per row.
 
-The name is SHA-256 over what the towers read of the row (after augmentation, so a random crop is a new row) and what
-the towers are; a row that is there under its name is therefore never stale, and files may be deleted at any time.
+A file's name is the SHA-256 of all that the frozen encoders read of the row (after augmentation, so that a random crop
+is a new row) and of the encoders themselves. A row that is found under its name is therefore never stale, and files may
+be deleted at any time.
 
     FOLDER/ab/abcd….safetensors    see `known`; and `crc32`, of the arrays before it
 """
@@ -31,14 +32,14 @@ from mllmsubj.checkpoints import format as checkpoint
 from mllmsubj.data.batch import Batch
 from mllmsubj.errors import UserError
 from mllmsubj.parallel import multihost
-from mllmsubj.train.known import LATENTS, NULL, STATES, Known, known_of
+from mllmsubj.train.known import LATENTS, NULL, STATES, CachedFeatures, known_of
 from mllmsubj.train.run import Run
 from mllmsubj.train.step import Encoded, TrainStep
 
 log = logging.getLogger("mllmsubj")
 
 VERSION = 2
-"""Of the files; and to be raised when the towers' code computes something else from the same numbers."""
+"""Of the files; and to be raised when the frozen encoders' code computes something else from the same numbers."""
 _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "U32": np.dtype(np.uint32)}
 _BATCHES_BEHIND = 2
 """Batches that may wait to be written; they hold device memory."""
@@ -49,14 +50,14 @@ Arrays = dict[str, np.ndarray]
 class Cache:
     """Rows that were encoded before. All processes call `find` for the same batches, and then what it returns."""
 
-    def __init__(self, folder: Path, parts: Literal["latents", "all"], towers: str, mesh: Mesh, threads: int):
-        """`towers`: text that names the frozen towers and all that they read besides a batch.
+    def __init__(self, folder: Path, parts: Literal["latents", "all"], encoders: str, mesh: Mesh, threads: int):
+        """`encoders`: text that names the frozen encoders and all that they read besides a batch.
 
         Raises UserError if the folder cannot be made.
         """
         self._folder, self._states, self._mesh = folder, parts == "all", mesh
         self._names = (*LATENTS, *STATES) if self._states else LATENTS
-        self._towers = f"version {VERSION}, {parts}, {towers}"
+        self._encoders = f"version {VERSION}, {parts}, {encoders}"
         self._null_key = self._key("null")
         self._null: np.ndarray | None = None
         try:
@@ -73,7 +74,7 @@ class Cache:
 
     def find(
         self, step: TrainStep, batch: Batch, rows: np.ndarray, batch_size: int
-    ) -> tuple[Known | None, Callable[[Encoded], None] | None]:
+    ) -> tuple[CachedFeatures | None, Callable[[Encoded], None] | None]:
         """What is known of a whole batch, on the mesh, if each row of each process is there; else whom to tell it.
 
         `batch`: this process's `rows` of it, on the host.
@@ -111,7 +112,7 @@ class Cache:
             self._writing.popleft().result()
 
     def _row_key(self, step: TrainStep, batch: Batch, place: int) -> str:
-        """Of one row: all that the towers read of it."""
+        """Of one row: all that the frozen encoders read of it."""
         names = ["target"]
         if step.reads_references:
             names.append("references")
@@ -121,7 +122,7 @@ class Cache:
         return self._key(f"{' '.join(names)} {layout}", [getattr(batch, name)[place] for name in names])
 
     def _key(self, what: str, arrays: Sequence[np.ndarray] = ()) -> str:
-        digest = hashlib.sha256(f"{self._towers}\n{what}\n{[(x.shape, str(x.dtype)) for x in arrays]}\n".encode())
+        digest = hashlib.sha256(f"{self._encoders}\n{what}\n{[(x.shape, str(x.dtype)) for x in arrays]}\n".encode())
         for array in arrays:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
@@ -187,12 +188,12 @@ def make_cache(run: Run) -> Cache | None:
     if not data.cache:
         return None
     model = experiment.model
-    towers: tuple[Any, ...] = (
+    encoders: tuple[Any, ...] = (
         checkpoint.fingerprint(run.base),
         *(model.mllm, model.vae, model.clip, run.model.compute.dtype),
         *(experiment.reference.mean, experiment.reference.std, step.null_ids, step.null_text),
     )
-    return Cache(Path(data.cache).expanduser(), data.cached_features, repr(towers), run.mesh, data.threads)
+    return Cache(Path(data.cache).expanduser(), data.cached_features, repr(encoders), run.mesh, data.threads)
 
 
 def _checksum(arrays: Arrays) -> np.ndarray:

@@ -14,10 +14,10 @@ log = logging.getLogger("mllmsubj")
 HITS, MISSES = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses"
 
 
-class FirstStep:
+class StartupTime:
     """Counts from when it is entered until the first step of this process is done."""
 
-    def __enter__(self) -> "FirstStep":
+    def __enter__(self) -> "StartupTime":
         self._start, self._events = time.perf_counter(), Counter[str]()
         jax.monitoring.register_event_listener(self._count)
         return self

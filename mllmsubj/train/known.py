@@ -1,6 +1,6 @@
-"""What the frozen towers say of a batch, row by row: what `cache` keeps and `TrainStep.encode` takes instead of them.
+"""What the frozen encoders say of a batch, row by row: what `cache` keeps and `TrainStep.encode` takes instead of them.
 
-A `Known` is a dict of arrays with an axis of rows in front, but for `null`, which is the same for all rows:
+A `CachedFeatures` is a dict of arrays with an axis of rows in front, but for `null`, which is the same for all rows:
 
     latents   target_mean, target_std, references   [b, n, c], of the VAE
     states    text, image [b, l, s, d], pooled [b, p], null [l, 1, z, d], of the MLLM and CLIP
@@ -18,14 +18,14 @@ from mllmsubj.typing import Array, Params
 if TYPE_CHECKING:
     from mllmsubj.train.step import Encoded
 
-Known = dict[str, Array]
+CachedFeatures = dict[str, Array]
 
 LATENTS = ("target_mean", "target_std", "references")
 STATES = ("text", "image", "pooled")
 NULL = "null"
 
 
-def known_of(encoded: "Encoded", states: bool) -> Known:
+def known_of(encoded: "Encoded", states: bool) -> CachedFeatures:
     """The latents, and perhaps the states, of a whole batch, out of the parts that it was encoded in."""
 
     def rows(parts: Array) -> Array:
@@ -41,11 +41,13 @@ def known_of(encoded: "Encoded", states: bool) -> Known:
     return known
 
 
-def recall(model: SubjectModel, towers: Params, inputs: SubjectInputs, known: Known) -> Features:
-    """`model.encode(towers, inputs)` from what is known of these rows; only towers of which nothing is known run."""
+def features_from_cache(
+    model: SubjectModel, encoders: Params, inputs: SubjectInputs, known: CachedFeatures
+) -> Features:
+    """`model.encode(encoders, inputs)` from cached features; only encoders whose outputs are not cached run."""
     sizes = tuple(token_grid(*picture.shape[1:3]) for picture in inputs.references)
     if NULL not in known:
-        features = model.encode(towers, replace(inputs, references=()))
+        features = model.encode(encoders, replace(inputs, references=()))
         return replace(features, references=known["references"], reference_sizes=sizes)
     return Features(
         text=jnp.swapaxes(known["text"], 0, 1),

@@ -22,18 +22,18 @@ from mllmsubj.train import dump
 from mllmsubj.train.cache import Cache, make_cache
 from mllmsubj.train.checkpoints import Checkpoints
 from mllmsubj.train.evaluator import Evaluator, sort
-from mllmsubj.train.first_step import FirstStep
-from mllmsubj.train.known import Known
-from mllmsubj.train.meter import Clock, Meter
-from mllmsubj.train.metrics import Totals
+from mllmsubj.train.first_step import StartupTime
+from mllmsubj.train.known import CachedFeatures
+from mllmsubj.train.meter import Throughput, Timer
+from mllmsubj.train.metrics import MetricAccumulator
 from mllmsubj.train.profile import Profiler
-from mllmsubj.train.programs import with_recall
+from mllmsubj.train.programs import with_cached_features
 from mllmsubj.train.run import Run, prepare
 from mllmsubj.train.state import TrainState, abstract, state_shardings
 from mllmsubj.train.status import Status
 from mllmsubj.train.step import Encoded
 from mllmsubj.train.task import Program, Task
-from mllmsubj.train.workdir import claim
+from mllmsubj.train.workdir import open_workdir
 from mllmsubj.train.writers import make_writer
 from mllmsubj.typing import Params
 
@@ -57,8 +57,8 @@ def train(config: ConfigDict, workdir: Path, make_evaluators: MakeEvaluators = l
     mesh = make_mesh(**asdict(experiment.mesh))
     source = open_source(experiment.data, experiment.seed)  # what is wrong with it, before anything is made or loaded
     with (
-        FirstStep() as first,
-        claim(workdir, config),
+        StartupTime() as first,
+        open_workdir(workdir, config),
         jax.set_mesh(mesh),
         Checkpoints(workdir, experiment.checkpoint) as saves,
     ):
@@ -79,13 +79,13 @@ class Loop:
         workdir: Path,
         saves: Checkpoints,
         evals: Sequence[Evaluator],
-        first: FirstStep,
+        first: StartupTime,
         cache: Cache | None = None,
     ):
         self.task, self.config, self.workdir, self.saves, self.evals = task, config, workdir, saves, evals
         self.loader, self.cache, self.first_step = loader, cache, first
         self.total = task.experiment.train.steps
-        self.totals, self.clock = Totals(task.bins), Clock()
+        self.totals, self.clock = MetricAccumulator(task.bins), Timer()
         self.step, self.state = self._restore(trained)
         self._programs: dict[Any, Program] = {}
         self._pending: deque[dict[str, Any]] = deque()
@@ -100,7 +100,7 @@ class Loop:
             stack.callback(self.loader.close)
             if self.cache is not None:
                 stack.callback(self.cache.close)
-            self.meter = Meter(self.clock)
+            self.meter = Throughput(self.clock)
             self.writer = make_writer(self.workdir, log_config, self.config, index, resume_step=first)
             stack.callback(self.writer.close)
             self.status = stack.enter_context(Status((stages.stage1.steps, stages.stage2.steps), index))
@@ -112,7 +112,7 @@ class Loop:
                 profiler.before_step(self.step - first, self._last())
                 self.state, metrics = program(self.state, self.task.frozen, batch, known, keep)
                 self.step += 1
-                self.meter.step(len(batch.example), program.flops if known is None else program.recall_flops)
+                self.meter.step(len(batch.example), program.flops if known is None else program.cached_flops)
                 self._pending.append(metrics)
                 if self.step == first + 1:
                     self._of_start = self.first_step.done(metrics)
@@ -142,12 +142,12 @@ class Loop:
             )
         saved = self.saves.restore(latest, abstract(shapes, run.mesh))
         self.loader.restore(saved.loader)
-        self.clock = Clock(**saved.meta["clock"])
+        self.clock = Timer(**saved.meta["clock"])
         self.totals.examples, self.totals.skipped = saved.meta["examples"], saved.meta["skipped"]
         log.info("finished before, at step %d" if latest == self.total else "goes on from step %d", latest)
         return latest, saved.state
 
-    def _next_batch(self) -> tuple[Rows, Known | None, Callable[[Encoded], None] | None]:
+    def _next_batch(self) -> tuple[Rows, CachedFeatures | None, Callable[[Encoded], None] | None]:
         """A batch on the mesh, and what the cache knows of it or whom to tell."""
         place, known, keep = (self.loader.rows, self.task.experiment.train.batch_size), None, None
         with self.meter.waiting(self._last()):
@@ -156,7 +156,7 @@ class Loop:
                 known, keep = self.cache.find(self.task.stage(self.step), batch, *place)
         return multihost.spread(batch, *place, self.task.mesh), known, keep
 
-    def _compiled(self, batch: Any, known: Known | None) -> Program:
+    def _compiled(self, batch: Any, known: CachedFeatures | None) -> Program:
         """The stage's program for a batch of this shape."""
         step = self.task.stage(self.step)
         key = step.first, jax.tree.structure(batch), tuple(leaf.shape for leaf in jax.tree.leaves(batch))
@@ -165,9 +165,9 @@ class Loop:
                 program = self.task.compile(step, self.state, batch)
             log.info("compiled for %s: %.1f s", batch.shape, program.seconds)
             self._programs[key] = program
-        if known is not None and self._programs[key].recall is None:
+        if known is not None and self._programs[key].features_from_cache is None:
             with self.meter.paused(self._last()):
-                self._programs[key] = with_recall(self._programs[key], step, self.task.frozen, batch, known)
+                self._programs[key] = with_cached_features(self._programs[key], step, self.task.frozen, batch, known)
         return self._programs[key]
 
     def _guard(self, batch: Rows) -> None:
@@ -189,7 +189,7 @@ class Loop:
                 f"than data.max_skipped ({data.max_skipped:g}); run `mllmsubj data check --source={data.source}`"
             )
 
-    def _settle(self, behind: int = 0) -> Totals:
+    def _settle(self, behind: int = 0) -> MetricAccumulator:
         """Adds the metrics of all steps but the last `behind`; waits for them."""
         while len(self._pending) > behind:
             self.totals.add(self._pending.popleft())

@@ -15,7 +15,7 @@ from mllmsubj.typing import PyTree
 
 
 @dataclass(frozen=True)
-class Clock:
+class Timer:
     """What a run has spent so far, over all its restarts; saved with its checkpoints."""
 
     seconds: float = 0.0
@@ -25,12 +25,12 @@ class Clock:
     """Seconds in evaluations, checkpoints and the like."""
 
 
-class Meter:
+class Throughput:
     """Counts steps and the time they take; `report` gives the figures since the report before."""
 
     def __init__(
         self,
-        clock: Clock | None = None,
+        clock: Timer | None = None,
         devices: Sequence[jax.Device] | None = None,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -39,7 +39,7 @@ class Meter:
         self._now = now
         self._watch = ThreadPoolExecutor(1, thread_name_prefix="meter")
         self._began = now()
-        self._before = clock or Clock()
+        self._before = clock or Timer()
         self._pause: float | None = None
         self._reset()
 
@@ -78,12 +78,12 @@ class Meter:
             self._pause = None
 
     @property
-    def clock(self) -> Clock:
+    def clock(self) -> Timer:
         """Everything so far, the steps since the last report included; a checkpoint asks for it amid a pause."""
         now, before = self._now(), self._before
         paused = self._paused + (now - self._pause if self._pause is not None else 0.0)
         seconds = now - self._start - paused
-        return Clock(before.seconds + seconds, before.steps + self._steps, before.paused + paused)
+        return Timer(before.seconds + seconds, before.steps + self._steps, before.paused + paused)
 
     def report(self, pending: PyTree = None) -> dict[str, float]:
         """Figures since the last report, named as clu does where it has a name; waits for `pending` first.

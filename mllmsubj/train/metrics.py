@@ -10,17 +10,17 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Bins:
+class BinnedMetrics:
     """What a step's metric of sums and counts, [2, n], becomes: "GROUP/NAME" for each of its n bins."""
 
     group: str
     names: tuple[str, ...]
 
 
-class Totals:
+class MetricAccumulator:
     """Sums over steps; names follow TensorBoard's groups: "loss", "loss_t/0.3-0.4", "loss_mode/both", …"""
 
-    def __init__(self, bins: Mapping[str, Bins]) -> None:
+    def __init__(self, bins: Mapping[str, BinnedMetrics]) -> None:
         """`bins`: of the metrics that a step returns besides the usual ones (see `add`), by their names there."""
         self._bins = bins
         self.examples = self.skipped = 0

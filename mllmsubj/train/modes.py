@@ -1,6 +1,6 @@
 """Condition modes: which groups of tokens a training example sees, as masks over its row.
 
-Each mode is what one of the sampler's stages (diffusion/stages.py) attends to, so that training meets every
+Each mode is what one of the sampler's stages (diffusion/stages.py) active_tokens to, so that training meets every
 sequence that sampling will: masking a token as a key equals leaving it out.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from mllmsubj.config.train import ModesConfig
 from mllmsubj.diffusion.stages import BOTH, MLLM, NOTHING, VAE
 from mllmsubj.models.subject import Condition
-from mllmsubj.typing import Array, Attends, Int
+from mllmsubj.typing import ActiveTokens, Array, Int
 
 MODES = {"both": BOTH, "mllm": MLLM, "vae": VAE, "none": NOTHING}
 NAMES = tuple(MODES)
@@ -26,10 +26,10 @@ def draw(key: Array, modes: ModesConfig) -> Int[Array, ""]:
     return jnp.searchsorted(np.cumsum(astuple(modes))[:-1], jax.random.uniform(key), side="right")
 
 
-def union(modes: ModesConfig) -> Attends:
-    """What at least one of the modes that occur attends to: nothing else needs to be in the sequence."""
+def union(modes: ModesConfig) -> ActiveTokens:
+    """What at least one of the modes that occur active_tokens to: nothing else needs to be in the sequence."""
     used = [MODES[name] for name in NAMES if getattr(modes, name)]
-    return Attends(*(any(getattr(mode, field.name) for mode in used) for field in fields(Attends)))
+    return ActiveTokens(*(any(getattr(mode, field.name) for mode in used) for field in fields(ActiveTokens)))
 
 
 def masked(condition: Condition, modes: Int[Array, " b"]) -> Condition:
@@ -41,6 +41,6 @@ def masked(condition: Condition, modes: Int[Array, " b"]) -> Condition:
         rows = jnp.broadcast_to(seen[:, None], tokens.shape[:2])
         return rows if present is None else rows & present
 
-    groups = [field.name for field in fields(Attends)]
+    groups = [field.name for field in fields(ActiveTokens)]
     masks: dict[str, Any] = {f"{group}_mask": mask(group) for group in groups}
     return replace(condition, **masks)

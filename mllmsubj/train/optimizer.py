@@ -62,7 +62,7 @@ def join(*trees: Params) -> Params:
 
 @cache
 def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
-    """Clip by the global norm, Adam or Muon, weight decay; `descend` applies the learning rates.
+    """Clip by the global norm, Adam or Muon, weight decay; `apply_updates` applies the learning rates.
 
     Equal configs give the same object, so that steps of equal settings are equal.
     """
@@ -113,7 +113,7 @@ def _either(inside: optax.GradientTransformation, others: optax.GradientTransfor
     return optax.GradientTransformation(init, update)
 
 
-def descend(
+def apply_updates(
     params: Params, updates: Params, rates: Mapping[str, float], done: Float[Array, ""], stage: StageConfig
 ) -> Params:
     """params − rate · update, each at its own rate, which grows over the warm-up and falls over the cool-down.

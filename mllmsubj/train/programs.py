@@ -11,12 +11,12 @@ from jax.sharding import Mesh
 
 from mllmsubj.data.batch import Batch
 from mllmsubj.models.flops import encode_flops, train_flops
-from mllmsubj.parallel.sharding import placed
+from mllmsubj.parallel.sharding import with_sharding
 from mllmsubj.parallel.target import compiler_options
 from mllmsubj.train import modes
-from mllmsubj.train.known import NULL, Known
+from mllmsubj.train.known import NULL, CachedFeatures
 from mllmsubj.train.state import TrainState, state_shardings
-from mllmsubj.train.step import TOWERS, Encoded, TrainStep
+from mllmsubj.train.step import FROZEN_ENCODERS, Encoded, TrainStep
 from mllmsubj.typing import Params
 
 
@@ -32,31 +32,31 @@ class Programs:
     """That both must spend on one batch."""
     seconds: float
     """It took to compile them."""
-    recall: jax.stages.Compiled | None = None
-    """`encode` where something is known already; see `with_recall`."""
-    recall_flops: int = 0
-    """As `flops`, with `recall` in the place of `encode`."""
+    features_from_cache: jax.stages.Compiled | None = None
+    """`encode` where something is known already; see `with_cached_features`."""
+    cached_flops: int = 0
+    """As `flops`, with `features_from_cache` in the place of `encode`."""
 
     def __call__(
         self,
         state: TrainState,
         frozen: Params,
         batch: Batch,
-        known: Known | None = None,
+        known: CachedFeatures | None = None,
         keep: Callable[[Encoded], None] | None = None,
     ) -> tuple[TrainState, dict[str, Any]]:
         """The next state and the step's metrics, still on their way; `state` is gone afterwards.
 
         `keep` sees what was encoded because nothing was `known`.
         """
-        towers = {name: frozen[name] for name in TOWERS}
+        encoders = {name: frozen[name] for name in FROZEN_ENCODERS}
         if known is None:
-            encoded = self.encode(towers, batch)
+            encoded = self.encode(encoders, batch)
             if keep is not None:
                 keep(encoded)
         else:
-            assert self.recall is not None
-            encoded = self.recall(towers, batch, known)
+            assert self.features_from_cache is not None
+            encoded = self.features_from_cache(encoders, batch, known)
         return self.update(state, frozen["transformer"], encoded)
 
 
@@ -72,12 +72,12 @@ def compile_step(step: TrainStep, state: TrainState, frozen: Params, batch: Batc
 def lower_encode(step: TrainStep, frozen: Params, batch: Batch) -> jax.stages.Lowered:
     """The first program."""
     encode = jax.jit(_functions(step)[0], compiler_options=compiler_options())
-    return encode.lower({name: frozen[name] for name in TOWERS}, batch)
+    return encode.lower({name: frozen[name] for name in FROZEN_ENCODERS}, batch)
 
 
 def encoded_by(encode: jax.stages.Compiled) -> Encoded:
     """The form of what it gives, and how that lies on the mesh."""
-    return placed(encode.out_info, encode.output_shardings)
+    return with_sharding(encode.out_info, encode.output_shardings)
 
 
 def lower_update(
@@ -90,25 +90,29 @@ def lower_update(
     return update.lower(state, frozen["transformer"], encoded)
 
 
-def with_recall(programs: Programs, step: TrainStep, frozen: Params, batch: Batch, known: Known) -> Programs:
+def with_cached_features(
+    programs: Programs, step: TrainStep, frozen: Params, batch: Batch, known: CachedFeatures
+) -> Programs:
     """The same with a program for batches of which so much is known; it gives `update` arrays laid out as before."""
     start = time.perf_counter()
     shardings = programs.encode.output_shardings
-    recall = jax.jit(_functions(step)[0], out_shardings=shardings, compiler_options=compiler_options())
+    features_from_cache = jax.jit(_functions(step)[0], out_shardings=shardings, compiler_options=compiler_options())
     return replace(
         programs,
-        recall=recall.lower({name: frozen[name] for name in TOWERS}, batch, known).compile(),
-        recall_flops=step_flops(step, batch, programs.encoded, known),
+        features_from_cache=features_from_cache.lower(
+            {name: frozen[name] for name in FROZEN_ENCODERS}, batch, known
+        ).compile(),
+        cached_flops=step_flops(step, batch, programs.encoded, known),
         seconds=time.perf_counter() - start,
     )
 
 
-def step_flops(step: TrainStep, batch: Batch, encoded: Encoded, known: Known | None = None) -> int:
+def step_flops(step: TrainStep, batch: Batch, encoded: Encoded, known: CachedFeatures | None = None) -> int:
     """Floating-point operations that both programs must spend on a batch; only shapes are read."""
     return encode_step_flops(step, batch, known) + update_step_flops(step, encoded)
 
 
-def encode_step_flops(step: TrainStep, batch: Batch, known: Known | None = None) -> int:
+def encode_step_flops(step: TrainStep, batch: Batch, known: CachedFeatures | None = None) -> int:
     """Of the first program alone."""
     parts = step.train.grad_accum_steps
     part = jax.eval_shape(partial(jax.tree.map, lambda x: x[::parts]), batch)
@@ -120,8 +124,8 @@ def encode_step_flops(step: TrainStep, batch: Batch, known: Known | None = None)
 
 def update_step_flops(step: TrainStep, encoded: Encoded) -> int:
     """Of the second program alone."""
-    attends = modes.union(step.stage.modes)
-    return step.train.grad_accum_steps * train_flops(step.model.config, encoded.features, encoded.grid, attends)
+    active_tokens = modes.union(step.stage.modes)
+    return step.train.grad_accum_steps * train_flops(step.model.config, encoded.features, encoded.grid, active_tokens)
 
 
 @cache

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from mllmsubj.checkpoints import format as checkpoint
 from mllmsubj.checkpoints.format import TINY, on_first_process
 from mllmsubj.checkpoints.initial import (
-    FOUNDATION,
-    STARTED,
+    FROZEN,
+    WARM_STARTED,
     base_folder,
     load_params,
     random_params,
@@ -35,7 +35,7 @@ from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import SubjectModel, is_trained
 from mllmsubj.parallel import multihost
 from mllmsubj.parallel.sharding import flatten
-from mllmsubj.train.metrics import Bins
+from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.train.optimizer import join, learning_rates, make_optimizer, split, trained_paths
 from mllmsubj.train.programs import Programs, compile_step
 from mllmsubj.train.state import TrainState, new_state
@@ -58,7 +58,7 @@ class Run:
     stages: tuple[TrainStep, TrainStep]
 
     @property
-    def bins(self) -> Mapping[str, Bins]:
+    def bins(self) -> Mapping[str, BinnedMetrics]:
         """See `Task`."""
         return BINS
 
@@ -101,7 +101,7 @@ class Run:
         experiment, mllm = self.experiment, self.experiment.model.mllm
         seed = experiment.seed if seed is None else seed
         reader = RowReader(data, experiment.reference, self.encoder, mllm.vision.image_size)
-        rows = multihost.own_rows(batch_size, self.mesh)
+        rows = multihost.process_rows(batch_size, self.mesh)
         source = open_source(data, seed) if source is None else source
         loader = make_loader(source, reader, batch_size, rows, seed)
         if (first := on_first_process(lambda: loader.made_of)) != loader.made_of:
@@ -127,7 +127,7 @@ def prepare(config: ConfigDict, experiment: Experiment, workdir: Path, mesh: Mes
     encoder = make_encoder(experiment, TINY if is_new else base)
     if is_new:
         if train.weights == "tiny":
-            parts = STARTED if train.warm_start else FOUNDATION
+            parts = WARM_STARTED if train.warm_start else FROZEN
             params = tiny_params(stacked, experiment.seed, mesh, parts)
         else:
             params = random_params(stacked, experiment.seed, mesh)
@@ -178,7 +178,7 @@ def _make_run(
     have them, or not as `start_from` has.
     """
     compute = experiment.compute.resolve()
-    trained, frozen = kept_apart(params, experiment.train)
+    trained, frozen = split_trained(params, experiment.train)
     null = encoder("", 0)
     stages = make_stages(experiment, params, tuple(null.input_ids[0].tolist()), null.text)
     if experiment.model.frozen_dtype == "int8":
@@ -188,7 +188,7 @@ def _make_run(
     return Run(experiment, mesh, base, stages[0].model, frozen, encoder, stages), trained
 
 
-def kept_apart(params: Params, train: TrainConfig) -> tuple[Params, Params]:
+def split_trained(params: Params, train: TrainConfig) -> tuple[Params, Params]:
     """What a run's state holds, trained or not in either stage, and what is frozen for good."""
     return split(params, trained_paths(params, train) | {path for path, _ in flatten(params) if is_trained(path)})
 

@@ -10,8 +10,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mllmsubj.config.train import StageConfig
-from mllmsubj.parallel.sharding import parameter_shardings, placed
-from mllmsubj.train.optimizer import descend, join, split
+from mllmsubj.parallel.sharding import parameter_shardings, with_sharding
+from mllmsubj.train.optimizer import apply_updates, join, split
 from mllmsubj.typing import Array, Leaf, Params, PyTree
 
 
@@ -47,7 +47,7 @@ def new_state(params: Params, active: set[str], optimizer: optax.GradientTransfo
     )
 
 
-def advance(
+def update_state(
     state: TrainState,
     gradients: Params,
     loss: Array,
@@ -66,7 +66,7 @@ def advance(
     norm = optax.tree.norm(gradients)
     updates, moments = optimizer.update(gradients, state.moments, active)
     done = (state.step - first).astype(jnp.float32)
-    params = join(idle, descend(active, updates, rates, done, stage))
+    params = join(idle, apply_updates(active, updates, rates, done, stage))
 
     good = jnp.isfinite(norm) & jnp.isfinite(loss)
     params = _where(good, params, state.params)
@@ -94,7 +94,7 @@ def _where(condition: Array, new: PyTree, old: PyTree) -> PyTree:
 
 def abstract(tree: TrainState, mesh: Mesh) -> TrainState:
     """Shapes with shardings, to restore into."""
-    return placed(tree, state_shardings(tree, mesh))
+    return with_sharding(tree, state_shardings(tree, mesh))
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:

@@ -11,7 +11,7 @@ from io import TextIOBase
 from types import MappingProxyType
 from typing import TextIO
 
-from mllmsubj.train.meter import Clock
+from mllmsubj.train.meter import Timer
 
 RECENT = 10
 """Reports whose speed the ETA goes by."""
@@ -39,7 +39,7 @@ class Status:
         self._own = logging.StreamHandler(_Above(self))
 
     def update(
-        self, step: int, clock: Clock, loss: float | None = None, figures: Mapping[str, float] = NOTHING
+        self, step: int, clock: Timer, loss: float | None = None, figures: Mapping[str, float] = NOTHING
     ) -> None:
         """After `step` steps of both stages together; `clock` and `figures` are the meter's, no figures at a start."""
         if "step_seconds" in figures:
@@ -52,7 +52,7 @@ class Status:
                 self._stream.write(self._drawn() if self._in_place else line + "\n")
                 self._stream.flush()
 
-    def seconds_left(self, step: int, clock: Clock) -> float | None:
+    def seconds_left(self, step: int, clock: Timer) -> float | None:
         """At the speed of the last reports or, right after a restart, of the run until then; None before any.
 
         Pauses take the share of time that they took so far.

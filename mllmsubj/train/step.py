@@ -1,6 +1,6 @@
-"""The two programs of training, pure: `encode` (frozen towers) and `update` (everything that is trained).
+"""The two programs of training, pure: `encode` (frozen encoders) and `update` (everything that is trained).
 
-They are two so that the towers can take turns with the transformer on a small chip, and so that what they say
+They are two so that the frozen encoders can take turns with the transformer on a small chip, and so that what they say
 can be kept on disk: both ways give `update` the same arrays.
 """
 
@@ -24,25 +24,27 @@ from mllmsubj.models.subject import Features, Layout, SubjectInputs, SubjectMode
 from mllmsubj.ops.patchify import token_grid
 from mllmsubj.parallel.sharding import constrain
 from mllmsubj.train import modes
-from mllmsubj.train.known import LATENTS, NULL, Known, recall
-from mllmsubj.train.metrics import Bins
+from mllmsubj.train.known import LATENTS, NULL, CachedFeatures, features_from_cache
+from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.train.optimizer import join, split
-from mllmsubj.train.state import TrainState, advance
+from mllmsubj.train.state import TrainState, update_state
 from mllmsubj.typing import Array, Float, Int, Leaf, Params
 
 TIME_BINS = 10
 BINS = {
-    "by_time": Bins("loss_t", tuple(f"{i / TIME_BINS:.1f}-{(i + 1) / TIME_BINS:.1f}" for i in range(TIME_BINS))),
-    "by_mode": Bins("loss_mode", modes.NAMES),
+    "by_time": BinnedMetrics(
+        "loss_t", tuple(f"{i / TIME_BINS:.1f}-{(i + 1) / TIME_BINS:.1f}" for i in range(TIME_BINS))
+    ),
+    "by_mode": BinnedMetrics("loss_mode", modes.NAMES),
 }
 """Of the metrics that `update` returns."""
-TOWERS = ("mllm", "vae", "clip")
+FROZEN_ENCODERS = ("mllm", "vae", "clip")
 """What `encode` reads of the frozen parameters; `update` reads the transformer."""
 
 
 @flax.struct.dataclass
 class Encoded:
-    """A batch as the frozen towers see it. Leaves have an axis of parts (train.grad_accum_steps) in front."""
+    """A batch as the frozen encoders see it. Leaves have an axis of parts (train.grad_accum_steps) in front."""
 
     features: Features
     target_mean: Leaf
@@ -98,8 +100,8 @@ class TrainStep:
         """Whether the VAE reads them."""
         return self.for_later or modes.union(self.stage.modes).reference
 
-    def encode(self, towers: Params, batch: Batch, known: Known | None = None) -> Encoded:
-        """The frozen towers over a batch, part by part; the VAE reads references only where `reads_references`.
+    def encode(self, encoders: Params, batch: Batch, known: CachedFeatures | None = None) -> Encoded:
+        """The frozen encoders over a batch, part by part; the VAE reads references only where `reads_references`.
 
         What is `known` is not computed again.
         """
@@ -107,7 +109,7 @@ class TrainStep:
         said = {name: self._parts(x) for name, x in (known or {}).items() if name != NULL}
         parts = jax.tree.map(self._parts, batch)
         rows = self._parts(jnp.arange(len(batch.input_ids), dtype=jnp.int32))
-        return jax.lax.map(lambda part: self._encode(towers, part[0], part[1], part[2] | null), (parts, rows, said))
+        return jax.lax.map(lambda part: self._encode(encoders, part[0], part[1], part[2] | null), (parts, rows, said))
 
     def update(self, state: TrainState, transformer: Params, encoded: Encoded) -> tuple[TrainState, dict[str, Any]]:
         """One optimizer step over all parts; an update with NaN or Inf changes nothing but the count of such."""
@@ -122,7 +124,7 @@ class TrainStep:
         gradients, metrics = jax.lax.scan(part, zeros, encoded)
         metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
         loss, ema_decay = metrics["loss_sum"], self.train.ema_decay
-        new, said = advance(state, gradients, loss, self.optimizer, self.rates, self.stage, self.first, ema_decay)
+        new, said = update_state(state, gradients, loss, self.optimizer, self.rates, self.stage, self.first, ema_decay)
         return new, metrics | said
 
     def loss(
@@ -142,20 +144,22 @@ class TrainStep:
         }
 
     def losses(self, params: Params, encoded: Encoded, draws: Draws) -> Float[Array, " b"]:
-        """Of each row of one part; `params` laid out as the model's `compute` wants them, without the towers."""
+        """Loss of each row of one part; `params`: without frozen encoders, laid out as the model's `compute` wants."""
         picture = encoded.target_mean.astype(jnp.float32)
         if self.train.sample_posterior:
             picture += encoded.target_std * draws.posterior
         latents, target = interpolate(picture, draws.noise, draws.t)
         condition = self.model.aggregate(params, encoded.features, jnp.full(len(draws.t), self.train.guidance))
-        condition, attends = modes.masked(condition, draws.mode), modes.union(self.stage.modes)
-        return squared_error(self.model.velocity(params, encoded.grid, latents, draws.t, condition, attends), target)
+        condition, active_tokens = modes.masked(condition, draws.mode), modes.union(self.stage.modes)
+        return squared_error(
+            self.model.velocity(params, encoded.grid, latents, draws.t, condition, active_tokens), target
+        )
 
-    def _encode(self, towers: Params, batch: Batch, row: Int[Array, " b"], known: Known) -> Encoded:
+    def _encode(self, encoders: Params, batch: Batch, row: Int[Array, " b"], known: CachedFeatures) -> Encoded:
         inputs = self.inputs(batch)
-        known = known or self._seen(towers, batch, inputs)
+        known = known or self._seen(encoders, batch, inputs)
         return Encoded(
-            features=recall(self.model, towers, inputs, known),
+            features=features_from_cache(self.model, encoders, inputs, known),
             target_mean=known["target_mean"],
             target_std=known["target_std"],
             row=row,
@@ -163,10 +167,10 @@ class TrainStep:
             grid=token_grid(*batch.target.shape[1:3]),
         )
 
-    def _seen(self, towers: Params, batch: Batch, inputs: SubjectInputs) -> Known:
+    def _seen(self, encoders: Params, batch: Batch, inputs: SubjectInputs) -> CachedFeatures:
         """What the VAE says, of target and references together."""
-        (mean, std), *others = self.model.encode_pictures(towers, (_signed(batch.target), *inputs.references))
-        references = self.model.side_by_side(others, len(mean))
+        (mean, std), *others = self.model.encode_images(encoders, (_signed(batch.target), *inputs.references))
+        references = self.model.concatenate_references(others, len(mean))
         return dict(zip(LATENTS, (mean, std, references), strict=True))
 
     def inputs(self, batch: Batch) -> SubjectInputs:

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mllmsubj.config.schema import Experiment
-from mllmsubj.train.metrics import Bins
+from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.train.state import TrainState
 from mllmsubj.typing import Params
 
@@ -31,7 +31,7 @@ class Task(Protocol):
         ...
 
     @property
-    def bins(self) -> Mapping[str, Bins]:
+    def bins(self) -> Mapping[str, BinnedMetrics]:
         """Of the metrics that its steps return."""
         ...
 

@@ -35,7 +35,7 @@ length changes nothing before its end."""
 
 
 @contextmanager
-def claim(workdir: str | Path, config: ConfigDict) -> Iterator[bool]:
+def open_workdir(workdir: str | Path, config: ConfigDict) -> Iterator[bool]:
     """Holds a workdir for one run; gives whether a run started there before.
 
     The first start writes `config.json`; later ones must agree with it, but for `MAY_CHANGE`, and leave it as the
@@ -94,7 +94,7 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def in_use(workdir: Path) -> bool:
+def is_locked(workdir: Path) -> bool:
     """Whether a run on this machine holds it."""
     try:
         with locked(workdir):

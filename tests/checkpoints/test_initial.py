@@ -7,8 +7,8 @@ import pytest
 from mllmsubj.checkpoints import components, initial
 from mllmsubj.checkpoints import format as checkpoint
 from mllmsubj.checkpoints.initial import (
-    FOUNDATION,
-    STARTED,
+    FROZEN,
+    WARM_STARTED,
     load_params,
     random_params,
     tiny_params,
@@ -117,7 +117,7 @@ def test_a_dla_alone_is_a_start(tiny, mesh):
     for part, begins in (("mllm", "mllm/"), ("dit", "transformer/")):
         ship(tiny, part, begins, 0.1)  # so that little is initialized
     dla = ship(tiny, "dla", "dla/", 0.25)
-    warm, cold = (dict(flatten(tiny_params(model, 0, mesh, names))) for names in (STARTED, FOUNDATION))
+    warm, cold = (dict(flatten(tiny_params(model, 0, mesh, names))) for names in (WARM_STARTED, FROZEN))
     for path, leaf in warm.items():
         np.testing.assert_array_equal(leaf, np.float32(0.25) if path in dla else cold[path])
 

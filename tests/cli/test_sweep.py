@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mllmsubj.cli import main
-from mllmsubj.train.workdir import in_use
+from mllmsubj.train.workdir import is_locked
 from tests.environment import PIPES, ROOT, environment
 from tests.train.runs import CONFIG
 
@@ -148,7 +148,7 @@ def test_killed_and_run_again(tmp_path, capsys):
         time.sleep(0.05)
     process.kill()
     process.communicate()
-    assert in_use(base)  # the training goes on; a new sweep would wait for it
+    assert is_locked(base)  # the training goes on; a new sweep would wait for it
     os.kill(int((base / ".lock").read_text()), signal.SIGKILL)
     out = call(capsys, "--workdir=out", "--summary").out
     assert re.search(r"^0\.9 +at step \d+$", out, re.MULTILINE)

@@ -17,7 +17,7 @@ from PIL import Image
 from mllmsubj.cli import main
 from mllmsubj.errors import UserError
 from mllmsubj.train import loop
-from mllmsubj.train.workdir import claim
+from mllmsubj.train.workdir import open_workdir
 from tests.data.sources.pictures import encoded, noise
 from tests.environment import PIPES, ROOT, environment
 from tests.train.runs import (
@@ -86,7 +86,7 @@ def test_workdirs_that_cannot_be(tmp_path, monkeypatch, capsys):
     assert "is a file; name a folder" in refused(capsys, monkeypatch, tmp_path / "file")
     assert "cannot write workdir" in refused(capsys, monkeypatch, tmp_path / "file" / "below")
     assert "cannot write workdir /proc/" in refused(capsys, monkeypatch, "/proc/mllmsubj")
-    with claim(tmp_path / "used", config()):
+    with open_workdir(tmp_path / "used", config()):
         line = refused(capsys, monkeypatch, tmp_path / "used")
         assert f"another run is using {tmp_path / 'used'} (process {os.getpid()})" in line
     line = refused(capsys, monkeypatch, tmp_path / "used", "--config.train.batch_size=16")

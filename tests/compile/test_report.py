@@ -14,7 +14,7 @@ from mllmsubj.config.load import load_config
 from mllmsubj.config.schema import Experiment
 from mllmsubj.errors import UserError
 from mllmsubj.models.subject import SubjectModel
-from mllmsubj.parallel.sharding import bytes_per_device, make_mesh, parameter_shardings, placed
+from mllmsubj.parallel.sharding import bytes_per_device, make_mesh, parameter_shardings, with_sharding
 from mllmsubj.parallel.topologies import find_slice
 
 FRONT_DOOR = {
@@ -90,7 +90,7 @@ def test_bytes_of_a_device_are_its_part(tiny):
     mesh = make_mesh(**asdict(tiny.mesh), devices=list(find_slice("v5e:2x2").devices))
     shapes = SubjectModel(tiny.model, tiny.compute.resolve()).abstract_params()
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    part = bytes_per_device(placed(shapes, parameter_shardings(shapes, mesh)))
+    part = bytes_per_device(with_sharding(shapes, parameter_shardings(shapes, mesh)))
     assert whole / 4 < part < whole / 3  # biases and norms lie everywhere
 
 

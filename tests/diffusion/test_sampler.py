@@ -12,7 +12,7 @@ import pytest
 from mllmsubj.diffusion.guidance import guided
 from mllmsubj.diffusion.sampler import sample
 from mllmsubj.diffusion.schedule import ShiftConfig, time_grid
-from mllmsubj.diffusion.stages import BOTH, MLLM, VAE, VAE_AND_TEXT, Attends, Stage, plan_stages
+from mllmsubj.diffusion.stages import BOTH, MLLM, VAE, VAE_AND_TEXT, ActiveTokens, Stage, plan_stages
 from mllmsubj.ops.patchify import image_ids, reference_ids
 from tests.parity import assert_close
 from tests.small import GRID, SETTINGS, random_like, small_condition, small_model
@@ -58,8 +58,13 @@ def test_plan_without_stages(conditions, sees):
 def test_trajectory_with_a_stub():
     """v = t + what is attended to: the sum over Euler steps is known in closed form."""
 
-    def velocity(x, t, condition, attends: Attends):
-        weight = attends.text * 1.0 + attends.image * 10.0 + attends.reference * 100.0 + attends.null * 1000.0
+    def velocity(x, t, condition, active_tokens: ActiveTokens):
+        weight = (
+            active_tokens.text * 1.0
+            + active_tokens.image * 10.0
+            + active_tokens.reference * 100.0
+            + active_tokens.null * 1000.0
+        )
         return jnp.broadcast_to(t[:, None, None], x.shape) + weight * condition
 
     noise = jnp.zeros((2, 3, 4))
@@ -77,7 +82,7 @@ def test_prepare_sees_all_times_once_and_gives_each_step_its_own():
         calls.append(times.shape)
         return {"double": 2.0 * times}
 
-    def velocity(x, moment, condition, attends):
+    def velocity(x, moment, condition, active_tokens):
         return jnp.broadcast_to(moment["double"][:, None, None], x.shape)
 
     times = np.array([1.0, 0.5, 0.25, 0.0], np.float32)
@@ -89,8 +94,8 @@ def test_prepare_sees_all_times_once_and_gives_each_step_its_own():
 def test_guidance_formula():
     """With v a different number for each set of tokens: v0 + s_r (v_r - v0) + s_t (v - v_r)."""
 
-    def velocity(x, t, condition, attends):
-        return jnp.float32(1.0 + 2.0 * attends.reference + 5.0 * attends.mllm) * jnp.ones_like(x)
+    def velocity(x, t, condition, active_tokens):
+        return jnp.float32(1.0 + 2.0 * active_tokens.reference + 5.0 * active_tokens.mllm) * jnp.ones_like(x)
 
     v = guided(velocity, 3.0, 7.0)
     at = partial(v, jnp.zeros((1, 1, 1)), jnp.ones(1), None)

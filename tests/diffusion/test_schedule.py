@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from mllmsubj.diffusion.schedule import ShiftConfig, same_noise, shift_exponent, time_grid
+from mllmsubj.diffusion.schedule import ShiftConfig, equivalent_timestep, shift_exponent, time_grid
 from mllmsubj.diffusion.stages import MLLM, Stage, plan_stages
 from mllmsubj.inference.generator import Generator
 from mllmsubj.models.layers import Compute
@@ -61,14 +61,14 @@ def test_the_papers_stages_at_512_px():
 @pytest.mark.parametrize(("t", "side"), [(0.95, 128), (0.85, 128), (0.3, 1024), (0.6, 512)])
 def test_smaller_pictures_are_as_uncertain_at_less_noise(t, side):
     """A flat picture is known up to the noise beside it over the root of its pixels."""
-    moved = same_noise(t, side // 2, side * 2)
+    moved = equivalent_timestep(t, side // 2, side * 2)
     assert moved / (1 - moved) / side == pytest.approx(t / (1 - t) / 512)
-    assert [same_noise(end, side, side) for end in (0.0, 1.0)] == [0.0, 1.0]
+    assert [equivalent_timestep(end, side, side) for end in (0.0, 1.0)] == [0.0, 1.0]
 
 
 def test_the_tiny_models_stages_are_the_papers_at_its_size():
     sampling = tiny.get_config().sampling
-    moved = [round(same_noise(tau, sampling.height, sampling.width), 2) for tau in (0.95, 0.85)]
+    moved = [round(equivalent_timestep(tau, sampling.height, sampling.width), 2) for tau in (0.95, 0.85)]
     assert [sampling.tau1, sampling.tau2] == moved == [0.83, 0.59]
 
 

@@ -13,7 +13,7 @@ from mllmsubj.diffusion.steppers import STEPPERS
 WEIGHTS = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32) / 2
 
 
-def velocity(x, t, condition, attends):
+def velocity(x, t, condition, active_tokens):
     """Neither linear in x nor in t."""
     return jnp.tanh(x @ WEIGHTS + condition) + jnp.sin(3 * t)[:, None, None] * x
 
@@ -44,7 +44,7 @@ def test_stepper_is_exact_for_known_clean_latents():
     """Where every velocity points from noise to the same clean latents, any stepper ends there."""
     clean = jnp.arange(24.0).reshape(2, 3, 4)
 
-    def straight(x, t, condition, attends):
+    def straight(x, t, condition, active_tokens):
         return (x - clean) / t[:, None, None]
 
     times = time_grid(5, 64, ShiftConfig()).astype(np.float32)
@@ -61,7 +61,7 @@ def test_sample_from_carries_the_state(stepper):
     x, state = jax.random.normal(jax.random.key(1), (2, 3, 4)), None
     for stage in plan_stages(times, 0.9, 0.6):
         for i in range(stage.start, stage.stop):
-            one = (type(stage)(stage.attends, 0, 1),)
+            one = (type(stage)(stage.active_tokens, 0, 1),)
             pair = times[i : i + 2]
             x, state = sample_from(velocity, jnp.float32(0.3), x, pair, one, None, STEPPERS[stepper], state)
     np.testing.assert_allclose(x, run(stepper, 6), rtol=1e-5, atol=1e-5)

@@ -8,7 +8,15 @@ import pytest
 
 from mllmsubj.errors import UserError
 from mllmsubj.inference.generator import Generator
-from mllmsubj.inference.offload import TURNS, check_room, is_read, offloaded, parameters_of, resident, turn_bytes
+from mllmsubj.inference.offload import (
+    PARAMETER_GROUPS,
+    check_room,
+    cpu_offload,
+    group_bytes,
+    is_read,
+    on_device,
+    parameters_of,
+)
 from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.parallel.sharding import flatten, make_mesh
 from tests.small import SETTINGS, SHIFT, random_like, small_inputs, small_model
@@ -32,11 +40,11 @@ def waiting(request):
 
 @pytest.fixture(scope="module")
 def turns(mesh):
-    return offloaded(mesh)
+    return cpu_offload(mesh)
 
 
 def test_every_parameter_has_one_turn(waiting):
-    paths = [path for turn in TURNS for path, _ in flatten(parameters_of(waiting, turn))]
+    paths = [path for turn in PARAMETER_GROUPS for path, _ in flatten(parameters_of(waiting, turn))]
     assert sorted(paths) == sorted(path for path, _ in flatten(waiting))
     assert not is_read("mllm/lm_head/kernel")
 
@@ -49,7 +57,7 @@ def test_pictures_are_the_same_again_and_again(waiting, turns, watched):
     progress = (lambda *at: steps.append(at)) if watched else None
     model = small_model(lora=True)
     here = jax.device_put(waiting, jax.devices()[0])
-    want = Generator(model, SHIFT, resident)(here, small_inputs(), SETTINGS, 3, 3, progress)
+    want = Generator(model, SHIFT, on_device)(here, small_inputs(), SETTINGS, 3, 3, progress)
     assert want.std() > 0.01
     generator = Generator(model, SHIFT, turns)
     for _ in range(2):
@@ -72,7 +80,7 @@ def test_only_the_parameters_of_a_turn_are_on_the_device(waiting, turns, mesh):
     gc.collect()  # arrays that tests before left in cycles
     before = live_bytes()
     Generator(small_model(lora=True), SHIFT, measured)(waiting, small_inputs(), SETTINGS, seed=3)
-    assert found == turn_bytes(waiting, mesh)
+    assert found == group_bytes(waiting, mesh)
     assert live_bytes() == before
     assert sum(found.values()) == sum(leaf.nbytes for leaf in jax.tree.leaves(waiting))
 
@@ -85,7 +93,7 @@ def test_they_leave_after_a_failure_too(waiting, turns):
 
 
 def test_bytes_are_those_of_one_device(waiting):
-    whole, split = (turn_bytes(waiting, make_mesh(fsdp=n, devices=jax.devices()[:n])) for n in (1, 2))
+    whole, split = (group_bytes(waiting, make_mesh(fsdp=n, devices=jax.devices()[:n])) for n in (1, 2))
     assert split.pop("decode") == whole["decode"]  # a VAE of four channels is not worth splitting
     assert all(whole[turn] / 2 <= split[turn] < whole[turn] for turn in split)
 

@@ -14,7 +14,7 @@ from mllmsubj.checkpoints.format import TINY
 from mllmsubj.checkpoints.initial import random_params
 from mllmsubj.config.load import load_config
 from mllmsubj.config.schema import Experiment
-from mllmsubj.inference.offload import is_read, turn_bytes
+from mllmsubj.inference.offload import group_bytes, is_read
 from mllmsubj.inference.parameters import groups, held_shapes
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel
@@ -60,7 +60,7 @@ def test_bytes_of_the_full_size_model(frozen_dtype, gigabytes):
     """In 8 bits every turn leaves 5 GB of a chip of 16, and all of them together fit in 40 GB of the host's memory."""
     sizes = Experiment.from_config(load_config(str(ROOT / "configs" / "paper.py"))).model
     stored = SubjectModel(replace(sizes, frozen_dtype=frozen_dtype), Compute(jnp.bfloat16))
-    turns = turn_bytes(held_shapes(stored), make_mesh(devices=jax.devices()[:1]))
+    turns = group_bytes(held_shapes(stored), make_mesh(devices=jax.devices()[:1]))
     assert {turn: size / 1e9 for turn, size in turns.items()} == pytest.approx(gigabytes, abs=0.01)
 
 

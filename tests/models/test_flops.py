@@ -12,12 +12,12 @@ from mllmsubj.models import flops
 from mllmsubj.models.layers import Compute, unstack
 from mllmsubj.models.subject import Features, SubjectConfig, SubjectModel, is_trained
 from mllmsubj.parallel.sharding import flatten, unflatten
-from mllmsubj.typing import Attends
+from mllmsubj.typing import ActiveTokens
 from tests.environment import ROOT
 from tests.small import small_config, small_inputs
 
 COMPUTE = Compute(scan_layers=False, attention="xla")
-EVERYTHING = Attends(null=True, text=True, image=True, reference=True)
+EVERYTHING = ActiveTokens(null=True, text=True, image=True, reference=True)
 GRID = (8, 12)
 
 
@@ -101,7 +101,7 @@ def test_encode_and_train(model, config):
     params, inputs = params_of(model), small_inputs(batch=2, references=((32, 48), (32, 32)), text=12)
 
     def encode(p, inputs, target):
-        return model.encode(p, inputs), model.encode_picture(p, target)
+        return model.encode(p, inputs), model.encode_image(p, target)
 
     target = array(2, GRID[0] * 16, GRID[1] * 16, 3)
     ours = flops.encode_flops(config, inputs, target.shape[1:3])

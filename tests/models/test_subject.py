@@ -13,11 +13,11 @@ from mllmsubj.diffusion.stages import BOTH, MLLM, NOTHING, VAE
 from mllmsubj.inference.generator import Generator, _sample
 from mllmsubj.models.subject import is_trained
 from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings, unflatten
-from mllmsubj.typing import Attends
+from mllmsubj.typing import ActiveTokens
 from tests.parity import assert_close
 from tests.small import GRID, SETTINGS, SHIFT, random_like, small_condition, small_inputs, small_model
 
-ALL = Attends(null=True, text=True, image=True, reference=True)
+ALL = ActiveTokens(null=True, text=True, image=True, reference=True)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def condition(model, params):
 
 @pytest.fixture(scope="module")
 def velocity(model, params):
-    """(noise, times or what `prepare` makes of them, condition, attends) -> velocity, each program compiled once."""
-    return jax.jit(partial(model.velocity, params, GRID), static_argnames="attends")
+    """(noise, times or modulation, condition, active_tokens) -> velocity, each program compiled once."""
+    return jax.jit(partial(model.velocity, params, GRID), static_argnames="active_tokens")
 
 
 def test_condition_shapes(condition):
@@ -57,7 +57,7 @@ def test_padding_changes_nothing(condition, velocity):
     changed = replace(inputs, input_ids=inputs.input_ids.copy())
     changed.input_ids[:, -2:] = 77
     noise = np.random.default_rng(0).standard_normal((1, GRID[0] * GRID[1], 16)).astype(np.float32)
-    before, after = (velocity(noise, jnp.full((1,), 0.9), condition(i), attends=BOTH) for i in (inputs, changed))
+    before, after = (velocity(noise, jnp.full((1,), 0.9), condition(i), active_tokens=BOTH) for i in (inputs, changed))
     np.testing.assert_allclose(before, after, atol=1e-5)
 
 
@@ -85,15 +85,15 @@ def test_dropping_a_condition_by_mask_per_row(velocity, dropped, left):
     keep["null"] = np.array(["text" in dropped, False])
     masks = {f"{name}_mask": np.broadcast_to(rows[:, None], getattr(c, name).shape[:2]) for name, rows in keep.items()}
     masks["text_mask"] = masks["text_mask"] & c.text_mask
-    together = velocity(noise, t, replace(c, **masks), attends=ALL)
-    np.testing.assert_allclose(together[0], velocity(noise, t, c, attends=left)[0], atol=2e-5)
-    np.testing.assert_allclose(together[1], velocity(noise, t, c, attends=BOTH)[1], atol=2e-5)
+    together = velocity(noise, t, replace(c, **masks), active_tokens=ALL)
+    np.testing.assert_allclose(together[0], velocity(noise, t, c, active_tokens=left)[0], atol=2e-5)
+    np.testing.assert_allclose(together[1], velocity(noise, t, c, active_tokens=BOTH)[1], atol=2e-5)
 
 
 def test_every_condition_pulls(velocity):
     c = small_condition()
     noise = np.random.default_rng(0).standard_normal((2, GRID[0] * GRID[1], 16)).astype(np.float32)
-    outs = [velocity(noise, jnp.full((2,), 0.5), c, attends=a) for a in (NOTHING, MLLM, VAE, BOTH)]
+    outs = [velocity(noise, jnp.full((2,), 0.5), c, active_tokens=a) for a in (NOTHING, MLLM, VAE, BOTH)]
     for i, a in enumerate(outs):
         assert all(np.abs(a - b).max() > 1e-2 for b in outs[i + 1 :])
 
@@ -102,7 +102,7 @@ def test_prepared_modulation_is_the_same_velocity(model, params, velocity):
     c = small_condition()
     noise = np.random.default_rng(0).standard_normal((2, GRID[0] * GRID[1], 16)).astype(np.float32)
     times = jnp.asarray([[0.9, 0.9], [0.4, 0.4]])
-    run = partial(velocity, attends=BOTH)
+    run = partial(velocity, active_tokens=BOTH)
     prepared = jax.jit(model.prepare)(params, times, c)
     for i in range(2):
         assert_close(run(noise, jax.tree.map(lambda x, i=i: x[i], prepared), c), run(noise, times[i], c), 1e-5)
@@ -115,13 +115,13 @@ def test_pictures_of_one_shape_read_one_vae(params, scan, seen):
     pair = tuple(np.random.default_rng(0).uniform(-1, 1, (2, 1, 32, 48, 3)).astype(np.float32))
 
     def convolutions(pictures):
-        return str(jax.make_jaxpr(model.encode_pictures)(params, pictures)).count("conv_general_dilated[")
+        return str(jax.make_jaxpr(model.encode_images)(params, pictures)).count("conv_general_dilated[")
 
     assert convolutions(pair) == seen * convolutions(pair[:1])
     assert convolutions((pair[0], pair[1][:, :16])) == 2 * convolutions(pair[:1])
-    found = jax.jit(model.encode_pictures)(params, pair)
+    found = jax.jit(model.encode_images)(params, pair)
     for picture, latents in zip(pair, found, strict=True):
-        jax.tree.map(assert_close, latents, jax.jit(model.encode_picture)(params, picture))
+        jax.tree.map(assert_close, latents, jax.jit(model.encode_image)(params, picture))
 
 
 def test_trained_are_the_dla_and_the_adapters():

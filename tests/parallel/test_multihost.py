@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mllmsubj.parallel.multihost import own_rows, spread
+from mllmsubj.parallel.multihost import process_rows, spread
 from mllmsubj.parallel.sharding import make_mesh
 
 
@@ -12,7 +12,7 @@ from mllmsubj.parallel.sharding import make_mesh
 def test_each_row_is_read_once_and_comes_back_whole(axes):
     """Devices along `tensor` hold the same rows."""
     mesh, batch = make_mesh(*axes), {"x": np.arange(16 * 3).reshape(16, 3), "n": np.arange(16)}
-    rows = own_rows(16, mesh)
+    rows = process_rows(16, mesh)
     np.testing.assert_array_equal(rows, np.arange(16))
     found = spread(batch, rows, 16, mesh)
     jax.tree.map(np.testing.assert_array_equal, found, batch)

@@ -1,4 +1,4 @@
-"""Training with the towers' outputs kept on disk is the same training, whatever happens to the files."""
+"""Training with the frozen encoders' outputs kept on disk is the same training, whatever happens to the files."""
 
 import logging
 import shutil
@@ -25,7 +25,7 @@ from mllmsubj.parallel.sharding import make_mesh, parameter_shardings
 from mllmsubj.train import programs
 from mllmsubj.train.cache import Cache, make_cache
 from mllmsubj.train.modes import union
-from mllmsubj.train.programs import compile_step, with_recall
+from mllmsubj.train.programs import compile_step, with_cached_features
 from mllmsubj.train.run import make_stages
 from mllmsubj.train.state import state_shardings
 from mllmsubj.train.step import Encoded
@@ -43,9 +43,9 @@ def make(tmp_path, monkeypatch):
     monkeypatch.setattr(logging.getLogger("mllmsubj"), "propagate", True)
     made = []
 
-    def cache(parts="all", towers="these", mesh=None, folder=tmp_path / "cache"):
+    def cache(parts="all", encoders="these", mesh=None, folder=tmp_path / "cache"):
         mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1]) if mesh is None else mesh
-        made.append(Cache(folder, parts, towers, mesh, threads=3))
+        made.append(Cache(folder, parts, encoders, mesh, threads=3))
         return made[-1]
 
     yield cache
@@ -72,7 +72,7 @@ class Trainer:
                 if self.programs is None:
                     self.programs = compile_step(self.step, state, self.frozen, batch, self.mesh)
                 if known is not None and not any(hits):
-                    self.programs = with_recall(self.programs, self.step, self.frozen, batch, known)
+                    self.programs = with_cached_features(self.programs, self.step, self.frozen, batch, known)
                 state, _ = jax.block_until_ready(self.programs(state, self.frozen, batch, known, keep))
                 hits.append(known is not None)
         return jax.device_get(state), hits
@@ -108,14 +108,14 @@ def test_the_same_training_to_the_last_bit(trainer, make, parts):
     warm, hits = trainer(make(parts, mesh=trainer.mesh))
     assert hits == [True] * 5
     plain = trainer.programs.flops
-    assert trainer.programs.recall_flops < plain
+    assert trainer.programs.cached_flops < plain
     for other in (cold, warm):
         jax.tree.map(np.testing.assert_array_equal, other, off)
 
 
 @pytest.fixture(scope="module")
 def small():
-    """One step and what its towers say of a batch of four rows."""
+    """One step and what its encoders say of a batch of four rows."""
     step, _, frozen = small_step()
     return step, jax.jit(step.encode)(frozen, small_batch(4)), small_batch(4)
 
@@ -154,7 +154,7 @@ def test_a_row_is_known_by_what_the_towers_read_of_it(make, small, parts, read, 
     for name in not_read:
         if getattr(batch, name).ndim > 1:
             assert find(cache, step, changed(batch, name))[0] is not None, name
-    assert find(make(parts, towers="others"), step, batch)[1] == [0, 1, 2, 3]
+    assert find(make(parts, encoders="others"), step, batch)[1] == [0, 1, 2, 3]
     assert find(make("all" if parts == "latents" else "latents"), step, batch)[1] == [0, 1, 2, 3]
 
 
@@ -261,7 +261,7 @@ def two_processes(number: int, port: int, folder: str) -> None:
     jax.config.update("jax_num_cpu_devices", 1)
     jax.distributed.initialize(f"localhost:{port}", 2, number)
     mesh = make_mesh(2, 1, 1)
-    rows, batch = multihost.own_rows(4, mesh), small_batch(4)
+    rows, batch = multihost.process_rows(4, mesh), small_batch(4)
     own = jax.tree.map(lambda x: x[rows], batch)
     said = {name: np.arange(4 * 6, dtype=np.float32).reshape(4, 2, 3) for name in ("target_mean", "target_std")}
     on_mesh = multihost.spread({name: x[rows] for name, x in said.items()}, rows, 4, mesh)

@@ -313,7 +313,7 @@ jax.distributed.initialize(f"localhost:{sys.argv[3]}", 2, rank)
 from mllmsubj.checkpoints import format as checkpoint
 from mllmsubj.parallel.sharding import make_mesh, parameter_shardings
 from tests.checkpoints.test_format import CONFIG as MODEL, TINY
-from mllmsubj.train.workdir import claim
+from mllmsubj.train.workdir import open_workdir
 workdir = Path(sys.argv[1])
 mesh = make_mesh(fsdp=4)
 def spread(tree):
@@ -323,7 +323,7 @@ params = {"vae": {"conv_in": {"kernel": np.arange(64, dtype=np.float32).reshape(
           "dla": {"layer_scale_x": np.arange(16, dtype=np.float32)}}
 now = [0.0]
 settings = replace(CONFIG, every_minutes=1.0)
-with claim(workdir, MODEL) as resumes, Checkpoints(workdir, settings, lambda: now[0]) as saves:
+with open_workdir(workdir, MODEL) as resumes, Checkpoints(workdir, settings, lambda: now[0]) as saves:
     assert not resumes
     now[0] = (rank == 1) * 100.0  # the first process's clock counts
     assert not saves.due(1, log_point=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from mllmsubj.train.first_step import FirstStep
+from mllmsubj.train.first_step import StartupTime
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_a_start_is_cold_once(cache, caplog):
     caplog.set_level(logging.INFO, "mllmsubj")
 
     def start():
-        with FirstStep() as first:
+        with StartupTime() as first:
             return first.done(jax.jit(lambda x: jnp.sin(x) + 3)(jnp.arange(5.0)))
 
     cold = start()
@@ -39,7 +39,7 @@ def test_a_start_is_cold_once(cache, caplog):
     assert "(cold: 0 of" in caplog.messages[0]
     assert "(warm: " in caplog.messages[1]
     assert cold["first_step_seconds"] > 0
-    with FirstStep() as first:
+    with StartupTime() as first:
         pass
     jax.jit(jnp.cos)(jnp.arange(7.0))  # after it was left, nothing counts
     assert first.done(None)["programs_compiled"] == 0

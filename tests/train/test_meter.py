@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from mllmsubj.parallel.chips import CHIPS, find_chip
-from mllmsubj.train.meter import Clock, Meter
+from mllmsubj.train.meter import Throughput, Timer
 from mllmsubj.train.profile import Profiler
 from tests.train.test_writers import config
 
@@ -26,7 +26,7 @@ class Now:
 
 def test_figures():
     now = Now()
-    meter = Meter(devices=jax.devices()[:2], now=now)
+    meter = Throughput(devices=jax.devices()[:2], now=now)
     for _ in range(4):
         now.spend(0.5)
         meter.step(examples=8, flops=3 * 10**12)
@@ -53,7 +53,7 @@ def test_share_of_peak_and_device_memory():
     now = Now()
     h100 = Mock(spec=jax.Device, device_kind="NVIDIA H100 80GB HBM3", process_index=0)
     h100.memory_stats.return_value = {"peak_bytes_in_use": 3 * 2**30, "bytes_in_use": 1}
-    meter = Meter(devices=[h100, h100], now=now)
+    meter = Throughput(devices=[h100, h100], now=now)
     now.spend(2.0)
     meter.step(examples=8, flops=2 * 989 * 10**12)
     figures = meter.report()
@@ -64,17 +64,17 @@ def test_share_of_peak_and_device_memory():
 
 def test_clock_goes_on_after_a_restart():
     now = Now()
-    meter = Meter(Clock(seconds=50.0, steps=100, paused=5.0), now=now)
+    meter = Throughput(Timer(seconds=50.0, steps=100, paused=5.0), now=now)
     for seconds in (1.0, 2.0):
         now.spend(seconds)
         meter.step(examples=1, flops=0)
     with meter.paused():
         now.spend(4.0)
-        assert meter.clock == Clock(53.0, 102, 9.0)
-    assert meter.clock == Clock(53.0, 102, 9.0)
+        assert meter.clock == Timer(53.0, 102, 9.0)
+    assert meter.clock == Timer(53.0, 102, 9.0)
     meter.report()
     now.spend(1.0)
-    assert meter.clock == Clock(54.0, 102, 9.0)
+    assert meter.clock == Timer(54.0, 102, 9.0)
 
 
 @jax.jit
@@ -90,7 +90,7 @@ def test_waiting_counts_only_while_the_device_is_idle():
     busy(x).block_until_ready()
     takes = time.perf_counter() - began
 
-    meter = Meter()
+    meter = Throughput()
     pending = busy(x)
     with meter.waiting(pending):
         time.sleep(takes / 20)
@@ -114,7 +114,7 @@ def test_waiting_counts_only_while_the_device_is_idle():
 def test_counting_does_not_wait_for_the_device():
     x = jnp.ones((1000, 1000))
     busy(x).block_until_ready()
-    meter = Meter()
+    meter = Throughput()
     pending = busy(x)
     with meter.waiting(pending):
         pass

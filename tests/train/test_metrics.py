@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from mllmsubj.train.metrics import Totals
+from mllmsubj.train.metrics import MetricAccumulator
 from mllmsubj.train.step import BINS
 
 
@@ -17,7 +17,7 @@ def step_metrics(losses, bins, modes, bad=0, skipped=0):
 
 
 def test_means_over_steps_then_anew():
-    totals = Totals(BINS)
+    totals = MetricAccumulator(BINS)
     totals.add(step_metrics([1.0, 3.0], [0, 9], [0, 2], skipped=1))
     totals.add(step_metrics([5.0, 7.0], [9, 9], [0, 3], skipped=2))
     numbers = totals.scalars()
@@ -39,7 +39,7 @@ def test_means_over_steps_then_anew():
 
 
 def test_an_update_that_was_left_out_is_counted_and_no_mean():
-    totals = Totals(BINS)
+    totals = MetricAccumulator(BINS)
     totals.add(step_metrics([1.0], [4], [1]))
     totals.add(step_metrics([math.nan], [4], [1], bad=1))
     assert totals.bad == 1

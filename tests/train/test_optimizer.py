@@ -11,7 +11,7 @@ from configs import tiny
 from mllmsubj.config.schema import Experiment
 from mllmsubj.config.train import ModesConfig, StageConfig
 from mllmsubj.parallel.sharding import flatten, unflatten
-from mllmsubj.train.optimizer import descend, make_optimizer
+from mllmsubj.train.optimizer import apply_updates, make_optimizer
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_rates_grow_and_fall(warmup, cooldown, shares):
     stage = StageConfig(4, warmup, cooldown, ((".*", 0.1),), ModesConfig(0.0, 1.0, 0.0, 0.0))
     ones = {"leaf": jnp.ones(2)}
     for done, share in enumerate(shares):
-        new = descend(ones, ones, {"leaf": 0.1}, jnp.float32(done), stage)
+        new = apply_updates(ones, ones, {"leaf": 0.1}, jnp.float32(done), stage)
         assert new["leaf"] == pytest.approx(1 - 0.1 * share)
 
 

@@ -9,7 +9,7 @@ import termios
 
 import pytest
 
-from mllmsubj.train.meter import Clock
+from mllmsubj.train.meter import Timer
 from mllmsubj.train.status import Status, duration
 
 FIGURES = {
@@ -24,9 +24,9 @@ FIGURES = {
 def test_line():
     out = io.StringIO()
     with Status((25_000, 10_000), 0, out) as status:
-        status.update(1200, Clock(300.0, 1200), 0.41234, FIGURES)
-        status.update(25_000, Clock(), 12.0, {"step_seconds": 0.25})
-        status.update(25_001, Clock(), 12.0)
+        status.update(1200, Timer(300.0, 1200), 0.41234, FIGURES)
+        status.update(25_000, Timer(), 12.0, {"step_seconds": 0.25})
+        status.update(25_001, Timer(), 12.0)
     assert out.getvalue().splitlines() == [
         "stage 1/2 · step 1,200/35,000 · loss 0.412 · 3.14 examples/s · 45.2 TFLOP/s (55 %) · waits 0.3 % · "
         "ETA 2 h 21 min",
@@ -38,10 +38,10 @@ def test_line():
 def test_eta_survives_a_restart():
     out = io.StringIO()
     status = Status((100, 100), 0, out)
-    assert status.seconds_left(0, Clock()) is None
-    status.update(0, Clock())
+    assert status.seconds_left(0, Timer()) is None
+    status.update(0, Timer())
     assert out.getvalue() == "stage 1/2 · step 0/200\n"
-    earlier = Clock(seconds=100.0, steps=50, paused=10.0)
+    earlier = Timer(seconds=100.0, steps=50, paused=10.0)
     assert status.seconds_left(50, earlier) == pytest.approx(150 * 2.0 * 1.1)
     status.update(60, earlier, figures={"step_seconds": 1.0})
     assert status.seconds_left(60, earlier) == pytest.approx(140 * 1.0 * 1.1)
@@ -51,7 +51,7 @@ def test_eta_survives_a_restart():
 def test_other_processes_are_silent():
     out = io.StringIO()
     with Status((1, 1), 1, out) as status:
-        status.update(1, Clock(), 0.5, FIGURES)
+        status.update(1, Timer(), 0.5, FIGURES)
     assert out.getvalue() == ""
 
 

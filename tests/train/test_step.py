@@ -16,7 +16,7 @@ from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings
 from mllmsubj.train import modes
 from mllmsubj.train.optimizer import learning_rates, split
 from mllmsubj.train.state import state_shardings
-from mllmsubj.train.step import TIME_BINS, TOWERS
+from mllmsubj.train.step import FROZEN_ENCODERS, TIME_BINS
 from tests.small import small_batch, small_condition, small_inputs, small_model, small_step
 
 STEPS = 3
@@ -31,9 +31,9 @@ def small(**options):
 
 def trajectory(state, frozen, encode, update, batch, steps=STEPS):
     """(last state, losses): the same batch again and again, as a run does it."""
-    towers, losses = {name: frozen[name] for name in TOWERS}, []
+    encoders, losses = {name: frozen[name] for name in FROZEN_ENCODERS}, []
     for _ in range(steps):
-        state, metrics = update(state, frozen["transformer"], encode(towers, batch))
+        state, metrics = update(state, frozen["transformer"], encode(encoders, batch))
         losses.append(metrics["loss_sum"] / metrics["count"])
     return jax.device_get(state), jax.device_get(losses)
 
@@ -72,15 +72,15 @@ def test_a_mesh_changes_nothing(plain, axes):
     mesh = make_mesh(*axes)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     with jax.set_mesh(mesh):
-        placed = jax.device_put(state, state_shardings(state, mesh))
+        with_sharding = jax.device_put(state, state_shardings(state, mesh))
         frozen = jax.device_put(frozen, parameter_shardings(frozen, mesh))
         batch = jax.device_put(small_batch(8), rows)
-        close(*trajectory(placed, frozen, encode, update, batch), plain, 2e-4)
+        close(*trajectory(with_sharding, frozen, encode, update, batch), plain, 2e-4)
 
 
 def test_an_update_with_nan_changes_nothing_but_the_count():
     _, state, frozen, encode, update = small()
-    encoded = encode({name: frozen[name] for name in TOWERS}, small_batch(8))
+    encoded = encode({name: frozen[name] for name in FROZEN_ENCODERS}, small_batch(8))
     broken = encoded.replace(target_mean=encoded.target_mean.at[0, 1, 2, 3].set(jnp.nan))
     after, metrics = update(state, frozen["transformer"], broken)
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
@@ -97,7 +97,7 @@ def test_an_update_with_nan_changes_nothing_but_the_count():
 def test_the_running_mean_follows_the_parameters(step_number, decay):
     """Its decay grows from 0.1 to the config's 0.98."""
     _, state, frozen, encode, update = small()
-    encoded = encode({name: frozen[name] for name in TOWERS}, small_batch(8))
+    encoded = encode({name: frozen[name] for name in FROZEN_ENCODERS}, small_batch(8))
     after, _ = update(state.replace(step=jnp.asarray(step_number, jnp.int32)), frozen["transformer"], encoded)
     moved = 0.0
     for (path, mean), (_, new), (_, old) in zip(*map(flatten, (after.ema, after.params, state.ema)), strict=True):
@@ -128,7 +128,7 @@ def test_a_stage_may_train_less_than_the_run():
 
 def test_a_row_s_numbers_depend_on_seed_step_and_row_alone():
     step, _, frozen, encode, _ = small()
-    whole = jax.tree.map(lambda x: x[0], encode({name: frozen[name] for name in TOWERS}, small_batch(8)))
+    whole = jax.tree.map(lambda x: x[0], encode({name: frozen[name] for name in FROZEN_ENCODERS}, small_batch(8)))
     draw = jax.jit(lambda rows, step_number: step.draw(whole.replace(row=rows), step_number))
     eight = jax.device_get(draw(jnp.arange(8), 5))
     some = jax.device_get(draw(jnp.array([6, 1]), 5))
@@ -142,21 +142,21 @@ def test_the_batch_is_encoded_as_inference_does():
     step, _, frozen, encode, _ = small()
     batch = small_batch(8)
     batch = batch.replace(reference_mask=np.ones_like(batch.reference_mask))
-    towers = {name: frozen[name] for name in TOWERS}
-    got = jax.tree.map(lambda x: x[0], encode(towers, batch)).features
+    encoders = {name: frozen[name] for name in FROZEN_ENCODERS}
+    got = jax.tree.map(lambda x: x[0], encode(encoders, batch)).features
     mean, std = (np.asarray(x, np.float32) for x in (step.reference.mean, step.reference.std))
     inputs = small_inputs(8, ((64, 64),)).replace(
         pixel_values=(batch.tiles[:, 0] / np.float32(255) - mean) / std,
         references=(batch.references[:, 0] / np.float32(127.5) - 1,),
     )
-    want = jax.jit(step.model.encode)(towers, inputs)
+    want = jax.jit(step.model.encode)(encoders, inputs)
     for name in ("text", "image", "null", "pooled", "references"):
         np.testing.assert_allclose(getattr(got, name), getattr(want, name), rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_a_stage_without_the_vae_branch_does_not_encode_references():
     _, state, frozen, encode, update = small(modes=(0.0, 0.9, 0.0, 0.1))
-    encoded = encode({name: frozen[name] for name in TOWERS}, small_batch(4))
+    encoded = encode({name: frozen[name] for name in FROZEN_ENCODERS}, small_batch(4))
     assert encoded.features.references.shape == (1, 4, 0, 16)
     assert encoded.features.reference_mask is None
     _, metrics = update(state, frozen["transformer"], encoded)
@@ -166,7 +166,7 @@ def test_a_stage_without_the_vae_branch_does_not_encode_references():
 def test_only_trained_parameters_cost_memory():
     """Gradients, moments and mean are of the trained parameters alone, by the compiler's own count."""
     step, state, frozen, *_ = small()
-    encoded = jax.eval_shape(step.encode, {name: frozen[name] for name in TOWERS}, small_batch(4))
+    encoded = jax.eval_shape(step.encode, {name: frozen[name] for name in FROZEN_ENCODERS}, small_batch(4))
     compiled = jax.jit(step.update, donate_argnums=0).lower(state, frozen["transformer"], encoded).compile()
     memory = compiled.memory_analysis()
     size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
@@ -197,7 +197,7 @@ def test_modes_come_as_often_as_they_should():
     shares = ModesConfig(0.6, 0.15, 0.15, 0.1)
     drawn = jax.vmap(lambda key: modes.draw(key, shares))(jax.random.split(jax.random.key(0), 20_000))
     np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 20_000, [0.6, 0.15, 0.15, 0.1], atol=0.02)
-    assert modes.union(ModesConfig(0.0, 0.9, 0.0, 0.1)) == modes.Attends(null=True, text=True, image=True)
+    assert modes.union(ModesConfig(0.0, 0.9, 0.0, 0.1)) == modes.ActiveTokens(null=True, text=True, image=True)
     never = jax.vmap(lambda key: modes.draw(key, ModesConfig(0.0, 1.0, 0.0, 0.0)))(
         jax.random.split(jax.random.key(0), 99)
     )
@@ -218,7 +218,7 @@ def test_a_step_puts_each_row_s_loss_into_its_bins():
     step, state, frozen, encode, update = small()
     batch = small_batch(8)
     batch.skipped[3] = 2
-    encoded = encode({name: frozen[name] for name in TOWERS}, batch)
+    encoded = encode({name: frozen[name] for name in FROZEN_ENCODERS}, batch)
     _, metrics = update(state, frozen["transformer"], encoded)
     draws = jax.jit(step.draw)(jax.tree.map(lambda x: x[0], encoded), 0)
     times = np.bincount(np.minimum(np.asarray(draws.t) * TIME_BINS, TIME_BINS - 1).astype(int), minlength=TIME_BINS)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mllmsubj.checkpoints.format import config_text
 from mllmsubj.errors import UserError
-from mllmsubj.train.workdir import claim
+from mllmsubj.train.workdir import open_workdir
 from tests.environment import ROOT
 
 
@@ -28,7 +28,7 @@ def config(**changes) -> ConfigDict:
 def test_a_run_starts_and_goes_on(tmp_path):
     workdir = tmp_path / "new" / "run"
     for resumes in (False, True, True):
-        with claim(workdir, config()) as found:
+        with open_workdir(workdir, config()) as found:
             assert found == resumes
     assert (workdir / "config.json").read_text() == config_text(config())
     assert sorted(path.name for path in workdir.iterdir()) == [".lock", "config.json"]
@@ -36,9 +36,9 @@ def test_a_run_starts_and_goes_on(tmp_path):
 
 def test_what_may_change(tmp_path):
     changed = config(mesh__fsdp=4, data__threads=1, train__stage2__steps=20)
-    with claim(tmp_path, config()):
+    with open_workdir(tmp_path, config()):
         pass
-    with claim(tmp_path, changed) as resumes:
+    with open_workdir(tmp_path, changed) as resumes:
         assert resumes
     assert (tmp_path / "config.json").read_text() == config_text(changed)
 
@@ -53,23 +53,26 @@ def test_what_may_change(tmp_path):
     ],
 )
 def test_another_config_is_an_error(tmp_path, changes, says):
-    with claim(tmp_path, config()):
+    with open_workdir(tmp_path, config()):
         pass
-    with pytest.raises(UserError, match=says) as error, claim(tmp_path, config(**changes)):
+    with pytest.raises(UserError, match=says) as error, open_workdir(tmp_path, config(**changes)):
         pass
     assert "\n" not in str(error.value)
     assert (tmp_path / "config.json").read_text() == config_text(config())
-    with claim(tmp_path, config()) as resumes:  # the lock was given back
+    with open_workdir(tmp_path, config()) as resumes:  # the lock was given back
         assert resumes
 
 
 def test_keys_that_are_new_or_gone(tmp_path):
-    with claim(tmp_path, config()):
+    with open_workdir(tmp_path, config()):
         pass
     old = json.loads((tmp_path / "config.json").read_text())
     del old["seed"]
     (tmp_path / "config.json").write_text(json.dumps(old | {f"key{i}": i for i in range(6)}))
-    with pytest.raises(UserError, match=r"key0: 0 there, absent here; .*\(and 2 more\)"), claim(tmp_path, config()):
+    with (
+        pytest.raises(UserError, match=r"key0: 0 there, absent here; .*\(and 2 more\)"),
+        open_workdir(tmp_path, config()),
+    ):
         pass
 
 
@@ -77,8 +80,8 @@ def test_one_run_at_a_time(tmp_path):
     program = f"""
 import sys
 from pathlib import Path
-from tests.train.test_workdir import claim, config
-with claim(Path({str(tmp_path)!r}), config()):
+from tests.train.test_workdir import config, open_workdir
+with open_workdir(Path({str(tmp_path)!r}), config()):
     print("holds", flush=True)
     sys.stdin.read()
 """
@@ -86,11 +89,14 @@ with claim(Path({str(tmp_path)!r}), config()):
         [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert other.stdout.readline() == "holds\n"
-    with pytest.raises(UserError, match=rf"another run is using .*\(process {other.pid}\)"), claim(tmp_path, config()):
+    with (
+        pytest.raises(UserError, match=rf"another run is using .*\(process {other.pid}\)"),
+        open_workdir(tmp_path, config()),
+    ):
         pass
     other.kill()
     other.communicate()
-    with claim(tmp_path, config()) as resumes:
+    with open_workdir(tmp_path, config()) as resumes:
         assert resumes
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
@@ -102,7 +108,7 @@ def test_a_workdir_that_cannot_be(tmp_path, wrong):
     if wrong == "config":
         (tmp_path / "config.json").write_text("{")
     says = r"config\.json is no config" if wrong == "config" else "cannot write workdir"
-    with pytest.raises(UserError, match=says), claim(workdir, config()):
+    with pytest.raises(UserError, match=says), open_workdir(workdir, config()):
         pass
 
 
@@ -110,7 +116,7 @@ def test_a_first_start_that_fails_binds_nobody(tmp_path):
     """Until something is saved; after that, the config is the run's."""
 
     def fails(save: str, **changes):
-        with claim(tmp_path, config(**changes)) as resumes:
+        with open_workdir(tmp_path, config(**changes)) as resumes:
             (tmp_path / "checkpoints" / save).mkdir(parents=True, exist_ok=True)
             raise UserError(f"resumes: {resumes}")
 
@@ -124,5 +130,5 @@ def test_a_first_start_that_fails_binds_nobody(tmp_path):
 def test_what_killed_runs_left_is_cleared_away(tmp_path):
     for name in (".model.0123abcd", ".base.0123abcd", "model"):
         (tmp_path / name / "params").mkdir(parents=True)
-    with claim(tmp_path, config()):
+    with open_workdir(tmp_path, config()):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json", "model"]

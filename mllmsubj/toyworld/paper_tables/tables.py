@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from mllmsubj.diffusion.schedule import PAPER_SIDE, same_noise
+from mllmsubj.diffusion.schedule import PAPER_SIDE, equivalent_timestep
 
 Overrides = dict[str, Any]
 """As `sweeps.axes.Overrides`: dotted keys of a config -> values."""
@@ -155,7 +155,7 @@ def sampler(config: ConfigDict) -> Table:
     stronger = {f"sampling.{name}": 1.6 * sampling[name] for name in kinds}
 
     def at(tau1: float, tau2: float) -> Overrides:
-        moved = [round(same_noise(tau, sampling.height, sampling.width), 2) for tau in (tau1, tau2)]
+        moved = [round(equivalent_timestep(tau, sampling.height, sampling.width), 2) for tau in (tau1, tau2)]
         return {"sampling.tau1": moved[0], "sampling.tau2": moved[1]}
 
     rows = (

@@ -41,9 +41,9 @@ from mllmsubj.toyworld.probe.reader import ProbeReader
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES, IDENTITY_ATTRIBUTES, numbers
 from mllmsubj.toyworld.world.scene import SCENE_ATTRIBUTES
 from mllmsubj.train.evaluator import Value
-from mllmsubj.train.metrics import Bins
+from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.train.step import BINS, TIME_BINS
-from mllmsubj.typing import Array, Attends, Float, Int, Params
+from mllmsubj.typing import ActiveTokens, Array, Float, Int, Params
 
 SHOWN = 8
 
@@ -76,7 +76,7 @@ class DiTPart:
     """Of the parts that it builds on."""
 
     name = "dit"
-    bins: ClassVar[Mapping[str, Bins]] = {"by_time": BINS["by_time"]}
+    bins: ClassVar[Mapping[str, BinnedMetrics]] = {"by_time": BINS["by_time"]}
     meanings: ClassVar[Mapping[str, str]] = {
         "dit/loss": "Squared error of the velocity on held-out pictures, smaller is better",
         "dit/accuracy": "Share of what captions say that the probe reads in pictures drawn after them",
@@ -147,8 +147,8 @@ class DiTPart:
         self, params: Params, batch: Captioned, drawn: tuple[Array, Array, Array], beside: bool
     ) -> Float[Array, " b"]:
         latents, t, target = drawn
-        attends = Attends(text=True, reference=beside)
-        velocity = self.velocity(params, latents, t, self.condition(params, batch), attends)
+        active_tokens = ActiveTokens(text=True, reference=beside)
+        velocity = self.velocity(params, latents, t, self.condition(params, batch), active_tokens)
         return squared_error(velocity, target, batch.weights)
 
     def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
@@ -160,7 +160,7 @@ class DiTPart:
             yield f"dit/loss{name}", float(np.concatenate(losses).mean())
         draw = jax.jit(
             lambda params, frozen, batch, key, beside: self.draw(
-                params, frozen, self.condition(params, batch), key, Attends(text=True, reference=beside)
+                params, frozen, self.condition(params, batch), key, ActiveTokens(text=True, reference=beside)
             ),
             static_argnums=4,
         )
@@ -225,9 +225,11 @@ class DiTPart:
     def moments(self, frozen: Params, pixels: Array) -> Float[Array, "b two n c"]:
         """Of 8-bit pictures, float16."""
         images = pixels.astype(jnp.float32) / 127.5 - 1.0
-        return jnp.stack(self.model.encode_picture(frozen, images), axis=1).astype(jnp.float16)
+        return jnp.stack(self.model.encode_image(frozen, images), axis=1).astype(jnp.float16)
 
-    def draw(self, params: Params, frozen: Params, condition: Condition, key: Array, attends: Attends) -> Array:
+    def draw(
+        self, params: Params, frozen: Params, condition: Condition, key: Array, active_tokens: ActiveTokens
+    ) -> Array:
         """8-bit pictures, [b, height, width, 3]: of `condition`, away from what is drawn where nothing is said.
 
         This guidance is true; FLUX.1-dev has been distilled from it, the tiny transformer has not.
@@ -237,10 +239,12 @@ class DiTPart:
         noise = jax.random.normal(key, shape)
         times = jnp.asarray(time_grid(steps, shape[1], self.shift), jnp.float32)
 
-        def velocity(latents: Array, t: Array, conditions: tuple[Condition, Condition], attends: Attends) -> Array:
+        def velocity(
+            latents: Array, t: Array, conditions: tuple[Condition, Condition], active_tokens: ActiveTokens
+        ) -> Array:
             asked, nothing = conditions
-            null = self.velocity(params, latents, t, nothing, replace(attends, reference=False))
-            return null + self.config.judge_guidance * (self.velocity(params, latents, t, asked, attends) - null)
+            null = self.velocity(params, latents, t, nothing, replace(active_tokens, reference=False))
+            return null + self.config.judge_guidance * (self.velocity(params, latents, t, asked, active_tokens) - null)
 
         silent: Any = self.model.clip.apply({"params": params["clip"]}, jnp.asarray(self.encoder("", 0).clip_ids))
         nothing = replace(
@@ -249,7 +253,7 @@ class DiTPart:
             image_mask=None if condition.image is None else jnp.zeros(condition.image.shape[:2], bool),
             pooled=jnp.broadcast_to(silent, condition.pooled.shape),
         )
-        latents = sample(velocity, (condition, nothing), noise, times, [Stage(attends, 0, steps)])
+        latents = sample(velocity, (condition, nothing), noise, times, [Stage(active_tokens, 0, steps)])
         return jnp.round(jnp.clip((self.model.decode(frozen, latents, grid) + 1.0) * 127.5, 0, 255)).astype(jnp.uint8)
 
     def condition(self, params: Params, batch: Captioned) -> Condition:
@@ -267,6 +271,8 @@ class DiTPart:
             guidance=jnp.ones(len(batch.said)),
         )
 
-    def velocity(self, params: Params, latents: Array, t: Array, condition: Condition, attends: Attends) -> Array:
+    def velocity(
+        self, params: Params, latents: Array, t: Array, condition: Condition, active_tokens: ActiveTokens
+    ) -> Array:
         """[b, n, c], without adapters."""
-        return self._bare.velocity(params, token_grid(self.size, self.size), latents, t, condition, attends)
+        return self._bare.velocity(params, token_grid(self.size, self.size), latents, t, condition, active_tokens)

@@ -32,10 +32,10 @@ from mllmsubj.toyworld.probe.reader import ProbeReader
 from mllmsubj.toyworld.prompts.prompt import write_caption
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES
 from mllmsubj.train.evaluator import Value
-from mllmsubj.train.metrics import Bins
-from mllmsubj.typing import Array, Attends, Float, Int, Params
+from mllmsubj.train.metrics import BinnedMetrics
+from mllmsubj.typing import ActiveTokens, Array, Float, Int, Params
 
-TOLD = (Attends(text=True), Attends(text=True, image=True))
+TOLD = (ActiveTokens(text=True), ActiveTokens(text=True, image=True))
 """What the transformer looks at by the number of references."""
 
 
@@ -50,7 +50,7 @@ class DLAPart:
     reference: ReferenceConfig
 
     name = "dla"
-    bins: ClassVar[Mapping[str, Bins]] = {"by_kind": Bins("loss_kind", ("text", "prompt"))}
+    bins: ClassVar[Mapping[str, BinnedMetrics]] = {"by_kind": BinnedMetrics("loss_kind", ("text", "prompt"))}
     meanings: ClassVar[Mapping[str, str]] = {
         "dla/loss": "Squared difference of the velocity of a text from that of its caption",
         "dla/silence": "The same of saying nothing: what there is to learn",

@@ -34,7 +34,7 @@ from mllmsubj.toyworld.prompts.prompt import fits, random_kind, write
 from mllmsubj.toyworld.prompts.questions import DESCRIBE, QUESTIONS, answer
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES, numbers
 from mllmsubj.train.evaluator import Value
-from mllmsubj.train.metrics import Bins
+from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.typing import Array, Bool, Float, Leaf, Params
 
 TASKS = ("describe", "imagine", "answer")
@@ -130,9 +130,9 @@ class MLLMPart:
     reference: ReferenceConfig
 
     name = "mllm"
-    bins: ClassVar[Mapping[str, Bins]] = {
-        "by_task": Bins("loss_task", TASKS),
-        "seen": Bins("seen", tuple(ATTRIBUTES)),
+    bins: ClassVar[Mapping[str, BinnedMetrics]] = {
+        "by_task": BinnedMetrics("loss_task", TASKS),
+        "seen": BinnedMetrics("seen", tuple(ATTRIBUTES)),
     }
 
     @property

@@ -11,7 +11,7 @@ from mllmsubj.data.loader import Numbered, Reader
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.pretrain.settings import PartConfig
 from mllmsubj.train.evaluator import Value
-from mllmsubj.train.metrics import Bins
+from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.typing import Array, Float, Params
 
 
@@ -37,7 +37,7 @@ class Part(Protocol):
         ...
 
     @property
-    def bins(self) -> Mapping[str, Bins]:
+    def bins(self) -> Mapping[str, BinnedMetrics]:
         """Of the metrics that `losses` returns."""
         ...
 

@@ -20,7 +20,7 @@ from mllmsubj.toyworld.pretrain.settings import ProbePartConfig
 from mllmsubj.toyworld.probe.network import Probe
 from mllmsubj.toyworld.probe.reader import PLACES, answers, logits, make_network
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES, numbers
-from mllmsubj.train.metrics import Bins
+from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.typing import Array, Float, Int, Leaf, Params
 
 
@@ -64,7 +64,7 @@ class ProbePart:
     size: int
 
     name = "probe"
-    bins: ClassVar[Mapping[str, Bins]] = {"right": Bins("accuracy", tuple(ATTRIBUTES))}
+    bins: ClassVar[Mapping[str, BinnedMetrics]] = {"right": BinnedMetrics("accuracy", tuple(ATTRIBUTES))}
     meanings: ClassVar[Mapping[str, str]] = {
         **{f"probe/{name}": f"How often the probe reads {name} right in real pictures" for name in ATTRIBUTES},
         "probe/least": "of the attribute that it reads worst",

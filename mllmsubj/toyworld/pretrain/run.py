@@ -29,13 +29,13 @@ from mllmsubj.toyworld.pretrain.part import Judge, Part
 from mllmsubj.toyworld.pretrain.parts import make_part
 from mllmsubj.train.checkpoints import Checkpoints
 from mllmsubj.train.evaluator import sort
-from mllmsubj.train.first_step import FirstStep
+from mllmsubj.train.first_step import StartupTime
 from mllmsubj.train.loop import Loop
-from mllmsubj.train.metrics import Bins
+from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.train.optimizer import make_optimizer
 from mllmsubj.train.run import check_batch
-from mllmsubj.train.state import TrainState, advance, new_state, state_shardings
-from mllmsubj.train.workdir import claim
+from mllmsubj.train.state import TrainState, new_state, state_shardings, update_state
+from mllmsubj.train.workdir import open_workdir
 from mllmsubj.typing import Array, Params
 
 
@@ -51,9 +51,9 @@ def pretrain(config: ConfigDict, name: str, workdir: Path) -> Path:
     mesh, folder = make_mesh(**asdict(experiment.mesh)), workdir / name
     check_batch(part.config.batch_size, 1, mesh, f"pretrain.{name}")
     run = PartRun(experiment, mesh, part)
-    with FirstStep() as first, jax.set_mesh(mesh):
+    with StartupTime() as first, jax.set_mesh(mesh):
         params, judge = run.start(), Judge(part, run.frozen)  # both may refuse: nothing is made before
-        with claim(folder, config), Checkpoints(folder, experiment.checkpoint) as saves:
+        with open_workdir(folder, config), Checkpoints(folder, experiment.checkpoint) as saves:
             Loop(run, params, run.loader(), config, folder, saves, [judge], first)()
     return components.path(workdir, name)
 
@@ -96,7 +96,9 @@ class PartStep:
 
         (_, (total, metrics)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         optimizer = make_optimizer(train)
-        new, said = advance(state, gradients, total, optimizer, self.rates, train.stage1, self.first, train.ema_decay)
+        new, said = update_state(
+            state, gradients, total, optimizer, self.rates, train.stage1, self.first, train.ema_decay
+        )
         counts = {"count": jnp.asarray(len(batch.example), jnp.float32), "skipped": batch.skipped.sum()}
         return new, metrics | said | counts | {"loss_sum": total}
 
@@ -131,7 +133,7 @@ class PartRun:
         return self.part.frozen()
 
     @property
-    def bins(self) -> Mapping[str, Bins]:
+    def bins(self) -> Mapping[str, BinnedMetrics]:
         return self.part.bins
 
     @cached_property
@@ -171,7 +173,7 @@ class PartRun:
         pictures = PictureSource(Split.TRAIN, data.examples, size, self.experiment.seed)
         source = self.part.source(pictures, data.threads)
         plan = Plan(source.index(), data, p.batch_size, self.experiment.seed)
-        return Loader(source, plan, self.part.reader(data), multihost.own_rows(p.batch_size, self.mesh))
+        return Loader(source, plan, self.part.reader(data), multihost.process_rows(p.batch_size, self.mesh))
 
     def state(self, trained: Params) -> TrainState:
         optimizer = make_optimizer(self.experiment.train)

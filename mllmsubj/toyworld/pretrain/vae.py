@@ -19,7 +19,7 @@ from mllmsubj.toyworld import Picture, Split
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.pretrain.settings import VAEPartConfig
 from mllmsubj.train.evaluator import Value
-from mllmsubj.train.metrics import Bins
+from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.typing import Array, Float, Leaf, Params
 
 TERMS = ("pixels", "gradient", "kl")
@@ -67,7 +67,7 @@ class VAEPart:
     size: int
 
     name = "vae"
-    bins: ClassVar[Mapping[str, Bins]] = {"terms": Bins("loss_part", TERMS)}
+    bins: ClassVar[Mapping[str, BinnedMetrics]] = {"terms": BinnedMetrics("loss_part", TERMS)}
     meanings: ClassVar[Mapping[str, str]] = {
         "vae/psnr": "Peak signal-to-noise ratio of reconstructions from the posterior's mean, dB: mean over pictures",
         "vae/latent_mean": "Mean of raw latents: what model.vae.shift_factor should be",

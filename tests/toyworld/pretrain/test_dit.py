@@ -18,7 +18,7 @@ from mllmsubj.toyworld.pretrain.captions import FIRSTS, UNSAID, says, token_weig
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES
 from mllmsubj.toyworld.world.identity import Shape
 from mllmsubj.toyworld.world.scene import SCENE_ATTRIBUTES
-from mllmsubj.typing import Attends
+from mllmsubj.typing import ActiveTokens
 from tests.toyworld.pretrain.parts import SIZE, config, make, parameters, read
 
 
@@ -80,8 +80,10 @@ def test_guidance_of_drawings_leads_away_from_what_is_drawn_of_nothing(dit, guid
     params, frozen, batch = parameters(part), part.frozen(), read(part, 4)
     other = replace(batch, said=np.broadcast_to(FIRSTS[:-1], batch.said.shape))
     # Noise and times are the same: only what is said differs.
-    attends = Attends(text=True)
-    draw = jax.jit(lambda batch: part.draw(params, frozen, part.condition(params, batch), jax.random.key(0), attends))
+    active_tokens = ActiveTokens(text=True)
+    draw = jax.jit(
+        lambda batch: part.draw(params, frozen, part.condition(params, batch), jax.random.key(0), active_tokens)
+    )
     assert np.any(draw(batch) != draw(other)) == heard
 
 
@@ -118,7 +120,7 @@ def test_the_latents_that_it_learns_from_are_the_frozen_vaes_and_are_kept(dit):
     pictures = PictureSource(Split.TRAIN, 50, SIZE)
     source = dit.source(pictures, threads=2)
     pixels = np.stack([source.pictures[2 * i].render(SIZE) for i in range(8)])
-    mean, std = dit.model.encode_picture(dit.frozen(), pixels.astype(np.float32) / 127.5 - 1.0)
+    mean, std = dit.model.encode_image(dit.frozen(), pixels.astype(np.float32) / 127.5 - 1.0)
     for number in range(8):
         picture, moments, beside = source[number]
         assert picture == source.pictures[2 * number]
