@@ -107,8 +107,7 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
     shapes = held_shapes(stored)
     params = with_sharding(shapes, parameter_shardings(shapes, mesh))
     subject = held_model(stored)
-    model = subject.config
-    generator, size = Generator(subject, experiment.shift), settings.batch_size
+    generator, model, size = Generator(subject, experiment.shift), subject.config, settings.batch_size
     grid = token_grid(settings.height, settings.width)
     tokens = grid[0] * grid[1]
     stages = settings.stages(time_grid(settings.steps, tokens, experiment.shift))
