@@ -16,6 +16,7 @@ if IS_FIRST:
     os.environ["MLLMSUBJ_TEST_SHARED"] = tempfile.mkdtemp(prefix="mllmsubj-tests-")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=8)}"
 os.environ.setdefault("NPROC", THREADS)
+os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # of workers: freed memory is not kept for each of XLA's threads
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
@@ -73,7 +74,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(str(item.path), 0))
 
 
-GROWTH = 2**30
+GROWTH = 2**29
 """Bytes that a process may grow by before compiled programs are freed."""
 _left = [0]
 """Bytes that it held after that was done last."""

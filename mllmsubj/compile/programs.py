@@ -140,7 +140,7 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
             settings.steps * size * modulation_flops(model.transformer),
         ),
         "denoise": (
-            lambda: denoise(grid=grid, stages=stages, **options),
+            lambda: denoise(**options),
             sample_flops(model, condition, seen, tokens)
             - sum(steps for _, steps in seen) * size * modulation_flops(model.transformer),
         ),

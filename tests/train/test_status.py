@@ -75,13 +75,13 @@ def test_duration(seconds, text):
 PROGRAM = """
 import logging, sys
 HANDLER
-from mllmsubj.train.meter import Clock
+from mllmsubj.train.meter import Timer
 from mllmsubj.train.status import Status
 log = logging.getLogger("mllmsubj")
 with Status((100, 100), 0) as status:
-    status.update(1, Clock(1.0, 1), 0.5)
+    status.update(1, Timer(1.0, 1), 0.5)
     log.warning("something happened")
-    status.update(2, Clock(2.0, 2), 0.25)
+    status.update(2, Timer(2.0, 2), 0.25)
 log.warning("after")
 """
 
