@@ -104,4 +104,4 @@ lock: install
 	mv constraints.tmp constraints.txt
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage* coverage.json
+	rm -rf $(VENV) demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .coverage* coverage.json
