@@ -82,7 +82,7 @@ def parsers(document: str | None, steps: Mapping[str, str]) -> tuple[ArgumentPar
     return made, {step: each.add_parser(step, help=summary, description=summary) for step, summary in steps.items()}
 
 
-def split_overrides(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:
+def split_command(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:
     """The launcher's own words, and those after the first `--`: the command to launch."""
     if "--" not in argv:
         return argv, ()

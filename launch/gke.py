@@ -21,7 +21,7 @@ import shlex
 import sys
 from typing import Any
 
-from commands import Command, Mistake, front, parsers, passed_on, run, show, split_overrides
+from commands import Command, Mistake, front, parsers, passed_on, run, show, split_command
 from slices import find_slice
 
 STEPS = {
@@ -38,7 +38,7 @@ CONTAINER = "worker"
 
 def main(argv: list[str]) -> int:
     """Does one step; returns the exit code of what failed, or 0."""
-    argv, command = split_overrides(argv)
+    argv, command = split_command(argv)
     flags = parser().parse_args(argv)
     if (flags.step in ("render", "apply", "xpk")) != bool(command):
         raise Mistake(f"{flags.step} takes {'a' if not command else 'no'} command after --, such as mllmsubj train …")

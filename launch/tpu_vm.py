@@ -21,7 +21,7 @@ from pathlib import Path
 
 import tpu_commands as tpu
 import watch
-from commands import Command, Mistake, front, parsers, run, show, split_overrides, started
+from commands import Command, Mistake, front, parsers, run, show, split_command, started
 from slices import find_slice
 
 STEPS = {
@@ -38,7 +38,7 @@ STEPS = {
 
 def main(argv: list[str]) -> int:
     """Does one step; returns the exit code of what failed, or 0."""
-    argv, command = split_overrides(argv)
+    argv, command = split_command(argv)
     flags = parser().parse_args(argv)
     if (flags.step in ("run", "watch")) != bool(command):
         raise Mistake(f"{flags.step} takes {'a' if not command else 'no'} command after --, such as mllmsubj train …")

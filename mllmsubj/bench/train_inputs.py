@@ -67,7 +67,7 @@ def random_params(shapes: Params) -> Params:
 
 
 def random_encoded(size: Size) -> Encoded:
-    """What the frozen encoders might say of one batch; a quarter of the text is padding."""
+    """Random outputs of the frozen encoders for one batch; a quarter of the text is padding."""
     rng, model = np.random.default_rng(1), size.model
 
     def normal(*shape: int) -> jax.Array:

@@ -31,7 +31,7 @@ class Report:
 
 
 def examine(source: Source, threads: int, advance: Callable[[], object]) -> Report:
-    """Reads all; `update_state` is called once an example. A target's size must be what the index says."""
+    """Reads all; `advance` is called once an example. A target's size must be what the index says."""
     index, report = source.index(), Report()
 
     def read(number: int) -> tuple[Example, tuple[int, int]] | Unreadable:

@@ -12,7 +12,7 @@ def evaluated(active_tokens: ActiveTokens) -> tuple[ActiveTokens, ...]:
 def guided(velocity: Velocity, text_scale: Array | float, reference_scale: Array | float) -> Velocity:
     """v∅ + s_r · (v_r − v∅) + s_t · (v − v_r): the MLLM's and the VAE's pull on the picture, scaled apart.
 
-    v active_tokens to what the stage does, v_r to the VAE's reference tokens alone, v∅ to nothing. Where a stage has
+    v attends to what the stage does, v_r to the VAE's reference tokens alone, v∅ to nothing. Where a stage has
     only one of the two, the other term is zero and its evaluation is left out. Scales of 1 give v itself.
     Source: InstructPix2Pix (arXiv 2211.09800), Eq. 3, with the reference as the picture.
     """

@@ -34,7 +34,7 @@ HELD_OUT = {
 """What `evals.loss` writes -> what the model sees."""
 
 
-def concatenate_references(pictures: Mapping[str, Image.Image]) -> Image.Image:
+def image_row(pictures: Mapping[str, Image.Image]) -> Image.Image:
     """One row, equally high, each below its name."""
     widths = [HEIGHT * picture.width / picture.height for picture in pictures.values()]
     names = [textwrap.fill(name, round(LETTERS * width)) for name, width in zip(pictures, widths, strict=True)]

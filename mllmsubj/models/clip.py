@@ -94,7 +94,7 @@ class CLIPLayer(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Every token active_tokens to itself and to those before it."""
+    """Every token attends to itself and to those before it."""
 
     config: CLIPTextConfig
     compute: Compute

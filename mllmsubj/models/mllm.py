@@ -17,7 +17,7 @@ PROJECTOR_EPS = 1e-5
 
 @dataclass(frozen=True)
 class InternVLConfig:
-    """The two encoders and what joins them, named as in a transformers `config.json`."""
+    """Sizes of the vision tower, the language model and what joins them, named as in a transformers `config.json`."""
 
     vision: ViTConfig
     text: Qwen2Config

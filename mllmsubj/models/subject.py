@@ -52,7 +52,7 @@ class Layout:
 
 @flax.struct.dataclass
 class SubjectInputs:
-    """What one batch gives the frozen encoders; every array of a fixed shape."""
+    """Inputs of the frozen encoders for one batch; every array has a fixed shape."""
 
     input_ids: Leaf
     """[b, s] int32."""
@@ -75,7 +75,7 @@ class SubjectInputs:
 
 @flax.struct.dataclass
 class Features:
-    """What the frozen encoders say; constant in training, so it can be cached."""
+    """Outputs of the frozen encoders; constant in training, so that they can be cached."""
 
     text: Leaf
     """[l, b, s, d]: every layer's state of the prompt's tokens."""
@@ -256,7 +256,7 @@ class SubjectModel:
         return self._call("vae", params, self.vae.from_latents(spatial), method="decode")
 
     def encode_images(self, params: Params, pictures: tuple[Array, ...]) -> list[Latents]:
-        """`encode_image` of each; those of one shape take turns, since to compile the VAE takes half a minute."""
+        """`encode_image` of each; images of one shape are encoded in a loop, since compiling the VAE takes half a minute."""
         encode = partial(self.encode_image, params)
         if self.compute.loops and len({picture.shape for picture in pictures}) == 1:
             return list(zip(*jax.lax.map(encode, jnp.stack(pictures)), strict=True))

@@ -48,7 +48,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Cache:
-    """Rows that were encoded before. All processes call `find` for the same batches, and then what it returns."""
+    """Features of rows that were encoded before. All processes call `find` for the same batches, and then what it returns."""
 
     def __init__(self, folder: Path, parts: Literal["latents", "all"], encoders: str, mesh: Mesh, threads: int):
         """`encoders`: text that names the frozen encoders and all that they read besides a batch.
@@ -112,7 +112,7 @@ class Cache:
             self._writing.popleft().result()
 
     def _row_key(self, step: TrainStep, batch: Batch, place: int) -> str:
-        """Of one row: all that the frozen encoders read of it."""
+        """Key of one row: a hash of all that the frozen encoders read of it."""
         names = ["target"]
         if step.reads_references:
             names.append("references")

@@ -1,4 +1,4 @@
-"""What the frozen encoders say of a batch, row by row: what `cache` keeps and `TrainStep.encode` takes instead of them.
+"""Cached features: outputs of the frozen encoders, row by row, which `cache` stores and `TrainStep.encode` reads.
 
 A `CachedFeatures` is a dict of arrays with an axis of rows in front, but for `null`, which is the same for all rows:
 

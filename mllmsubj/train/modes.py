@@ -1,6 +1,6 @@
 """Condition modes: which groups of tokens a training example sees, as masks over its row.
 
-Each mode is what one of the sampler's stages (diffusion/stages.py) active_tokens to, so that training meets every
+Each mode is what one of the sampler's stages (diffusion/stages.py) attends to, so that training meets every
 sequence that sampling will: masking a token as a key equals leaving it out.
 """
 
@@ -27,7 +27,7 @@ def draw(key: Array, modes: ModesConfig) -> Int[Array, ""]:
 
 
 def union(modes: ModesConfig) -> ActiveTokens:
-    """What at least one of the modes that occur active_tokens to: nothing else needs to be in the sequence."""
+    """Tokens that at least one of the modes that occur attends to: no others need to be in the sequence."""
     used = [MODES[name] for name in NAMES if getattr(modes, name)]
     return ActiveTokens(*(any(getattr(mode, field.name) for mode in used) for field in fields(ActiveTokens)))
 

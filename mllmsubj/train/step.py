@@ -1,7 +1,7 @@
 """The two programs of training, pure: `encode` (frozen encoders) and `update` (everything that is trained).
 
-They are two so that the frozen encoders can take turns with the transformer on a small chip, and so that what they say
-can be kept on disk: both ways give `update` the same arrays.
+They are separate programs so that a small chip need not hold the frozen encoders and the transformer at once, and so
+that outputs of the encoders can be cached on disk: `update` gets the same arrays either way.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ FROZEN_ENCODERS = ("mllm", "vae", "clip")
 
 @flax.struct.dataclass
 class Encoded:
-    """A batch as the frozen encoders see it. Leaves have an axis of parts (train.grad_accum_steps) in front."""
+    """Outputs of the frozen encoders for a batch. Leaves have an axis of parts (train.grad_accum_steps) in front."""
 
     features: Features
     target_mean: Leaf

@@ -6,7 +6,7 @@ from PIL import Image
 
 from mllmsubj.checkpoints.format import config_text
 from mllmsubj.errors import UserError
-from mllmsubj.evals.plots import concatenate_references, loss_curves
+from mllmsubj.evals.plots import image_row, loss_curves
 from tests.small import small_config
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -19,7 +19,7 @@ def shown(picture, colour):
 
 def test_pictures_of_several_shapes_stand_in_one_row():
     pictures = {name: Image.new("RGB", (40 + 20 * i, 40), c) for i, (name, c) in enumerate(COLOURS.items())}
-    row = concatenate_references(pictures)
+    row = image_row(pictures)
     assert all(shown(row, colour) for colour in COLOURS.values())
     assert 3 < row.width / row.height < 4.5  # 180 to 40, and the names above
     lowest = np.asarray(row)[-30]
@@ -28,8 +28,8 @@ def test_pictures_of_several_shapes_stand_in_one_row():
 
 def test_a_long_name_makes_room_for_itself():
     square = Image.new("RGB", (40, 40), COLOURS["red"])
-    named = concatenate_references({"the cat in the picture, on the moon, at night": square})
-    assert named.height > concatenate_references({"": square}).height
+    named = image_row({"the cat in the picture, on the moon, at night": square})
+    assert named.height > image_row({"": square}).height
 
 
 def run(workdir, lines):

@@ -202,8 +202,8 @@ def test_spare_tiles_are_ignored(ours):
 
 def test_place_counts_row_by_row():
     features, embeds = jnp.arange(1.0, 4.0)[:, None], jnp.zeros((2, 3, 1))
-    with_sharding = place(features, embeds, jnp.array([[False, True, True], [False, False, True]]))
-    np.testing.assert_array_equal(with_sharding[..., 0], [[0, 1, 2], [0, 0, 3]])
+    placed = place(features, embeds, jnp.array([[False, True, True], [False, False, True]]))
+    np.testing.assert_array_equal(placed[..., 0], [[0, 1, 2], [0, 0, 3]])
 
 
 def test_merge_patches_keeps_rows():

@@ -56,5 +56,5 @@ def test_a_velocity_is_nearly_the_same_scanned_and_laid_out(params, held):
 
 def test_it_has_a_place_on_a_mesh(held):
     mesh = make_mesh(1, 2, 4)
-    with_sharding = jax.device_put(held, parameter_shardings(held, mesh))
-    assert dict(flatten(with_sharding))["transformer/double_blocks/attn/to_q/kernel"].dtype == jnp.int8
+    sharded = jax.device_put(held, parameter_shardings(held, mesh))
+    assert dict(flatten(sharded))["transformer/double_blocks/attn/to_q/kernel"].dtype == jnp.int8

@@ -115,7 +115,7 @@ def test_the_same_training_to_the_last_bit(trainer, make, parts):
 
 @pytest.fixture(scope="module")
 def small():
-    """One step and what its encoders say of a batch of four rows."""
+    """One step and the outputs of its frozen encoders for a batch of four rows."""
     step, _, frozen = small_step()
     return step, jax.jit(step.encode)(frozen, small_batch(4)), small_batch(4)
 

@@ -72,10 +72,10 @@ def test_a_mesh_changes_nothing(plain, axes):
     mesh = make_mesh(*axes)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     with jax.set_mesh(mesh):
-        with_sharding = jax.device_put(state, state_shardings(state, mesh))
+        sharded = jax.device_put(state, state_shardings(state, mesh))
         frozen = jax.device_put(frozen, parameter_shardings(frozen, mesh))
         batch = jax.device_put(small_batch(8), rows)
-        close(*trajectory(with_sharding, frozen, encode, update, batch), plain, 2e-4)
+        close(*trajectory(sharded, frozen, encode, update, batch), plain, 2e-4)
 
 
 def test_an_update_with_nan_changes_nothing_but_the_count():

@@ -163,10 +163,10 @@ def _marked(verdict: Verdict) -> str:
 
 def _said(verdict: Verdict) -> str:
     """Such as "identity lower: holds (−12.0 ± 3.1)"."""
-    scale = next(column.scale for column in COLUMNS if column.metric == verdict.open_workdir.metric)
+    scale = next(column.scale for column in COLUMNS if column.metric == verdict.claim.metric)
     by, noise = verdict.by * scale, verdict.noise * scale
-    name = SAYS[verdict.open_workdir.metric]
-    return f"{name} {verdict.open_workdir.side}: {verdict.outcome} ({by:+.1f} ± {noise:.1f})".replace("-", "−")
+    name = SAYS[verdict.claim.metric]
+    return f"{name} {verdict.claim.side}: {verdict.outcome} ({by:+.1f} ± {noise:.1f})".replace("-", "−")
 
 
 def _value(metrics: Metrics, column: Column) -> str:

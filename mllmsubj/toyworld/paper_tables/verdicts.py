@@ -16,7 +16,7 @@ Outcome = Literal["holds", "does not hold", "open"]
 class Verdict:
     """On one claim."""
 
-    open_workdir: Claim
+    claim: Claim
     by: float
     """Row minus the paper's choice."""
     noise: float
@@ -27,7 +27,7 @@ class Verdict:
         """ "open" where the difference is within the noise."""
         if not abs(self.by) > self.noise:
             return "open"
-        return "holds" if (self.by > 0) == (self.open_workdir.side == "higher") else "does not hold"
+        return "holds" if (self.by > 0) == (self.claim.side == "higher") else "does not hold"
 
 
 def verdicts(table: Table, row: Row, mine: Metrics, chosen: Metrics) -> list[Verdict]:
@@ -37,11 +37,11 @@ def verdicts(table: Table, row: Row, mine: Metrics, chosen: Metrics) -> list[Ver
     narrower: what is called open might be told apart.
     """
     found = []
-    for open_workdir in table.claims(row):
-        value, other = mine.get(open_workdir.metric), chosen.get(open_workdir.metric)
+    for claim in table.claims(row):
+        value, other = mine.get(claim.metric), chosen.get(claim.metric)
         if value is not None and other is not None:
-            noise = math.hypot(half(mine, open_workdir.metric), half(chosen, open_workdir.metric))
-            found.append(Verdict(open_workdir, value - other, noise))
+            noise = math.hypot(half(mine, claim.metric), half(chosen, claim.metric))
+            found.append(Verdict(claim, value - other, noise))
     return found
 
 

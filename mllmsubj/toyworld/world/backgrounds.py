@@ -138,9 +138,9 @@ def _forest(c: Canvas) -> None:
 def _city(c: Canvas) -> None:
     c.sky(0.6, 0.5, 0.12)
     window: Rgb = (255, 226, 130) if c.time is Time.NIGHT else c.lit((176, 206, 224))
-    encoders = ((0.0, 0.16, 0.2, 150), (0.17, 0.14, 0.34, 124), (0.32, 0.13, 0.14, 140), (0.56, 0.14, 0.3, 126),
+    towers = ((0.0, 0.16, 0.2, 150), (0.17, 0.14, 0.34, 124), (0.32, 0.13, 0.14, 140), (0.56, 0.14, 0.3, 126),
               (0.69, 0.15, 0.1, 148), (0.85, 0.16, 0.24, 130))  # fmt: skip
-    for x, w, top, grey in encoders:
+    for x, w, top, grey in towers:
         c.rectangle(x, top, x + w, 0.62, c.lit((grey, grey - 6, grey + 8)))
         for i in range(3):
             for j in range(int((0.54 - top) / 0.07)):

@@ -14,7 +14,7 @@ ALL = {name: make(CONFIG) for name, make in TABLES.items()}
 
 def claims(table, label):
     row = next(row for row in ALL[table].rows if row.label == label)
-    return {(open_workdir.metric, open_workdir.side) for open_workdir in ALL[table].claims(row)}
+    return {(claim.metric, claim.side) for claim in ALL[table].claims(row)}
 
 
 def test_runs_come_once_and_share_the_papers_choice():
