@@ -11,19 +11,16 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from flax.core import FrozenDict
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from mllmsubj.errors import UserError, nearest
 
 T = TypeVar("T")
+
 _PACKAGE = Path(__file__).parents[1]
-
-
-CONFIGS = next(
-    folder
-    for folder in (_PACKAGE / "assets" / "configs", _PACKAGE.parent / "configs")
-    if (folder / "paper.py").is_file()
-)
+_INSTALLED = _PACKAGE / "assets" / "configs"
+CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
 """The shipped configs: in an installed package among its assets, in a checkout at its top."""
 
 
@@ -44,14 +41,13 @@ def find_config(name: str, folder: str = "") -> Path:
     if Path(name).expanduser().is_file():
         return Path(name).expanduser()
     shipped = {path.stem: path for path in sorted((CONFIGS / folder).glob("*.py"))}
-    short = name.removeprefix("configs/").removeprefix(f"{folder}/").removesuffix(".py")
+    short = name.removeprefix(str(Path("configs", folder)) + "/").removesuffix(".py")
     if short in shipped:
         return shipped[short]
     kind = folder.removesuffix("s") or "config"
     beside = [str(path) for path in Path(name).parent.glob("*.py")]
     raise UserError(
-        f"{kind} file {name!r} is not there{nearest(name, [*shipped, *beside])}; give a file, or a shipped one's "
-        f"name: "
+        f"{kind} file {name!r} is not there{nearest(name, [*shipped, *beside])}; give a file, or a shipped one's name: "
         f"{', '.join(shipped)}"
     )
 
@@ -70,6 +66,11 @@ def from_file(path: Path, shown: str, make: Callable[[Mapping[str, Any]], T]) ->
         raise UserError(f"{shown} fails to load: {type(error).__name__}: {reason}") from None
     finally:
         sys.path.remove(str(root))
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """Dotted key -> value of all of a config's keys."""
+    return flatten_dict(config.to_dict(), sep=".")
 
 
 def typed(cls: type[T], config: Mapping[str, Any] | ConfigDict, path: str) -> T:

@@ -4,14 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flax.traverse_util import flatten_dict
-from ml_collections import ConfigDict
-
-from mllmsubj.config.load import load_config
+from mllmsubj.config.load import flat, load_config
 from mllmsubj.config.overrides import apply_overrides
 from mllmsubj.config.schema import default_config
-
-ABSENT = "absent"
 
 
 @dataclass(frozen=True)
@@ -34,22 +29,16 @@ def resolved(spec: str | None, overrides: Sequence[str] = ()) -> dict[str, Entry
     """
     defaults = default_config()
     config = load_config(spec) if spec else defaults
-    before, base = flat(config), flat(defaults)
-    entries = {}
-    for key, value in flat(apply_overrides(config.copy_and_resolve_references(), list(overrides))).items():
-        if value != before.get(key, ABSENT):
-            origin = "command line"
-        elif spec and value != base.get(key, ABSENT):
-            origin = spec
-        else:
-            origin = "default"
-        entries[key] = Entry(value, origin)
-    return entries
+    base = flat(defaults)
+    given = {override.removeprefix("--config.").partition("=")[0].partition("[")[0] for override in overrides}
 
+    def origin(key: str, value: Any) -> str:
+        if key in given:
+            return "command line"
+        return "default" if spec is None or (key in base and base[key] == value) else spec
 
-def flat(config: ConfigDict) -> dict[str, Any]:
-    """Dotted key -> value."""
-    return flatten_dict(config.to_dict(), sep=".")
+    values = flat(apply_overrides(config.copy_and_resolve_references(), list(overrides)))
+    return {key: Entry(value, origin(key, value)) for key, value in values.items()}
 
 
 def as_text(entries: dict[str, Entry]) -> str:

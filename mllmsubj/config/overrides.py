@@ -1,9 +1,14 @@
 """Flags of the command line, and `--config.KEY=VALUE`, which replaces keys of a config."""
 
+from typing import Any
+
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mllmsubj.errors import UserError, nearest
+
+Overrides = dict[str, Any]
+"""Dotted keys of a config -> the values that they get."""
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -3,7 +3,7 @@
 `--config.KEY=VALUE` sets a key; `mllmsubj config` prints all of them.
 """
 
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -92,13 +92,12 @@ def default_config() -> ConfigDict:
 
 
 def _defaults(cls: Any) -> dict[str, Any]:
-    return {each.name: _defaults_of(each.default) for each in fields(cls) if each.default is not MISSING}
-
-
-def _defaults_of(value: Any) -> Any:
-    return (
-        {each.name: _defaults_of(getattr(value, each.name)) for each in fields(value)} if is_dataclass(value) else value
-    )
+    """The fields of a dataclass that have a default, sections as dicts."""
+    found = {each.name: each.default for each in fields(cls) if each.default is not MISSING}
+    return {
+        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in found.items()
+    }
 
 
 def _check(model: SubjectConfig) -> None:

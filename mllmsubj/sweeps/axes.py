@@ -3,10 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mllmsubj.config.overrides import Overrides
 from mllmsubj.errors import UserError
-
-Overrides = dict[str, Any]
-"""Dotted keys of a config -> the values that they get."""
 
 
 def listed(key: str, values: Iterable[Any]) -> list[Overrides]:

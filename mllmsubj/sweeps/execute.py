@@ -24,11 +24,12 @@ def checked_runs(
     runs, and none trained. Raises UserError naming run and key.
     """
     from mllmsubj.checkpoints.format import config_text
+    from mllmsubj.config.load import flat
     from mllmsubj.config.schema import Experiment
     from mllmsubj.sweeps.names import word
-    from mllmsubj.sweeps.plan import UNTRAINED, flat_keys, plan, value_of
+    from mllmsubj.sweeps.plan import UNTRAINED, plan, value_of
 
-    runs = plan(sweep, flat_keys(config))
+    runs = plan(sweep, flat(config))
     names: dict[str, str] = {}
     for number, one in enumerate(runs, 1):
         here = f"run {number} of the sweep ({one.name})"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mllmsubj.sweeps.axes import Overrides
+from mllmsubj.config.overrides import Overrides
 
 BASE = "base"
 """The run without overrides."""

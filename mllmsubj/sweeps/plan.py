@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from mllmsubj.checkpoints.format import config_text, reason
 from mllmsubj.config.load import find_config, from_file
+from mllmsubj.config.overrides import Overrides
 from mllmsubj.errors import UserError
 from mllmsubj.io import replacing
-from mllmsubj.sweeps.axes import Overrides
 from mllmsubj.sweeps.names import as_plain, run_name
 from mllmsubj.train.workdir import changes
 
@@ -121,14 +121,6 @@ def write_record(workdir: Path, record: Record) -> None:
             partial.write_text(json.dumps(said, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"cannot write workdir {workdir}: {reason(error)}") from None
-
-
-def flat_keys(config: ConfigDict) -> list[str]:
-    """All dotted keys of a config."""
-    keys: list[str] = []
-    for name, value in config.items():
-        keys += [f"{name}.{key}" for key in flat_keys(value)] if isinstance(value, ConfigDict) else [name]
-    return keys
 
 
 def value_of(config: ConfigDict, key: str) -> Any:

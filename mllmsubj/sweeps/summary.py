@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mllmsubj.config.load import flat
 from mllmsubj.sweeps.names import short_key
-from mllmsubj.sweeps.plan import Record, Run, flat_keys, value_of
+from mllmsubj.sweeps.plan import Record, Run, value_of
 
 FINISHED = "finished"
 FINAL_LOSS = "train/loss"
@@ -72,7 +73,7 @@ def summarise(workdir: Path, record: Record) -> Summary:
     """Reads what every run has left so far."""
     keys = list(dict.fromkeys(key for run in record.runs for key in run.overrides))
     rows = tuple(_row(workdir, record, run, keys) for run in record.runs)
-    known = flat_keys(record.config)
+    known = flat(record.config)
     return Summary(rows, {key: short_key(key, known) for key in keys})
 
 

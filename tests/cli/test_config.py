@@ -11,8 +11,9 @@ def printed(capsys, *flags):
 
 
 def test_config_origins(capsys, here):
-    lines = printed(capsys, "--config=tiny", "--config.train.batch_size=7")
+    lines = printed(capsys, "--config=tiny", "--config.train.batch_size=7", "--config.seed=0")
     assert "train.batch_size = 7  # command line" in lines
+    assert "seed = 0  # command line" in lines  # though it is the default
     assert "sampling.tau1 = 0.83  # tiny" in lines
     assert "train.clip_norm = 1.0  # default" in lines
     assert lines == sorted(lines)

@@ -58,6 +58,12 @@ def test_files(exported):
     assert list(exported.parent.iterdir()) == [exported]
 
 
+def test_relative_checkpoint(workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(workdir.parent)
+    main.run(["mllmsubj", "export", f"--checkpoint={workdir.name}", f"--output={tmp_path / 'out'}"])
+    assert (tmp_path / "out" / "dla.safetensors").is_file()
+
+
 def test_dla_is_the_same_bit_for_bit(exported, params):
     config, found = convert.load_dla(exported)
     assert config == small_model().config.dla

@@ -52,6 +52,14 @@ def test_load_config_own_file_before_shipped(monkeypatch, tmp_path):
     assert load_config("tiny").to_dict() == {}
 
 
+@pytest.mark.parametrize("name", ["/paper.py", "other/tiny.py", "sweeps/tau.py"])
+def test_load_config_other_folder(name, monkeypatch, tmp_path):
+    """A path that leads elsewhere is never taken for a shipped config."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is not there"):
+        load_config(name)
+
+
 def test_load_config_unknown_name():
     with pytest.raises(UserError, match=r"'papre' is not there \(did you mean 'paper'\?\); .*: paper, tiny"):
         load_config("papre")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from mllmsubj.config.load import load_config
+from mllmsubj.config.load import flat, load_config
 from mllmsubj.errors import UserError
 from mllmsubj.sweeps.execute import checked_runs
-from mllmsubj.sweeps.plan import Record, check_record, flat_keys, load_sweep, plan, read_record, write_record
+from mllmsubj.sweeps.plan import Record, check_record, load_sweep, plan, read_record, write_record
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(CONFIGS.glob("sweeps/*.py"))
@@ -62,7 +62,7 @@ def test_runs_that_differ_in_sampling_share_a_training():
 
 
 def test_a_workdir_remembers_its_sweep(tmp_path, config):
-    keys = flat_keys(config)
+    keys = flat(config)
     runs = plan([{"model.dla.states": (0, 3)}, {"train.stage1.learning_rates": (("dla/.*", None),)}], keys)
     record = Record("layers", None, config, runs)
     check_record(tmp_path, record)

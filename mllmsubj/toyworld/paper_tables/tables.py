@@ -6,14 +6,12 @@ Source: arXiv 2605.26111, Tables 1, 6, 7 and C.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ml_collections import ConfigDict
 
+from mllmsubj.config.overrides import Overrides
 from mllmsubj.diffusion.schedule import PAPER_SIDE, equivalent_timestep
-
-Overrides = dict[str, Any]
-"""As `sweeps.axes.Overrides`: dotted keys of a config -> values."""
 
 OURS = "the paper's choice"
 EQUAL = 0.002
