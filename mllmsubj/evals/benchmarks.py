@@ -6,7 +6,7 @@ Other packages, toyworld among them, add benchmarks as entry points of the group
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,17 +72,19 @@ HELDOUT = Benchmark(_plan_heldout)
 
 
 @cache
+def registered() -> dict[str, EntryPoint]:
+    """Benchmarks that are registered, by name; nothing is imported."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
 def names() -> tuple[str, ...]:
-    """Of all benchmarks; none is imported."""
-    return ("heldout", *sorted(entry.name for entry in entry_points(group=GROUP)))
+    """Names of all benchmarks."""
+    return ("heldout", *sorted(registered()))
 
 
 def benchmark(name: str) -> Benchmark:
-    """One of `names()`."""
-    if name == "heldout":
-        return HELDOUT
-    [entry] = entry_points(group=GROUP, name=name)
-    return entry.load()
+    """The benchmark of one of `names()`."""
+    return HELDOUT if name == "heldout" else registered()[name].load()
 
 
 def check_benchmark(name: str | None) -> None:

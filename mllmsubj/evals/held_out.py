@@ -9,21 +9,21 @@ from mllmsubj.config.schema import Experiment
 from mllmsubj.data.batch import Batch
 from mllmsubj.data.example import Source
 from mllmsubj.data.loader import Loader
-from mllmsubj.data.sources import open_source
+from mllmsubj.data.sources import open_source, registered
 from mllmsubj.errors import UserError
 from mllmsubj.parallel import multihost
 from mllmsubj.train.run import Run
 
 EXAMPLES = 10_000
-"""That toyworld's test split has here; whoever judges by fewer takes the first ones of a fixed order."""
+"""Examples of a registered source's test split; whoever judges by fewer takes the first ones of a fixed order."""
 SEED = 0
-"""Of toyworld and of that order, whatever the run's: runs are compared."""
+"""Seed of a registered source and of that order, whatever the run's: runs are compared."""
 
 
 def held_out(experiment: Experiment) -> DataConfig:
     """The data to judge on, nothing about it random. Raises UserError where nobody said which."""
     data, source = experiment.data, experiment.evals.source
-    if not source and not (data.source == "toyworld" or data.source.startswith("tfds:")):
+    if not source and not (data.source in registered() or data.source.startswith("tfds:")):
         raise UserError(f"{data.source!r} has no test split; name held-out data with --config.evals.source=…")
     return replace(
         data,

@@ -14,7 +14,7 @@ from mllmsubj.data.example import Source
 from mllmsubj.errors import UserError, nearest
 
 GROUP = "mllmsubj.sources"
-FORMS = "toyworld, FILE.jsonl, UNO-1M's FILE.json, a folder of ArrayRecord or parquet files, tfds:NAME[:CONFIG][@DIR]"
+FILES = "FILE.jsonl, UNO-1M's FILE.json, a folder of ArrayRecord or parquet files, tfds:NAME[:CONFIG][@DIR]"
 
 
 def open_source(config: DataConfig, seed: int, split: str | None = None) -> Source:
@@ -36,8 +36,13 @@ def open_named(name: str, split: str, examples: int, size: int, seed: int) -> So
         return open_tfds(name.removeprefix("tfds:"), split)
     path = epath.Path(name).expanduser() if name else None
     if path is None or not path.exists():
-        raise UserError(f"source {name!r} is not there{nearest(name, registered())}; a source is {FORMS}")
+        raise UserError(f"source {name!r} is not there{nearest(name, registered())}; a source is {forms()}")
     return _open_folder(path) if path.is_dir() else _open_file(path)
+
+
+def forms() -> str:
+    """What a source can be, for messages."""
+    return ", ".join((*registered(), FILES))
 
 
 @cache
@@ -55,7 +60,7 @@ def _open_file(path: epath.Path) -> Source:
         from mllmsubj.data.sources.uno import open_uno
 
         return open_uno(path)
-    raise UserError(f"source {str(path)!r} is a file of no known kind; a source is {FORMS}")
+    raise UserError(f"source {str(path)!r} is a file of no known kind; a source is {forms()}")
 
 
 def _open_folder(path: epath.Path) -> Source:
@@ -68,4 +73,4 @@ def _open_folder(path: epath.Path) -> Source:
 
     if files := files_below(path):
         return ParquetSource(path, files)
-    raise UserError(f"folder {str(path)!r} has no ArrayRecord and no parquet files; a source is {FORMS}")
+    raise UserError(f"folder {str(path)!r} has no ArrayRecord and no parquet files; a source is {forms()}")
