@@ -118,5 +118,5 @@ def test_it_traces_and_lowers(experiment, model, params):
     lowered = generator.sample.lower(
         params, condition, noise, times.astype(np.float32), (1.0, 1.0), grid=grid, stages=stages, true=False
     )
-    assert lowered.out_info.shape == noise.shape
+    assert lowered.out_info[0].shape == noise.shape
     assert generator.decode.lower(params, noise, grid).out_info.shape == (1, 1024, 1024, 3)

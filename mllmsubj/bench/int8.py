@@ -92,7 +92,7 @@ def _outputs(model: SubjectModel, params: Params, steps: int) -> tuple[np.ndarra
         def velocity(*args: Any) -> Array:
             return model.velocity(params, (SIDE, SIDE), *args)
 
-        sampled = sample(velocity, condition, noise, times.astype(np.float32), stages)
+        sampled, _ = sample(velocity, condition, noise, times.astype(np.float32), stages)
         return velocity(noise, jnp.full((1,), 0.5), condition, BOTH), sampled
 
     return tuple(np.asarray(each, np.float32) for each in both(params))  # type: ignore[return-value]

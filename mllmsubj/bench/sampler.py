@@ -50,7 +50,7 @@ def run(width: int, tokens: int, steps: int, repeats: int) -> dict[str, Any]:
     times = time_grid(steps, tokens, generator.shift)
 
     def ours(stages: tuple[Stage, ...]) -> np.ndarray:
-        run = generator.sample(
+        latents, _ = generator.sample(
             params,
             condition,
             jnp.array(noise),
@@ -60,7 +60,7 @@ def run(width: int, tokens: int, steps: int, repeats: int) -> dict[str, Any]:
             stages=stages,
             true=False,
         )
-        return np.asarray(run)
+        return np.asarray(latents)
 
     text_only = (Stage(MLLM, 0, steps),)
     staged, everything = plan_stages(times, 0.95, 0.85), (Stage(ALL, 0, steps),)

@@ -142,7 +142,7 @@ def _settings(experiment: Experiment) -> Iterator[str]:
         "PROMPT<|im_end|> <|im_start|>assistant`",
         "references": f"long side {reference.long_side} pixels, at most {reference.max_references}",
         "picture": f"{sampling.height} × {sampling.width} pixels",
-        "steps": f"{sampling.steps} of {sampling.stepper}",
+        "steps": f"{sampling.steps} ({sampling.stepper})",
         "tau1, tau2": f"{sampling.tau1:g}, {sampling.tau2:g}; last stage {sampling.last_stage}",
         "guidance": f"{sampling.guidance:g} distilled, {train.guidance:g} in training",
         "true guidance": f"text {sampling.text_guidance:g}, reference {sampling.reference_guidance:g}",

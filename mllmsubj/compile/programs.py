@@ -119,17 +119,14 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
     mine = {turn: parameters_of(params, turn) for turn in PARAMETER_GROUPS}
     one: Condition = jax.eval_shape(generator.condition, mine["encode"], asked, guidance)
     condition = jax.tree.map(lambda x: whole(size, *x.shape[1:], dtype=x.dtype), one)
-    noise, times, starts = (
-        whole(size, tokens, model.transformer.in_channels),
-        whole(settings.steps + 1),
-        whole(settings.steps, size),
-    )
+    noise, times = whole(size, tokens, model.transformer.in_channels), whole(settings.steps + 1)
+    starts = whole(settings.steps, size)
     moments = jax.tree.map(
         lambda x: whole(*x.shape, dtype=x.dtype), jax.eval_shape(generator.prepare, mine["prepare"], starts, condition)
     )
     seen = _steps_by_tokens(settings, stages)
     options = dict(grid=grid, stages=stages, true=settings.uses_cfg, stepper=settings.stepper)
-    denoise = partial(generator.sample.lower, mine["denoise"], condition, noise, times, (1.0, 1.0), moments)
+    arguments = mine["denoise"], condition, noise, times, (1.0, 1.0), moments
     lowered: dict[str, tuple[Callable[[], jax.stages.Lowered], int]] = {
         "encode": (
             lambda: generator.condition.lower(mine["encode"], asked, guidance),
@@ -140,7 +137,7 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
             settings.steps * size * modulation_flops(model.transformer),
         ),
         "denoise": (
-            lambda: denoise(**options),
+            lambda: generator.sample.lower(*arguments, **options),
             sample_flops(model, condition, seen, tokens)
             - sum(steps for _, steps in seen) * size * modulation_flops(model.transformer),
         ),

@@ -15,35 +15,22 @@ Prepare = Callable[[Array, PyTree], PyTree]
 def sample(
     velocity: Velocity,
     condition: PyTree,
-    noise: Float[Array, "b n d"],
+    latents: Float[Array, "b n d"],
     times: Float[Array, " steps1"],
     stages: Sequence[Stage],
     prepare: Prepare | None = None,
     stepper: Stepper = STEPPERS["euler"],
-) -> Float[Array, "b n d"]:
-    """Latents at t = 0 from noise at t = 1, in float32; to be traced once under jit, with `stages` static.
-
-    Leaving tokens out is exact: it equals masking them as keys, since no other token reads what they compute.
-    `prepare(times [steps, b], condition)` computes for all times at once what `velocity` then gets in place of t, one
-    slice per step; without it `velocity` gets t [b].
-    """
-    return sample_from(velocity, condition, noise.astype(jnp.float32), times, stages, prepare, stepper, None)[0]
-
-
-def sample_from(
-    velocity: Velocity,
-    condition: PyTree,
-    latents: Float[Array, "b n d"],
-    times: Float[Array, " steps1"],
-    stages: Sequence[Stage],
-    prepare: Prepare | None,
-    stepper: Stepper,
-    state: PyTree,
+    state: PyTree = None,
 ) -> tuple[Float[Array, "b n d"], PyTree]:
-    """As `sample`, for some of the steps: from latents at `times[0]` to those at `times[-1]`.
+    """Latents at `times[-1]` from those at `times[0]`, in float32, and the stepper's state after the last step.
 
-    `state`: the stepper's, as the call for the steps before returned it; None: there are none.
+    From noise at t = 1 to t = 0 it is all of a run; a part of the steps takes the `state` that the part before returned
+    (None: there is none before). To be traced once under jit, with `stages` static. Leaving tokens out is exact: it
+    equals masking them as keys, since no other token reads what they compute. `prepare(times [steps, b], condition)`
+    computes for all times at once what `velocity` then gets in place of t, one slice per step; without it `velocity`
+    gets t [b].
     """
+    latents = latents.astype(jnp.float32)
     starts = jnp.broadcast_to(times[:-1, None], (len(times) - 1, latents.shape[0]))
     moments = starts if prepare is None else prepare(starts, condition)
     carry = latents, stepper.start(latents) if state is None else state

@@ -34,7 +34,7 @@ class Drawing:
         grid = token_grid(settings.height, settings.width)
         times = time_grid(settings.steps, grid[0] * grid[1], self._run.experiment.shift)
         condition = generator.condition(params, self._inputs(batch), jnp.full((size,), settings.guidance))
-        latents = generator.sample(
+        latents, _ = generator.sample(
             params,
             condition,
             generator.noise(self._seed, first, size, grid),

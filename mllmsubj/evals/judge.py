@@ -67,4 +67,4 @@ def _sampler(experiment: Experiment, steps: int) -> str:
     size, sees = f"{sampling.width} × {sampling.height}", f"{sampling.conditions} at every step"
     if sampling.conditions == "staged":
         sees = f"τ1 {sampling.tau1:g}, τ2 {sampling.tau2:g}"
-    return f"{size}, {steps} steps of {sampling.stepper}, {sees}, {sampling.all_guidance}"
+    return f"{size}, {steps} steps ({sampling.stepper}), {sees}, {sampling.all_guidance}"

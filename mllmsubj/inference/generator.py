@@ -10,7 +10,7 @@ import numpy as np
 
 from mllmsubj.config.sampling import SamplingConfig
 from mllmsubj.diffusion.guidance import guided
-from mllmsubj.diffusion.sampler import Prepare, sample, sample_from
+from mllmsubj.diffusion.sampler import sample
 from mllmsubj.diffusion.schedule import ShiftConfig, time_grid
 from mllmsubj.diffusion.stages import Stage
 from mllmsubj.diffusion.steppers import STEPPERS, Name
@@ -18,7 +18,7 @@ from mllmsubj.inference.offload import Turn, on_device
 from mllmsubj.models.subject import Condition, SubjectInputs, SubjectModel
 from mllmsubj.ops.patchify import token_grid
 from mllmsubj.parallel.target import compiler_options
-from mllmsubj.typing import Array, Float, Params, PyTree, Velocity
+from mllmsubj.typing import Array, Float, Params, PyTree
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -32,7 +32,7 @@ class Generator:
         self.model, self.shift, self.turn = model, shift, turn
         programs = _programs(model)
         self.condition, self.prepare, self.decode = programs.condition, programs.prepare, programs.decode
-        self.sample, self.sample_from, self._noise = programs.sample, programs.sample_from, programs.noise
+        self.sample, self._noise = programs.sample, programs.noise
 
     def __call__(
         self,
@@ -62,10 +62,10 @@ class Generator:
 
         def denoise(part: Params, batch: int) -> Array:
             options = dict(grid=grid, true=settings.uses_cfg, scales=scales, stepper=settings.stepper)
+            run = partial(self.sample, part, condition, **options)
             noise = self.noise(seed, batch * size, size, grid)
             if progress is None:
-                return self.sample(part, condition, noise, times, moments=moments, stages=stages, **options)
-            run = partial(self.sample_from, part, condition, **options)
+                return run(noise, times, moments=moments, stages=stages)[0]
             state = STEPPERS[settings.stepper].start(noise)
             return _step_by_step(run, (noise, state), times, stages, moments, _part(progress, batch, len(batches)))
 
@@ -87,7 +87,6 @@ class _Programs:
     condition: jax.stages.Wrapped
     prepare: jax.stages.Wrapped
     sample: jax.stages.Wrapped
-    sample_from: jax.stages.Wrapped
     decode: jax.stages.Wrapped
     noise: jax.stages.Wrapped
 
@@ -99,8 +98,9 @@ def _programs(model: SubjectModel) -> _Programs:
     return _Programs(
         condition=jit(model.condition),
         prepare=jit(model.prepare),
-        sample=jit(partial(_sample, model), static_argnames=SAMPLE_OPTIONS, donate_argnames="noise"),
-        sample_from=jit(partial(_sample_from, model), static_argnames=SAMPLE_OPTIONS, donate_argnames="noise"),
+        sample=jit(
+            partial(_sample, model), static_argnames=("grid", "stages", "true", "stepper"), donate_argnames="latents"
+        ),
         decode=jit(model.decode, static_argnames="grid"),
         noise=jit(partial(_noise, channels=model.config.transformer.in_channels), static_argnames=("count", "grid")),
     )
@@ -112,61 +112,29 @@ def _noise(seed: Array, first: Array, count: int, grid: tuple[int, int], channel
     return jax.vmap(lambda key: jax.random.normal(key, (grid[0] * grid[1], channels)))(keys)
 
 
-SAMPLE_OPTIONS = ("grid", "stages", "true", "stepper")
-"""Static arguments of `_sample` and `_sample_from`."""
-
-
 def _sample(
     model: SubjectModel,
     params: Params,
     condition: Condition,
-    noise: Float[Array, "b n c"],
+    latents: Float[Array, "b n c"],
     times: Float[Array, " steps1"],
     scales: tuple[Array | float, Array | float],
     moments: PyTree = None,
+    state: PyTree = None,
     *,
     grid: tuple[int, int],
     stages: tuple[Stage, ...],
     true: bool,
     stepper: Name = "euler",
-) -> Float[Array, "b n c"]:
-    """All steps. `moments`: what `prepare` returns for these times, if it was called before."""
-    velocity, prepare = _functions(model, params, scales, moments, grid, true)
-    return sample(velocity, condition, noise, times, stages, prepare, STEPPERS[stepper])
-
-
-def _sample_from(
-    model: SubjectModel,
-    params: Params,
-    condition: Condition,
-    noise: Float[Array, "b n c"],
-    times: Float[Array, " steps1"],
-    scales: tuple[Array | float, Array | float],
-    moments: PyTree,
-    state: PyTree,
-    *,
-    grid: tuple[int, int],
-    stages: tuple[Stage, ...],
-    true: bool,
-    stepper: Name,
 ) -> tuple[Float[Array, "b n c"], PyTree]:
-    """Some of the steps; see `sample_from`."""
-    velocity, prepare = _functions(model, params, scales, moments, grid, true)
-    return sample_from(velocity, condition, noise, times, stages, prepare, STEPPERS[stepper], state)
+    """Latents at `times[-1]` from those at `times[0]`, and the stepper's state; see `diffusion.sampler.sample`.
 
-
-def _functions(
-    model: SubjectModel,
-    params: Params,
-    scales: tuple[Array | float, Array | float],
-    moments: PyTree,
-    grid: tuple[int, int],
-    true: bool,
-) -> tuple[Velocity, Prepare]:
-    """The velocity and `prepare` of `sample`; `true`: with classifier-free guidance."""
-    velocity = partial(model.velocity, params, grid)
+    `moments`: what `prepare` returns for these times, if it was called before. `true`: with classifier-free guidance.
+    """
+    plain = partial(model.velocity, params, grid)
     prepare = partial(model.prepare, params) if moments is None else lambda *_: moments
-    return guided(velocity, *scales) if true else velocity, prepare
+    velocity = guided(plain, *scales) if true else plain
+    return sample(velocity, condition, latents, times, stages, prepare, STEPPERS[stepper], state)
 
 
 def _step_by_step(
@@ -177,7 +145,10 @@ def _step_by_step(
     moments: PyTree,
     progress: Progress,
 ) -> Array:
-    """The whole run as a call per step, for somebody who watches; one program a stage, whatever the steps."""
+    """All steps, with a call per step so that progress can be reported; one program per stage, however many steps.
+
+    `start`: noise and the stepper's state.
+    """
     latents, state = start
     for stage in stages:
         one = (Stage(stage.active_tokens, 0, 1),)

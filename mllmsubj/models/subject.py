@@ -256,7 +256,7 @@ class SubjectModel:
         return self._call("vae", params, self.vae.from_latents(spatial), method="decode")
 
     def encode_images(self, params: Params, pictures: tuple[Array, ...]) -> list[Latents]:
-        """`encode_image` of each; images of one shape are encoded in a loop, since compiling the VAE takes half a minute."""
+        """`encode_image` of each; images of one shape in a loop, since compiling the VAE takes half a minute."""
         encode = partial(self.encode_image, params)
         if self.compute.loops and len({picture.shape for picture in pictures}) == 1:
             return list(zip(*jax.lax.map(encode, jnp.stack(pictures)), strict=True))

@@ -48,7 +48,10 @@ Arrays = dict[str, np.ndarray]
 
 
 class Cache:
-    """Features of rows that were encoded before. All processes call `find` for the same batches, and then what it returns."""
+    """Features of rows that were encoded before.
+
+    All processes call `find` for the same batches, and then what it returns.
+    """
 
     def __init__(self, folder: Path, parts: Literal["latents", "all"], encoders: str, mesh: Mesh, threads: int):
         """`encoders`: text that names the frozen encoders and all that they read besides a batch.

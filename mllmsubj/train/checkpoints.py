@@ -21,13 +21,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
 
 from mllmsubj.checkpoints.format import damage, differences, on_first_process, reason, sizes
 from mllmsubj.config.train import CheckpointConfig
 from mllmsubj.errors import UserError
 from mllmsubj.typing import PyTree
-
-policies = ocp.checkpoint_managers
 
 
 @dataclass(frozen=True)

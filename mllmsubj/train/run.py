@@ -95,7 +95,7 @@ class Run:
     ) -> Loader:
         """Batches of a source's examples, this process's rows; `source`: the one that `data` names, if it is open.
 
-        `seed`: of toyworld's examples and of their order, if not the run's.
+        `seed`: of a registered source's examples and of their order, if not the run's.
         Raises UserError if hosts do not see the same data.
         """
         experiment, mllm = self.experiment, self.experiment.model.mllm

@@ -69,7 +69,7 @@ def test_trajectory_with_a_stub():
 
     noise = jnp.zeros((2, 3, 4))
     times = np.array([1.0, 0.9, 0.6, 0.2, 0.0], np.float32)
-    got = sample(velocity, jnp.float32(0.5), noise, times, plan_stages(times, 0.9, 0.6))
+    got, _ = sample(velocity, jnp.float32(0.5), noise, times, plan_stages(times, 0.9, 0.6))
     weights = [11, 11, 111, 1100]
     want = sum((b - a) * (a + 0.5 * w) for a, b, w in zip(times[:-1], times[1:], weights, strict=True))
     np.testing.assert_allclose(got, np.full((2, 3, 4), want), rtol=1e-5)
@@ -86,7 +86,7 @@ def test_prepare_sees_all_times_once_and_gives_each_step_its_own():
         return jnp.broadcast_to(moment["double"][:, None, None], x.shape)
 
     times = np.array([1.0, 0.5, 0.25, 0.0], np.float32)
-    got = sample(velocity, None, jnp.zeros((2, 1, 1)), times, plan_stages(times, 0.7, 0.3), prepare)
+    got, _ = sample(velocity, None, jnp.zeros((2, 1, 1)), times, plan_stages(times, 0.7, 0.3), prepare)
     assert calls == [(3, 2)]
     np.testing.assert_allclose(got, np.full((2, 1, 1), -0.5 * 2 - 0.25 * 1 - 0.25 * 0.5), rtol=1e-6)
 
@@ -198,7 +198,7 @@ def check_against_masked(model_and_params, masked_velocity, times, taus, last, r
         stages = plan_stages(times, *taus, last)
         return sample(
             velocity, condition, noise, jnp.asarray(times, jnp.float32), stages, partial(model.prepare, params)
-        )
+        )[0]
 
     want = reference_run(masked_velocity, condition, noise, times, *taus, last == "keep_text", scales)
     assert_close(run(condition, noise), want)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllmsubj.diffusion.sampler import sample, sample_from
+from mllmsubj.diffusion.sampler import sample
 from mllmsubj.diffusion.schedule import ShiftConfig, time_grid
 from mllmsubj.diffusion.stages import plan_stages
 from mllmsubj.diffusion.steppers import STEPPERS
@@ -22,7 +22,7 @@ def run(stepper, steps, tau1=0.9, tau2=0.6, noise=None):
     times = time_grid(steps, 64, ShiftConfig()).astype(np.float32)
     noise = jax.random.normal(jax.random.key(1), (2, 3, 4)) if noise is None else noise
     stages = plan_stages(times, tau1, tau2)
-    program = jax.jit(lambda x: sample(velocity, jnp.float32(0.3), x, times, stages, stepper=STEPPERS[stepper]))
+    program = jax.jit(lambda x: sample(velocity, jnp.float32(0.3), x, times, stages, stepper=STEPPERS[stepper])[0])
     return np.asarray(program(noise))
 
 
@@ -50,12 +50,12 @@ def test_stepper_is_exact_for_known_clean_latents():
     times = time_grid(5, 64, ShiftConfig()).astype(np.float32)
     noise = jax.random.normal(jax.random.key(0), clean.shape)
     for stepper in STEPPERS.values():
-        found = sample(straight, 0.0, noise, times, plan_stages(times, 0.9, 0.6), stepper=stepper)
+        found, _ = sample(straight, 0.0, noise, times, plan_stages(times, 0.9, 0.6), stepper=stepper)
         np.testing.assert_allclose(found, clean, atol=2e-5)
 
 
 @pytest.mark.parametrize("stepper", STEPPERS)
-def test_sample_from_carries_the_state(stepper):
+def test_sample_carries_the_state(stepper):
     """One call per step gives what one call for all steps gives."""
     times = time_grid(6, 64, ShiftConfig()).astype(np.float32)
     x, state = jax.random.normal(jax.random.key(1), (2, 3, 4)), None
@@ -63,7 +63,7 @@ def test_sample_from_carries_the_state(stepper):
         for i in range(stage.start, stage.stop):
             one = (type(stage)(stage.active_tokens, 0, 1),)
             pair = times[i : i + 2]
-            x, state = sample_from(velocity, jnp.float32(0.3), x, pair, one, None, STEPPERS[stepper], state)
+            x, state = sample(velocity, jnp.float32(0.3), x, pair, one, stepper=STEPPERS[stepper], state=state)
     np.testing.assert_allclose(x, run(stepper, 6), rtol=1e-5, atol=1e-5)
 
 

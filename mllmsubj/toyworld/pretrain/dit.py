@@ -253,7 +253,7 @@ class DiTPart:
             image_mask=None if condition.image is None else jnp.zeros(condition.image.shape[:2], bool),
             pooled=jnp.broadcast_to(silent, condition.pooled.shape),
         )
-        latents = sample(velocity, (condition, nothing), noise, times, [Stage(active_tokens, 0, steps)])
+        latents, _ = sample(velocity, (condition, nothing), noise, times, [Stage(active_tokens, 0, steps)])
         return jnp.round(jnp.clip((self.model.decode(frozen, latents, grid) + 1.0) * 127.5, 0, 255)).astype(jnp.uint8)
 
     def condition(self, params: Params, batch: Captioned) -> Condition:
