@@ -16,9 +16,10 @@ from mllmsubj.data.batch import Batch
 from mllmsubj.diffusion.schedule import ShiftConfig
 from mllmsubj.models.layers import Compute, init_params, unstack
 from mllmsubj.models.subject import Condition, Layout, SubjectInputs, SubjectModel
-from mllmsubj.train.optimizer import learning_rates, make_optimizer, split
+from mllmsubj.train.optimizer import learning_rates, make_optimizer
 from mllmsubj.train.state import new_state
 from mllmsubj.train.step import TrainStep
+from mllmsubj.tree import split
 from tests.environment import ROOT
 
 GRID = (4, 6)

@@ -17,7 +17,8 @@ from mllmsubj.models.lora import is_lora
 from mllmsubj.models.subject import Layout, SubjectInputs, SubjectModel
 from mllmsubj.ops.patchify import TOKEN_PIXELS
 from mllmsubj.ops.splash import LANES
-from mllmsubj.parallel.sharding import flatten, parameter_specs
+from mllmsubj.parallel.sharding import parameter_specs
+from mllmsubj.tree import flatten
 from tests.environment import ROOT
 
 COUNTS = {
@@ -47,15 +48,15 @@ def params(model):
 
 def test_parameter_counts(params):
     counts = dict.fromkeys(COUNTS, 0)
-    for path, leaf in flatten(params):
+    for path, leaf in flatten(params).items():
         counts["lora" if is_lora(path) else path.split("/")[0]] += leaf.size
     assert counts == COUNTS
 
 
 def test_every_parameter_is_sharded_or_small(params):
     """What a chip would hold whole adds up to little: everything big has a rule that splits it."""
-    specs = dict(flatten(parameter_specs(params)))
-    whole = sum(leaf.size for path, leaf in flatten(params) if not any(specs[path]))
+    specs = flatten(parameter_specs(params))
+    whole = sum(leaf.size for path, leaf in flatten(params).items() if not any(specs[path]))
     assert whole < 20e6
 
 

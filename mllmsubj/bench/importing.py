@@ -28,7 +28,7 @@ from mllmsubj.convert.engine import Table
 from mllmsubj.errors import UserError
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectConfig, SubjectModel
-from mllmsubj.parallel.sharding import flatten
+from mllmsubj.tree import flatten
 from mllmsubj.typing import Params
 
 FULL = 24
@@ -121,7 +121,7 @@ def write_models(root: Path, sizes: SubjectConfig, shard: int = SHARD) -> None:
 
 def _source_shapes(table: Table, expected: Params) -> dict[str, tuple[int, ...]]:
     """Tensor -> its shape in the source, which the table's layouts are undone for."""
-    leaves, shapes = dict(flatten(expected)), {}
+    leaves, shapes = flatten(expected), {}
     for entry in table:
         shape = list(leaves[entry.target].shape)
         if entry.index is not None:

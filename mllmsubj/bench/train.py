@@ -23,11 +23,11 @@ from mllmsubj.models.flops import encode_flops, train_flops
 from mllmsubj.models.layers import abstract_params, unstack
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.ops.patchify import image_ids, reference_ids
-from mllmsubj.parallel.sharding import flatten
 from mllmsubj.train import modes
-from mllmsubj.train.optimizer import learning_rates, make_optimizer, split
+from mllmsubj.train.optimizer import learning_rates, make_optimizer
 from mllmsubj.train.state import new_state
 from mllmsubj.train.step import FROZEN_ENCODERS, TrainStep
+from mllmsubj.tree import flatten, split
 from mllmsubj.typing import Params
 
 MATMUL = 2048
@@ -85,7 +85,7 @@ def compare(experiment: Experiment, size: Size, repeats: int) -> dict[str, Any]:
     work = {"mllmsubj": ours.flops, "matmul": 2 * MATMUL**3}
     rate, peak = (float(flops / np.median(seconds[name]) / 1e9) for name, flops in work.items())
     return {
-        "parameters": sum(leaf.size for _, leaf in flatten(ours.params)),
+        "parameters": sum(leaf.size for leaf in flatten(ours.params).values()),
         "rows": size.rows,
         "tokens": {"image": 2 * size.grid[0] * size.grid[1], "context": NULL + size.text + size.image},
         "loss_relative_difference": abs(losses[0] / losses[1] - 1),

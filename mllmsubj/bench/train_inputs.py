@@ -10,8 +10,8 @@ from mllmsubj.config.schema import Experiment
 from mllmsubj.data.batch import Batch
 from mllmsubj.models.subject import Features, SubjectConfig
 from mllmsubj.ops.patchify import TOKEN_PIXELS
-from mllmsubj.parallel.sharding import flatten, unflatten
 from mllmsubj.train.step import Encoded
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Params
 
 HEAD, NULL = 46, 13
@@ -63,7 +63,7 @@ def random_params(shapes: Params) -> Params:
             return jnp.asarray(noise * np.float32(inputs**-0.5))
         return jnp.asarray(np.float32(0.1) * noise + np.float32(kind != "bias"))
 
-    return unflatten({path: leaf(path, shape.shape) for path, shape in flatten(shapes)})
+    return unflatten({path: leaf(path, shape.shape) for path, shape in flatten(shapes).items()})
 
 
 def random_encoded(size: Size) -> Encoded:

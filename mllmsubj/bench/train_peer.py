@@ -17,8 +17,8 @@ from mllmsubj.convert import flux
 from mllmsubj.convert.engine import LAYOUTS, Entry, Table, inside, linear, norm, repeat
 from mllmsubj.models.dla import DLAConfig
 from mllmsubj.models.subject import SubjectConfig
-from mllmsubj.parallel.sharding import flatten
 from mllmsubj.train.optimizer import DECAYED
+from mllmsubj.tree import flatten
 from mllmsubj.typing import Params
 
 ZERO_CENTRED = ("norm1", "norm2", "norm_q", "norm_k")
@@ -178,7 +178,7 @@ def table(config: SubjectConfig) -> Table:
 
 def export(params: Params, entries: Table) -> dict[str, np.ndarray]:
     """Tensors in PyTorch's layout from our stacked parameters; `entries` that `params` lacks are left out."""
-    leaves: Mapping[str, np.ndarray] = {path: np.asarray(leaf) for path, leaf in flatten(params)}
+    leaves: Mapping[str, np.ndarray] = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
     tensors = {}
     for entry in entries:
         if entry.target in leaves:

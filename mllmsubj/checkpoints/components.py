@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from mllmsubj.errors import UserError
 from mllmsubj.io import replacing
-from mllmsubj.parallel.sharding import flatten
+from mllmsubj.tree import flatten
 from mllmsubj.typing import Params
 
 PARTS = ("vae", "probe", "mllm", "dit", "dla")
@@ -29,7 +29,7 @@ def path(folder: Path, name: str) -> Path:
 def write(folder: Path, name: str, params: Params, provenance: Mapping[str, Any]) -> None:
     """Both files of a part. Raises UserError where a number has no place in 16 bits."""
     with np.errstate(over="ignore"):  # looked for below
-        arrays = {key: np.asarray(leaf, np.float16) for key, leaf in flatten(params)}
+        arrays = {key: np.asarray(leaf, np.float16) for key, leaf in flatten(params).items()}
     if broken := [key for key, array in arrays.items() if not np.isfinite(array).all()]:
         raise UserError(f"part {name}: {broken[0]} has numbers beyond 16 bits; train it again, with a lower rate")
     with replacing(path(folder, name)) as partial:

@@ -10,7 +10,8 @@ from mllmsubj.errors import UserError
 from mllmsubj.io import replacing_folder
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel, is_trained
-from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings, unflatten, with_sharding
+from mllmsubj.parallel.sharding import make_mesh, parameter_shardings, with_sharding
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Params
 
 
@@ -39,7 +40,7 @@ def trained_params(folder: Path, experiment: Experiment) -> Params:
     Raises UserError if it has none, or others than its config says.
     """
     model = SubjectModel(experiment.model, Compute())  # layers stacked, as checkpoints are laid out
-    wanted = {path: leaf for path, leaf in flatten(model.abstract_params()) if is_trained(path)}
+    wanted = {path: leaf for path, leaf in flatten(model.abstract_params()).items() if is_trained(path)}
     stored = {path: leaf for path, leaf in checkpoint.stored(folder).items() if path in wanted}
     if not stored:
         raise UserError(f"checkpoint {folder} is not trained yet; export what mllmsubj train wrote")

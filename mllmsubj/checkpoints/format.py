@@ -20,7 +20,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mllmsubj.errors import UserError
-from mllmsubj.parallel.sharding import flatten, parameter_shardings, unflatten, with_sharding
+from mllmsubj.parallel.sharding import parameter_shardings, with_sharding
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Params
 
 T = TypeVar("T")
@@ -144,7 +145,7 @@ def restore(folder: str | Path, expected: Params, mesh: jax.sharding.Mesh) -> Pa
     What the folder lacks comes from its base, whose other parameters are ignored. Raises UserError for damaged
     files, a base that is gone or has changed, and parameters other than those that are expected.
     """
-    (everything,) = restore_groups(folder, expected, mesh, [[path for path, _ in flatten(expected)]])
+    (everything,) = restore_groups(folder, expected, mesh, [list(flatten(expected))])
     return unflatten(everything)
 
 
@@ -152,8 +153,8 @@ def restore_groups(
     folder: str | Path, expected: Params, mesh: jax.sharding.Mesh, groups: Iterable[Sequence[str]]
 ) -> Iterator[dict[str, jax.Array]]:
     """As `restore`, the paths of a group at a time: each is read when it is asked for, all are checked before."""
-    where = _located(folder, dict(flatten(expected)))
-    wanted = dict(flatten(with_sharding(expected, parameter_shardings(expected, mesh))))
+    where = _located(folder, flatten(expected))
+    wanted = flatten(with_sharding(expected, parameter_shardings(expected, mesh)))
     for group in groups:
         leaves: dict[str, jax.Array] = {}
         for part in dict.fromkeys(where[path] for path in group):
@@ -194,7 +195,7 @@ def stored(folder: Path) -> dict[str, Any]:
 
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return dict(flatten(checkpointer.metadata(path).item_metadata.tree))
+            return flatten(checkpointer.metadata(path).item_metadata.tree)
     except Exception as error:  # of many types
         raise UserError(f"cannot read the parameters in {path}: {reason(error)}") from None
 

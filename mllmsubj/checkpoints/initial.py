@@ -12,7 +12,8 @@ from mllmsubj.checkpoints import format as checkpoint
 from mllmsubj.errors import UserError
 from mllmsubj.models.lora import is_lora
 from mllmsubj.models.subject import SubjectModel, is_trained
-from mllmsubj.parallel.sharding import flatten, parameter_shardings, unflatten
+from mllmsubj.parallel.sharding import parameter_shardings
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Params
 
 MODEL_PARTS = ("mllm", "vae", "clip", "transformer", "dla")
@@ -26,14 +27,14 @@ ALL_COMPONENTS = (*components.PARTS, components.SUBJECT)
 
 def random_params(model: SubjectModel, seed: int, mesh: Mesh, only: set[str] | None = None) -> Params:
     """Initial parameters on the mesh, in the dtypes that they are stored in; `only`: those paths."""
-    expected = dict(flatten(model.abstract_params()))
+    expected = flatten(model.abstract_params())
     wanted = unflatten({path: leaf for path, leaf in expected.items() if only is None or path in only})
     if not wanted:
         return {}
 
     def init(key: jax.Array) -> Params:
-        leaves = dict(flatten(model.init(key)))
-        return unflatten({path: leaves[path].astype(leaf.dtype) for path, leaf in flatten(wanted)})
+        leaves = flatten(model.init(key))
+        return unflatten({path: leaves[path].astype(leaf.dtype) for path, leaf in flatten(wanted).items()})
 
     return jax.jit(init, out_shardings=parameter_shardings(wanted, mesh))(jax.random.key(seed))
 
@@ -45,7 +46,7 @@ def tiny_params(model: SubjectModel, seed: int, mesh: Mesh, names: tuple[str, ..
 
     Raises UserError where the config says other sizes than what is shipped has.
     """
-    leaves, read = dict(flatten(model.abstract_params())), components.read(checkpoint.TINY, names)
+    leaves, read = flatten(model.abstract_params()), components.read(checkpoint.TINY, names)
     read = {path: array for path, array in read.items() if path.partition("/")[0] in MODEL_PARTS}
     parts = {path.partition("/")[0] for path in read}
     with_adapters = any(map(is_lora, read))
@@ -62,7 +63,7 @@ def tiny_params(model: SubjectModel, seed: int, mesh: Mesh, names: tuple[str, ..
     found = unflatten({path: array.astype(leaves[path].dtype) for path, array in read.items()})
     found = jax.device_put(found, parameter_shardings(found, mesh))
     rest = random_params(model, seed, mesh, leaves.keys() - read.keys())
-    return unflatten(dict(flatten(rest)) | dict(flatten(found)))
+    return unflatten(flatten(rest) | flatten(found))
 
 
 def untrained(folder: Path) -> tuple[str, ...]:
@@ -79,12 +80,12 @@ def load_params(folder: Path, model: SubjectModel, seed: int, mesh: Mesh) -> Par
     Raises UserError as `checkpoint.restore` does.
     """
     there = checkpoint.stored_paths(folder)  # first, because it is what a user may have mistyped
-    expected = dict(flatten(model.abstract_params()))
+    expected = flatten(model.abstract_params())
     new = {path for path in expected if path not in there and is_trained(path)}
     found = checkpoint.restore(folder, unflatten({p: leaf for p, leaf in expected.items() if p not in new}), mesh)
     if not new:
         return found
-    return unflatten(dict(flatten(found)) | dict(flatten(random_params(model, seed, mesh, new))))
+    return unflatten(flatten(found) | flatten(random_params(model, seed, mesh, new)))
 
 
 def trained_params(folder: Path, model: SubjectModel, seed: int, mesh: Mesh) -> Params:
@@ -92,7 +93,7 @@ def trained_params(folder: Path, model: SubjectModel, seed: int, mesh: Mesh) -> 
 
     Raises UserError as `checkpoint.restore` and `check_trained` do.
     """
-    paths = [path for path, _ in flatten(model.abstract_params())]
+    paths = list(flatten(model.abstract_params()))
     (everything,) = trained_groups(folder, model, seed, mesh, [paths])
     return unflatten(everything)
 
@@ -108,7 +109,7 @@ def trained_groups(
                 f"config's seed, and so are the pictures",
                 stacklevel=3,
             )
-        leaves = dict(flatten(tiny_params(model, seed, mesh, ALL_COMPONENTS)))
+        leaves = flatten(tiny_params(model, seed, mesh, ALL_COMPONENTS))
         yield from ({path: leaves[path] for path in group} for group in groups)
     else:
         check_trained(folder, model)
@@ -117,7 +118,7 @@ def trained_groups(
 
 def check_trained(folder: Path, model: SubjectModel) -> None:
     """Raises UserError if a checkpoint has none of what is trained, as after an import."""
-    trained = {path for path, _ in flatten(model.abstract_params()) if is_trained(path)}
+    trained = {path for path in flatten(model.abstract_params()) if is_trained(path)}
     if trained and not trained & checkpoint.stored_paths(folder):
         raise UserError(
             f"checkpoint {folder} is not trained yet: it holds imported weights only; train on it with mllmsubj train "

@@ -16,7 +16,7 @@ from mllmsubj.convert.engine import Entry, TensorFiles, convert, read_config, si
 from mllmsubj.errors import UserError
 from mllmsubj.models.dla import DLAConfig, DualLayerAggregator
 from mllmsubj.models.layers import abstract_params
-from mllmsubj.parallel.sharding import flatten
+from mllmsubj.tree import flatten
 from mllmsubj.typing import Params
 
 FILE, CONFIG_FILE = "dla.safetensors", "dla_config.json"
@@ -24,7 +24,7 @@ FILE, CONFIG_FILE = "dla.safetensors", "dla_config.json"
 
 def save_dla(folder: Path, config: DLAConfig, params: Params) -> None:
     """Writes both files."""
-    save_file({path: np.ascontiguousarray(leaf) for path, leaf in flatten(params)}, folder / FILE)
+    save_file({path: np.ascontiguousarray(leaf) for path, leaf in flatten(params).items()}, folder / FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(asdict(config), indent=2) + "\n")
 
 
@@ -36,7 +36,7 @@ def load_dla(folder: str | Path) -> tuple[DLAConfig, Params]:
             raise UserError(f"{Path(folder) / CONFIG_FILE}: {field.name} is {value!r}, which is of another type")
     config = sizes(DLAConfig, raw)
     expected = abstract_params(DualLayerAggregator(config))
-    table = [Entry(path, path) for path, _ in flatten(expected)]
+    table = [Entry(path, path) for path in flatten(expected)]
     return config, convert(TensorFiles(Path(folder) / FILE), table, expected, str(folder))
 
 

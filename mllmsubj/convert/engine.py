@@ -16,7 +16,7 @@ from einops import EinopsError, rearrange
 from safetensors import SafetensorError, safe_open
 
 from mllmsubj.errors import UserError
-from mllmsubj.parallel.sharding import flatten, unflatten
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Params
 
 T = TypeVar("T")
@@ -211,7 +211,7 @@ def convert(
     that a source may hold and that are no parameters. Raises UserError, with everything that is wrong, where a
     tensor is missing, left over, or of another shape.
     """
-    shapes = dict(flatten(expected))
+    shapes = flatten(expected)
     refuse(unmatched(tensors, table, shapes, ignored), where)
 
     problems: list[str] = []

@@ -23,7 +23,7 @@ from mllmsubj.errors import UserError
 from mllmsubj.models.dit import FluxConfig, FluxTransformer
 from mllmsubj.models.layers import abstract_params
 from mllmsubj.models.lora import LoRAConfig
-from mllmsubj.parallel.sharding import flatten, unflatten
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Array, Params
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -67,7 +67,7 @@ def load_lora(path: str | Path, config: FluxConfig, foldable: bool = False) -> t
     shared = scales.pop() if len(scales) == 1 else 1.0
     targets = dict.fromkeys(adapter.entry.target.split("/")[-2] for adapter in adapters)
     lora = LoRAConfig(rank, shared * rank, tuple(targets))
-    expected = dict(flatten(abstract_params(FluxTransformer(config, lora=lora))))
+    expected = flatten(abstract_params(FluxTransformer(config, lora=lora)))
 
     leaves = {path: np.zeros(leaf.shape, np.float32) for path, leaf in expected.items() if "/lora_" in path}
     lacking = set()
@@ -99,7 +99,7 @@ def _folded(kernel: Array, down: Array, up: Array, scale: Array, behind: bool) -
 
 def fold_lora(params: Params, config: LoRAConfig, lora: Params, weight: float = 1.0) -> Params:
     """A transformer's parameters with `weight` times the adapters of `load_lora` added to its kernels."""
-    leaves, factors = dict(flatten(params)), dict(flatten(lora))
+    leaves, factors = flatten(params), flatten(lora)
     for path, down in factors.items():
         if path.endswith("/lora_a"):
             base = path.removesuffix("lora_a")
@@ -117,7 +117,7 @@ def save_lora(folder: Path, config: FluxConfig, lora: LoRAConfig, params: Params
     alpha / rank is multiplied into `lora_B`, so that every reader is right to take it for 1: some know alpha only from
     the header, others only from tensors, and none would say that it saw neither.
     """
-    leaves, tensors = dict(flatten(params)), {}
+    leaves, tensors = flatten(params), {}
     for entry in _projections(flux.table(config)):
         base, name = entry.target.removesuffix("kernel"), "transformer." + entry.source.removesuffix(".weight")
         if f"{base}lora_a" in leaves:
@@ -201,7 +201,7 @@ def _projections(table: Table) -> Table:
 
 def _kernels(config: FluxConfig) -> dict[str, tuple[int, ...]]:
     """Path of a kernel -> (in, out) of one layer."""
-    shapes = dict(flatten(abstract_params(FluxTransformer(config))))
+    shapes = flatten(abstract_params(FluxTransformer(config)))
     return {
         entry.target: tuple(
             size for axis, size in enumerate(shapes[entry.target].shape) if entry.index is None or axis != entry.axis

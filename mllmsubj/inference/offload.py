@@ -12,7 +12,8 @@ import jax
 from jax.sharding import Mesh
 
 from mllmsubj.errors import UserError
-from mllmsubj.parallel.sharding import bytes_per_device, flatten, parameter_shardings, unflatten, with_sharding
+from mllmsubj.parallel.sharding import bytes_per_device, parameter_shardings, with_sharding
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Params
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ def is_read(path: str) -> bool:
 
 def parameters_of(params: Params, turn: str) -> Params:
     """The parameters, or shapes, that a turn reads."""
-    return unflatten({path: leaf for path, leaf in flatten(params) if PARAMETER_GROUPS[turn].fullmatch(path)})
+    return unflatten({path: leaf for path, leaf in flatten(params).items() if PARAMETER_GROUPS[turn].fullmatch(path)})
 
 
 def on_device(params: Params, turn: str, program: Callable[[Params], T]) -> T:

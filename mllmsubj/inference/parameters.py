@@ -21,7 +21,7 @@ from mllmsubj.models.layers import unstack
 from mllmsubj.models.lora import LoRAConfig, is_lora, merge_lora
 from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import SubjectModel, is_trained
-from mllmsubj.parallel.sharding import flatten, unflatten
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Params
 
 GROUP = 1 << 30
@@ -60,7 +60,7 @@ def held_model(stored: SubjectModel) -> SubjectModel:
 
 def held_shapes(stored: SubjectModel) -> Params:
     """Shapes and dtypes of what `load` keeps, layers stacked."""
-    read = unflatten({path: leaf for path, leaf in flatten(stored.abstract_params()) if is_read(path)})
+    read = unflatten({path: leaf for path, leaf in flatten(stored.abstract_params()).items() if is_read(path)})
     return jax.eval_shape(partial(_held, stored), read)
 
 
@@ -68,7 +68,7 @@ def groups(stored: SubjectModel) -> list[list[str]]:
     """Paths of what is read; a kernel and the adapter that is merged into it lie in one group."""
     units: defaultdict[str, list[str]] = defaultdict(list)
     sizes: defaultdict[str, int] = defaultdict(int)
-    for path, leaf in flatten(stored.abstract_params()):
+    for path, leaf in flatten(stored.abstract_params()).items():
         if is_read(path):
             unit = path.rpartition("/")[0] if _merges(stored) else path
             units[unit].append(path)
@@ -93,13 +93,15 @@ def _held(stored: SubjectModel, params: Params, adapters: Sequence[Adapter] = ()
     if stored.config.lora is not None and _merges(stored):
         params = _merged(params, stored.config.lora)
     for config, factors, weight in adapters if "transformer" in params else ():
-        kernels = {path.rpartition("/")[0] for path, _ in flatten(params["transformer"]) if path.endswith("/kernel")}
-        some = {path: leaf for path, leaf in flatten(factors) if path.rpartition("/")[0] in kernels}
+        kernels = {path.rpartition("/")[0] for path in flatten(params["transformer"]) if path.endswith("/kernel")}
+        some = {path: leaf for path, leaf in flatten(factors).items() if path.rpartition("/")[0] in kernels}
         params = params | {"transformer": fold_lora(params["transformer"], config, unflatten(some), weight)}
     if not _merges(stored):
         params = quantize_frozen(params)
     narrow = stored.compute.dtype  # of factors of products, which are cast to it wherever they are used
-    return unflatten({p: x.astype(narrow) if is_trained(p) and _is_factor(p) else x for p, x in flatten(params)})
+    return unflatten(
+        {p: x.astype(narrow) if is_trained(p) and _is_factor(p) else x for p, x in flatten(params).items()}
+    )
 
 
 def _is_factor(path: str) -> bool:

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 
 from mllmsubj.models.lora import LoRAConfig
 from mllmsubj.ops.attention import KEPT, Implementation
-from mllmsubj.parallel.sharding import STACKED, flatten, unflatten
+from mllmsubj.parallel.sharding import STACKED
 from mllmsubj.parallel.target import loops_overlap, platform
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Array, Float, Params, PyTree
 
 
@@ -226,7 +227,7 @@ def _one_layer(block: nn.Module, platform: str, params: Params, *inputs: PyTree)
 def unstack(params: Params) -> Params:
     """Parameters for `scan_layers=False` from stacked ones: every stack of layers taken apart."""
     leaves: Params = {}
-    for path, leaf in flatten(params):
+    for path, leaf in flatten(params).items():
         if match := STACKED.match(path):
             inside = path[match.end() :]
             leaves |= {f"{match[0]}{i}/{inside}": leaf[i] for i in range(leaf.shape[0])}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from mllmsubj.parallel.sharding import flatten, unflatten
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Params
 
 
@@ -31,7 +31,7 @@ def is_lora(path: str) -> bool:
 
 def merge_lora(params: Params, config: LoRAConfig) -> Params:
     """Folds every adapter into its kernel and drops it: the same function, at the cost of the base model."""
-    leaves = dict(flatten(params))
+    leaves = flatten(params)
     merged = {path: leaf for path, leaf in leaves.items() if not is_lora(path)}
     for path, down in leaves.items():
         if path.endswith("/lora_a"):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mllmsubj.models.lora import is_lora
-from mllmsubj.parallel.sharding import flatten, unflatten
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Array, Params
 
 _PROJECTIONS = re.compile(r"(mllm|transformer)/(?!.*(patch_embedding|lm_head)).*/kernel")
@@ -27,7 +27,7 @@ def quantize_frozen(params: Params) -> Params:
     Symmetric, scale = largest magnitude of an output channel / 127.5, by qwix. One kernel is wide at a time.
     """
     leaves: Params = {}
-    for path, leaf in flatten(params):
+    for path, leaf in flatten(params).items():
         if _PROJECTIONS.fullmatch(path) and not is_lora(path):
             behind = _STACKED_BEHIND.fullmatch(path) is not None
             leaves[path], leaves[f"{path}_scale"] = _quantize(leaf, 0 if behind else leaf.ndim - 2)

@@ -22,7 +22,7 @@ from mllmsubj.models.mllm import InternVL, InternVLConfig
 from mllmsubj.models.modulation import Modulation
 from mllmsubj.models.vae import AutoencoderKL, VAEConfig
 from mllmsubj.ops.patchify import PATCH, image_ids, pack, reference_ids, token_grid, unpack
-from mllmsubj.parallel.sharding import flatten, unflatten
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import ActiveTokens, Array, Float, Leaf, Params
 
 
@@ -293,7 +293,7 @@ def _stored_leaves(model: SubjectModel) -> tuple[tuple[str, jax.ShapeDtypeStruct
         return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if is_trained(path) else model.compute.dtype)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return tuple((path, stored(path, leaf)) for path, leaf in flatten(shapes))
+    return tuple((path, stored(path, leaf)) for path, leaf in flatten(shapes).items())
 
 
 def is_trained(path: str) -> bool:

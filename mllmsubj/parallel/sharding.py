@@ -5,7 +5,6 @@ Mesh axes: `data` (batch), `fsdp` (batch, and every large parameter's rows), `te
 
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mllmsubj.errors import UserError
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Array, Params, PyTree
 
 AXES = ("data", "fsdp", "tensor")
@@ -108,7 +108,7 @@ def parameter_specs(params: Params) -> PyTree:
     Raises ValueError listing every path that no rule names or whose rule has more axes than the array.
     """
     problems: list[str] = []
-    specs = {path: _spec(path, np.ndim(leaf), problems) for path, leaf in flatten(params)}
+    specs = {path: _spec(path, np.ndim(leaf), problems) for path, leaf in flatten(params).items()}
     if problems:
         raise ValueError("no sharding for: " + "; ".join(problems))
     return unflatten(specs)
@@ -135,28 +135,6 @@ def bytes_per_device(tree: PyTree) -> int:
     """What one device holds of arrays, or of shapes with shardings, before a compiler pads anything."""
     leaves = jax.tree.leaves(tree)
     return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
-
-
-def flatten(params: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, leaf) of a nested dict, in order."""
-    for name, value in params.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, dict):
-            yield from flatten(value, path + "/")
-        else:
-            yield path, value
-
-
-def unflatten(leaves: dict[str, Any]) -> Params:
-    """Inverse of `flatten`."""
-    tree: Params = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
 
 
 def _spec(path: str, ndim: int, problems: list[str]) -> PartitionSpec:

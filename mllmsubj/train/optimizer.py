@@ -11,7 +11,8 @@ from flax.core import FrozenDict
 
 from mllmsubj.config.train import StageConfig, TrainConfig
 from mllmsubj.errors import UserError
-from mllmsubj.parallel.sharding import STACKED, flatten, unflatten
+from mllmsubj.parallel.sharding import STACKED
+from mllmsubj.tree import flatten, join, split, unflatten
 from mllmsubj.typing import Array, Float, Params
 
 DECAYED = re.compile(r".*/(kernel|lora_[ab])")
@@ -26,7 +27,7 @@ def learning_rates(params: Params, stage: StageConfig) -> FrozenDict[str, float]
 
     Raises UserError for a pattern that names no parameter, and if nothing is left to train.
     """
-    paths = [path for path, _ in flatten(params)]
+    paths = list(flatten(params))
     rates: dict[str, float | None] = {}
     for pattern, rate in stage.learning_rates:
         found = [path for path in paths if re.fullmatch(pattern, path)]
@@ -45,21 +46,6 @@ def trained_paths(params: Params, train: TrainConfig) -> set[str]:
     return set().union(*(learning_rates(params, stage) for stage in stages))
 
 
-def split(params: Params, paths: set[str]) -> tuple[Params, Params]:
-    """(those in `paths`, all others), each a nested dict."""
-    leaves = dict(flatten(params))
-    inside = {path: leaf for path, leaf in leaves.items() if path in paths}
-    return unflatten(inside), unflatten({path: leaf for path, leaf in leaves.items() if path not in paths})
-
-
-def join(*trees: Params) -> Params:
-    """One nested dict of several that share no leaf."""
-    leaves: Params = {}
-    for tree in trees:
-        leaves |= dict(flatten(tree))
-    return unflatten(leaves)
-
-
 @cache
 def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
     """Clip by the global norm, Adam or Muon, weight decay; `apply_updates` applies the learning rates.
@@ -72,7 +58,7 @@ def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
         _either(_muon(), adam) if train.optimizer == "muon" else adam,
         optax.add_decayed_weights(
             train.weight_decay,
-            mask=lambda tree: unflatten({path: bool(DECAYED.fullmatch(path)) for path, _ in flatten(tree)}),
+            mask=lambda tree: unflatten({path: bool(DECAYED.fullmatch(path)) for path in flatten(tree)}),
         ),
     )
 
@@ -82,7 +68,7 @@ def _muon() -> optax.GradientTransformation:
 
     def axes(tree: Params) -> Params:
         # Axes that are neither, of layers, are matrices apart; `modulation` has its layers in the middle.
-        each = {path: (1 if STACKED.match(path) else 0, leaf.ndim - 1) for path, leaf in flatten(tree)}
+        each = {path: (1 if STACKED.match(path) else 0, leaf.ndim - 1) for path, leaf in flatten(tree).items()}
         return unflatten({path: optax.contrib.MuonDimensionNumbers(*pair) for path, pair in each.items()})
 
     def scaled(updates: Params, params: Params | None = None) -> Params:
@@ -96,7 +82,7 @@ def _either(inside: optax.GradientTransformation, others: optax.GradientTransfor
     """`inside` for matrices of `INSIDE`, `others` for the rest; unlike `optax.partition`, moments are plain dicts."""
 
     def parted(tree: Params) -> tuple[Params, Params]:
-        return split(tree, {path for path, leaf in flatten(tree) if INSIDE.fullmatch(path) and leaf.ndim <= 3})
+        return split(tree, {path for path, leaf in flatten(tree).items() if INSIDE.fullmatch(path) and leaf.ndim <= 3})
 
     def init(params: Params) -> tuple[optax.OptState, optax.OptState]:
         matrices, rest = parted(params)
@@ -123,5 +109,5 @@ def apply_updates(
     share = jnp.minimum(1.0, (done + 1.0) / max(1, stage.warmup_steps))
     if stage.decay_steps:
         share *= jnp.clip((stage.steps - done) / min(stage.decay_steps, max(1, stage.steps)), 0.0, 1.0)
-    scales = unflatten({path: rates[path] for path, _ in flatten(params)})
+    scales = unflatten({path: rates[path] for path in flatten(params)})
     return jax.tree.map(lambda p, u, rate: p - rate * share * u, params, updates, scales)

@@ -34,12 +34,12 @@ from mllmsubj.models.layers import unstack
 from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import SubjectModel, is_trained
 from mllmsubj.parallel import multihost
-from mllmsubj.parallel.sharding import flatten
 from mllmsubj.train.metrics import BinnedMetrics
-from mllmsubj.train.optimizer import join, learning_rates, make_optimizer, split, trained_paths
+from mllmsubj.train.optimizer import learning_rates, make_optimizer, trained_paths
 from mllmsubj.train.programs import Programs, compile_step
 from mllmsubj.train.state import TrainState, new_state
 from mllmsubj.train.step import BINS, TrainStep
+from mllmsubj.tree import flatten, join, split
 from mllmsubj.typing import Params
 
 
@@ -190,7 +190,7 @@ def _make_run(
 
 def split_trained(params: Params, train: TrainConfig) -> tuple[Params, Params]:
     """What a run's state holds, trained or not in either stage, and what is frozen for good."""
-    return split(params, trained_paths(params, train) | {path for path, _ in flatten(params) if is_trained(path)})
+    return split(params, trained_paths(params, train) | {path for path in flatten(params) if is_trained(path)})
 
 
 def make_stages(

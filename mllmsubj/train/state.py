@@ -11,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mllmsubj.config.train import StageConfig
 from mllmsubj.parallel.sharding import parameter_shardings, with_sharding
-from mllmsubj.train.optimizer import apply_updates, join, split
+from mllmsubj.train.optimizer import apply_updates
+from mllmsubj.tree import join, split
 from mllmsubj.typing import Array, Leaf, Params, PyTree
 
 

@@ -26,8 +26,8 @@ from mllmsubj.parallel.sharding import constrain
 from mllmsubj.train import modes
 from mllmsubj.train.known import LATENTS, NULL, CachedFeatures, features_from_cache
 from mllmsubj.train.metrics import BinnedMetrics
-from mllmsubj.train.optimizer import join, split
 from mllmsubj.train.state import TrainState, update_state
+from mllmsubj.tree import join, split
 from mllmsubj.typing import Array, Float, Int, Leaf, Params
 
 TIME_BINS = 10

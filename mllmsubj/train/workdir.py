@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from mllmsubj.checkpoints.format import config_text, on_first_process, read_config, reason
 from mllmsubj.errors import UserError
 from mllmsubj.io import replacing
-from mllmsubj.parallel.sharding import flatten
+from mllmsubj.tree import flatten
 
 MAY_CHANGE = (
     "mesh",
@@ -117,7 +117,7 @@ def changes(there: ConfigDict, here: ConfigDict) -> str:
 
 
 def _flat(text: str) -> dict[str, Any]:
-    return {path.replace("/", "."): value for path, value in flatten(json.loads(text))}
+    return {path.replace("/", "."): value for path, value in flatten(json.loads(text)).items()}
 
 
 def _shown(config: dict[str, Any], key: str) -> str:

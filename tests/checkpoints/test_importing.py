@@ -31,7 +31,8 @@ from mllmsubj.config.schema import Experiment
 from mllmsubj.errors import UserError
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel, is_trained
-from mllmsubj.parallel.sharding import flatten, make_mesh, unflatten
+from mllmsubj.parallel.sharding import make_mesh
+from mllmsubj.tree import flatten, unflatten
 from tests.environment import ROOT, environment
 from tests.small import small_config, small_model
 
@@ -117,8 +118,8 @@ def sha256(path):
 def test_training_starts_from_it(written, tmp_path):
     workdir, model = imported(written, tmp_path / "workdir"), small_model(lora=True)
     mesh = make_mesh(devices=jax.devices()[:1])  # what starts at random compiles for a long time on several
-    params = dict(flatten(load_params(workdir, model, 0, mesh)))
-    want = dict(flatten(expected(written, np.float32)))
+    params = flatten(load_params(workdir, model, 0, mesh))
+    want = flatten(expected(written, np.float32))
     assert_equal({path: params[path] for path in want}, want)
     assert all(is_trained(path) for path in set(params) - set(want))
     assert set(params) - set(want)
@@ -497,7 +498,7 @@ print(count, sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard
 
 def shapes_in(workdir):
     model = SubjectModel(Experiment.from_config(checkpoint.read_config(workdir)).model, Compute(BFLOAT16))
-    return unflatten({path: leaf for path, leaf in flatten(model.abstract_params()) if not is_trained(path)})
+    return unflatten({path: leaf for path, leaf in flatten(model.abstract_params()).items() if not is_trained(path)})
 
 
 @pytest.mark.slow

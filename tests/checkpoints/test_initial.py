@@ -17,7 +17,8 @@ from mllmsubj.checkpoints.initial import (
 )
 from mllmsubj.errors import UserError
 from mllmsubj.models.subject import SubjectModel, is_trained
-from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings, unflatten
+from mllmsubj.parallel.sharding import make_mesh, parameter_shardings
+from mllmsubj.tree import flatten, unflatten
 from tests.small import small_model
 
 
@@ -42,14 +43,14 @@ def mesh():
 def random(mesh):
     """Path -> leaf of CLIP and the DLA of the small model with random numbers."""
     model = small_model(lora=True)
-    only = {path for path, _ in flatten(model.abstract_params()) if path.startswith(("clip/", "dla/"))}
-    return dict(flatten(random_params(model, 0, mesh, only)))
+    only = {path for path in flatten(model.abstract_params()) if path.startswith(("clip/", "dla/"))}
+    return flatten(random_params(model, 0, mesh, only))
 
 
 def ship(folder, part, begins, value):
     """Writes a part of the small model, without adapters; returns its paths. What is not there has to be initialized,
     which takes most of the time of these tests."""
-    leaves = flatten(small_model(lora=True).abstract_params())
+    leaves = flatten(small_model(lora=True).abstract_params()).items()
     found = {p: np.full(leaf.shape, value) for p, leaf in leaves if p.startswith(begins) and "/lora_" not in p}
     components.write(folder, part, unflatten(found), {})
     return found.keys()
@@ -58,9 +59,9 @@ def ship(folder, part, begins, value):
 def test_what_is_shipped_replaces_random_numbers(tiny, mesh, random):
     model = small_model(lora=True)
     there = ship(tiny, "mllm", "mllm/", 0.1) | ship(tiny, "dit", "transformer/", 0.1)
-    found = dict(flatten(tiny_params(model, 0, mesh)))
+    found = flatten(tiny_params(model, 0, mesh))
     assert {path: leaf.dtype for path, leaf in found.items()} == {
-        path: leaf.dtype for path, leaf in flatten(model.abstract_params())
+        path: leaf.dtype for path, leaf in flatten(model.abstract_params()).items()
     }
     for path, leaf in found.items():
         if path in there or path.startswith("vae/"):
@@ -82,7 +83,7 @@ def test_what_is_random_is_named(tiny, mesh):
 
 def test_what_the_method_trained_is_for_drawing_alone(tiny, mesh, random):
     model = small_model(lora=True)
-    leaves = {path: np.full(leaf.shape, 0.25) for path, leaf in flatten(model.abstract_params())}
+    leaves = {path: np.full(leaf.shape, 0.25) for path, leaf in flatten(model.abstract_params()).items()}
     trained = {path: leaf for path, leaf in leaves.items() if is_trained(path)}
     ship(tiny, "mllm", "mllm/", 0.1)
     frozen = {p: leaf for p, leaf in leaves.items() if p.startswith("transformer/") and p not in trained}
@@ -90,8 +91,8 @@ def test_what_the_method_trained_is_for_drawing_alone(tiny, mesh, random):
     components.write(tiny, components.SUBJECT, unflatten(trained), {})
     assert untrained(tiny) == ("clip",)
     with pytest.warns(UserWarning, match="for clip: these"):
-        drawn = dict(flatten(trained_params(tiny, model, 0, mesh)))
-    begun = dict(flatten(tiny_params(model, 0, mesh)))
+        drawn = flatten(trained_params(tiny, model, 0, mesh))
+    begun = flatten(tiny_params(model, 0, mesh))
     for path in trained:
         np.testing.assert_array_equal(drawn[path], np.float32(0.25))
         assert not np.array_equal(begun[path], drawn[path])
@@ -101,13 +102,13 @@ def test_what_the_method_trained_is_for_drawing_alone(tiny, mesh, random):
 
 def test_no_random_numbers_where_everything_is_shipped(tiny, monkeypatch):
     model = small_model(lora=True)
-    everything = {p: np.full(leaf.shape, 0.25) for p, leaf in flatten(model.abstract_params())}
+    everything = {p: np.full(leaf.shape, 0.25) for p, leaf in flatten(model.abstract_params()).items()}
     components.write(tiny, "vae", unflatten(everything), {})
     monkeypatch.setattr(SubjectModel, "init", lambda *_: pytest.fail("parameters were initialized"))
     mesh = make_mesh()
-    found = dict(flatten(tiny_params(model, 0, mesh)))
+    found = flatten(tiny_params(model, 0, mesh))
     assert found.keys() == everything.keys()
-    shardings = dict(flatten(parameter_shardings(unflatten(everything), mesh)))
+    shardings = flatten(parameter_shardings(unflatten(everything), mesh))
     assert all(leaf.sharding == shardings[path] for path, leaf in found.items())
     assert all((np.asarray(leaf) == 0.25).all() for leaf in found.values())
 
@@ -117,7 +118,7 @@ def test_a_dla_alone_is_a_start(tiny, mesh):
     for part, begins in (("mllm", "mllm/"), ("dit", "transformer/")):
         ship(tiny, part, begins, 0.1)  # so that little is initialized
     dla = ship(tiny, "dla", "dla/", 0.25)
-    warm, cold = (dict(flatten(tiny_params(model, 0, mesh, names))) for names in (WARM_STARTED, FROZEN))
+    warm, cold = (flatten(tiny_params(model, 0, mesh, names)) for names in (WARM_STARTED, FROZEN))
     for path, leaf in warm.items():
         np.testing.assert_array_equal(leaf, np.float32(0.25) if path in dla else cold[path])
 

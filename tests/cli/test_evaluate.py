@@ -24,7 +24,7 @@ from mllmsubj.toyworld.benchmark.scores import MEANINGS
 from mllmsubj.toyworld.probe.network import LookConfig, ProbeConfig
 from mllmsubj.toyworld.probe.reader import make_network
 from mllmsubj.train import run as train_run
-from mllmsubj.train.optimizer import split
+from mllmsubj.tree import flatten, split, unflatten
 from tests.evals.small_run import config, params, save
 from tests.small import random_like
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
     """`run`, a finished workdir, and files that are none."""
     folder = tmp_path_factory.mktemp("evaluate")
     base = save(folder / "base")
-    trained = split(params(), {path for path, _ in sharding.flatten(params()) if "lora" in path or "dla/" in path})[0]
+    trained = split(params(), {path for path in flatten(params()) if "lora" in path or "dla/" in path})[0]
     checkpoint.save(folder / "run" / "model", config(), trained, base, base=base)
     look = LookConfig(stem=4, widths=(8, 8), blocks=(1, 1))
     network = ProbeConfig(whole=look, close=look, cut=16, span=1.5, norm_num_groups=4, maps=1)
@@ -127,7 +127,7 @@ def test_a_probe_of_other_sizes_is_refused(folder, capsys):
     other = folder / "other_probe"
     about = components.provenance(folder / "probe", "probe")
     about["pretrain"]["network"]["close"]["widths"] = (8, 16)
-    leaves = sharding.unflatten(components.read(folder / "probe", ("probe",)))
+    leaves = unflatten(components.read(folder / "probe", ("probe",)))
     other.mkdir()
     components.write(other, "probe", leaves, about)
     with pytest.raises(SystemExit):

@@ -22,7 +22,7 @@ from mllmsubj.inference.pipeline import Pipeline
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.lora import merge_lora
 from mllmsubj.models.subject import is_trained
-from mllmsubj.parallel.sharding import flatten, unflatten
+from mllmsubj.tree import flatten, unflatten
 from tests.environment import ROOT
 from tests.small import random_like, small_config, small_model
 
@@ -35,7 +35,7 @@ def params():
 @pytest.fixture(scope="module")
 def workdir(params, tmp_path_factory):
     """A run's workdir: its result refers to frozen weights elsewhere, which are gone."""
-    folder, leaves = tmp_path_factory.mktemp("run"), dict(flatten(params))
+    folder, leaves = tmp_path_factory.mktemp("run"), flatten(params)
     frozen = unflatten({path: leaf for path, leaf in leaves.items() if not is_trained(path)})
     trained = unflatten({path: leaf for path, leaf in leaves.items() if is_trained(path)})
     checkpoint.save(folder / "base", small_config(), frozen, TINY)
@@ -75,8 +75,8 @@ def test_lora_is_the_same(exported, params):
     model = small_model(lora=True).config
     lora, found = convert.load_lora(exported, model.transformer)
     assert (lora.rank, lora.scale, set(lora.targets)) == (4, 1.0, set(model.lora.targets))
-    want = {path: leaf for path, leaf in flatten(params["transformer"]) if "/lora_" in path}
-    for path, leaf in flatten(found):
+    want = {path: leaf for path, leaf in flatten(params["transformer"]).items() if "/lora_" in path}
+    for path, leaf in flatten(found).items():
         np.testing.assert_array_equal(leaf, want.pop(path) * (2.0 if path.endswith("lora_b") else 1.0))
     assert not want
 
@@ -177,8 +177,8 @@ def test_pipeline_folds_loras_in(params, exported, tmp_path):
     assert pipe.loras == [["folder", 0.5], [FILE, -2.0]]
     model = small_model(lora=True).config
     merged = merge_lora(params["transformer"], replace(model.lora, alpha=model.lora.alpha * (1 + 0.5 - 2.0)))
-    found, without = dict(flatten(pipe.params["transformer"])), dict(flatten(plain.params["transformer"]))
-    for path, leaf in flatten(unstack(merged)):
+    found, without = flatten(pipe.params["transformer"]), flatten(plain.params["transformer"])
+    for path, leaf in flatten(unstack(merged)).items():
         np.testing.assert_allclose(found[path], leaf, atol=1e-5)
     path = "single_blocks/0/to_q/kernel"
     assert np.abs(found[path] - without[path]).max() > 0.1

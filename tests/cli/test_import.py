@@ -11,7 +11,8 @@ from mllmsubj.errors import UserError
 from mllmsubj.inference.pipeline import Pipeline
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel
-from mllmsubj.parallel.sharding import flatten, make_mesh
+from mllmsubj.parallel.sharding import make_mesh
+from mllmsubj.tree import flatten
 from tests.environment import ROOT
 
 CONFIG = f"--config={ROOT / 'configs' / 'tiny.py'}"
@@ -37,7 +38,7 @@ def test_round_trip(flux, tmp_path, dtype, capsys):
     assert {name: getattr(model, name) for name in loaded} == {name: config for name, (config, _) in loaded.items()}
     subject = SubjectModel(model, Compute())
     params = load_params(workdir, subject, 0, make_mesh(devices=jax.devices()[:1]))
-    assert dict(flatten(params)).keys() == dict(flatten(subject.abstract_params())).keys()
+    assert flatten(params).keys() == flatten(subject.abstract_params()).keys()
 
     with pytest.raises(
         UserError, match=rf"checkpoint {workdir} is not trained yet: .* --config.train.weights="

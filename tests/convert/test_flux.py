@@ -12,7 +12,7 @@ from mllmsubj.convert.renames import renamed
 from mllmsubj.errors import UserError
 from mllmsubj.models.dit import FluxTransformer
 from mllmsubj.models.layers import abstract_params
-from mllmsubj.parallel.sharding import flatten
+from mllmsubj.tree import flatten
 from tests.models.test_dit import SIZES
 
 WIDTH = 32
@@ -76,7 +76,7 @@ def saved(request, tmp_path_factory):
 
 
 def assert_same(found, want):
-    found, want = (dict(flatten(tree)) for tree in (found, want))
+    found, want = (flatten(tree) for tree in (found, want))
     assert found.keys() == want.keys()
     for path, leaf in want.items():
         np.testing.assert_array_equal(found[path], leaf, err_msg=path)
@@ -137,7 +137,7 @@ def test_the_full_size_table(paper_config):
     """FLUX.1-dev's 780 tensors, each used once."""
     table = renamed(flux.table(paper_config), flux_original.renames(paper_config))
     names = shapes(3072, 128, True, 19, 38, 64, 4096, 768)
-    paths = dict(flatten(abstract_params(FluxTransformer(paper_config))))
+    paths = flatten(abstract_params(FluxTransformer(paper_config)))
     assert unmatched(names, table, paths) == []
     assert len(names) == 780
 

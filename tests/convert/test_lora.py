@@ -11,7 +11,7 @@ from mllmsubj.errors import UserError
 from mllmsubj.models.dit import FluxTransformer
 from mllmsubj.models.layers import abstract_params
 from mllmsubj.models.lora import LoRAConfig, is_lora
-from mllmsubj.parallel.sharding import flatten, unflatten
+from mllmsubj.tree import flatten, unflatten
 from tests.models.test_dit import CONFIG, SIZES, inputs
 from tests.small import random_like
 
@@ -58,7 +58,7 @@ def theirs(pipe):
 
 
 def joined(params, lora):
-    return unflatten(dict(flatten(params)) | dict(flatten(lora)))
+    return unflatten(flatten(params) | flatten(lora))
 
 
 def save_adapter(folder, seed, rank=4, alpha=8.0, targets=ATTENTION, **options):
@@ -88,7 +88,7 @@ def test_ours_in_diffusers(base, fresh, tmp_path, alpha):
     config, params = base
     lora = LoRAConfig(4, alpha, TARGETS)
     random = random_like(abstract_params(FluxTransformer(config, lora=lora)))
-    adapters = unflatten({path: leaf for path, leaf in flatten(random) if is_lora(path)})
+    adapters = unflatten({path: leaf for path, leaf in flatten(random).items() if is_lora(path)})
     convert.save_lora(tmp_path, config, lora, adapters)
     (tmp_path / "dla.safetensors").write_bytes((tmp_path / FILE).read_bytes())  # is not taken for the LoRA
     fresh.load_lora_weights(str(tmp_path))
@@ -98,9 +98,9 @@ def test_ours_in_diffusers(base, fresh, tmp_path, alpha):
 
     again, loaded = convert.load_lora(tmp_path, config)
     assert (again.rank, again.alpha, set(again.targets)) == (4, 4.0, set(TARGETS))
-    for path, leaf in flatten(loaded):
+    for path, leaf in flatten(loaded).items():
         factor = lora.scale if path.endswith("lora_b") else 1.0
-        np.testing.assert_array_equal(leaf, dict(flatten(adapters))[path] * factor)
+        np.testing.assert_array_equal(leaf, flatten(adapters)[path] * factor)
 
 
 CASES = {

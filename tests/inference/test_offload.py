@@ -18,7 +18,8 @@ from mllmsubj.inference.offload import (
     parameters_of,
 )
 from mllmsubj.models.quantize import quantize_frozen
-from mllmsubj.parallel.sharding import flatten, make_mesh
+from mllmsubj.parallel.sharding import make_mesh
+from mllmsubj.tree import flatten
 from tests.small import SETTINGS, SHIFT, random_like, small_inputs, small_model
 
 
@@ -44,8 +45,8 @@ def turns(mesh):
 
 
 def test_every_parameter_has_one_turn(waiting):
-    paths = [path for turn in PARAMETER_GROUPS for path, _ in flatten(parameters_of(waiting, turn))]
-    assert sorted(paths) == sorted(path for path, _ in flatten(waiting))
+    paths = [path for turn in PARAMETER_GROUPS for path in flatten(parameters_of(waiting, turn))]
+    assert sorted(paths) == sorted(path for path in flatten(waiting))
     assert not is_read("mllm/lm_head/kernel")
 
 

@@ -18,7 +18,8 @@ from mllmsubj.inference.offload import group_bytes, is_read
 from mllmsubj.inference.parameters import groups, held_shapes
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel
-from mllmsubj.parallel.sharding import flatten, make_mesh
+from mllmsubj.parallel.sharding import make_mesh
+from mllmsubj.tree import flatten
 from tests.environment import ROOT
 from tests.small import small_config, small_model
 
@@ -69,7 +70,7 @@ def test_every_parameter_is_in_one_group(frozen_dtype):
     model = small_model(lora=True)
     model = replace(model, config=replace(model.config, frozen_dtype=frozen_dtype))
     paths = [path for group in groups(model) for path in group]
-    assert sorted(paths) == sorted(path for path, _ in flatten(model.abstract_params()) if is_read(path))
+    assert sorted(paths) == sorted(path for path in flatten(model.abstract_params()) if is_read(path))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def large(tmp_path_factory):
 def test_loading_takes_little_more_memory_than_what_is_kept(large):
     """Beyond it: a group as stored, on CPUs its numbers in float32 while 8 bits are made of them, and compiling."""
     folder, stored = large
-    shapes = dict(flatten(stored.abstract_params()))
+    shapes = flatten(stored.abstract_params())
     env = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PATH": "", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", LOAD, str(folder), str(SMALLER)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

@@ -11,7 +11,7 @@ from mllmsubj.config.schema import Experiment
 from mllmsubj.models import flops
 from mllmsubj.models.layers import Compute, unstack
 from mllmsubj.models.subject import Features, SubjectConfig, SubjectModel, is_trained
-from mllmsubj.parallel.sharding import flatten, unflatten
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import ActiveTokens
 from tests.environment import ROOT
 from tests.small import small_config, small_inputs
@@ -111,11 +111,11 @@ def test_encode_and_train(model, config):
 
     features = jax.eval_shape(model.encode, params, inputs)
     latents = array(2, GRID[0] * GRID[1], config.transformer.in_channels)
-    trained = unflatten({path: leaf for path, leaf in flatten(params) if is_trained(path)})
+    trained = unflatten({path: leaf for path, leaf in flatten(params).items() if is_trained(path)})
 
     def gradient(trained, frozen, features, latents):
         def loss(trained):
-            params = unflatten(dict(flatten(frozen)) | dict(flatten(trained)))
+            params = unflatten(flatten(frozen) | flatten(trained))
             condition = model.aggregate(params, features, jnp.ones(2))
             return jnp.mean(model.velocity(params, GRID, latents, jnp.full(2, 0.5), condition, EVERYTHING) ** 2)
 
@@ -141,7 +141,7 @@ def test_full_size():
     """InternVL3-8B's decoder is 2 · parameters · tokens but for attention; one example of the paper's second stage."""
     sizes = Experiment.from_config(load_config(str(ROOT / "configs" / "paper.py"))).model
     layers = SubjectModel(sizes, Compute()).abstract_params()["mllm"]["text"]["layers"]
-    kernels = sum(leaf.size for path, leaf in flatten(layers) if path.endswith("kernel"))
+    kernels = sum(leaf.size for path, leaf in flatten(layers).items() if path.endswith("kernel"))
     assert flops.decoder_flops(sizes.mllm.text, 512) == pytest.approx(2 * kernels * 512, rel=0.03)
 
     features = Features(

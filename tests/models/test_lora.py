@@ -9,7 +9,7 @@ import pytest
 from mllmsubj.models.dit import FluxTransformer
 from mllmsubj.models.layers import Compute, init_params, unstack
 from mllmsubj.models.lora import is_lora, merge_lora
-from mllmsubj.parallel.sharding import flatten, unflatten
+from mllmsubj.tree import flatten, unflatten
 from tests.models.test_dit import inputs
 from tests.parity import assert_close
 from tests.small import random_like, small_model
@@ -29,7 +29,7 @@ def run(model, params):
 
 def test_targets_are_the_attention_projections(trained):
     _, params = trained
-    adapted = {path.removesuffix("/lora_a") for path, _ in flatten(params) if path.endswith("lora_a")}
+    adapted = {path.removesuffix("/lora_a") for path in flatten(params) if path.endswith("lora_a")}
     double = ["to_q", "to_k", "to_v", "to_out", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
     single = ["to_q", "to_k", "to_v", "proj_out"]
     assert adapted == {f"double_blocks/attn/{n}" for n in double} | {f"single_blocks/{n}" for n in single}
@@ -38,20 +38,20 @@ def test_targets_are_the_attention_projections(trained):
 def test_base_paths_are_unchanged_and_a_fresh_adapter_is_nothing(trained):
     model, params = trained
     base = FluxTransformer(model.config)
-    kept = unflatten({path: leaf for path, leaf in flatten(params) if not is_lora(path)})
+    kept = unflatten({path: leaf for path, leaf in flatten(params).items() if not is_lora(path)})
     plain = jax.eval_shape(lambda: init_params(base, jax.random.key(0)))
     assert jax.tree.structure(kept) == jax.tree.structure(plain)
-    fresh = unflatten({path: leaf * (not path.endswith("lora_b")) for path, leaf in flatten(params)})
+    fresh = unflatten({path: leaf * (not path.endswith("lora_b")) for path, leaf in flatten(params).items()})
     assert_close(run(model, fresh), run(base, kept), 1e-6)  # two programs: XLA may round in another order
 
 
 def test_merged_equals_adapted(trained):
     model, params = trained
     merged = merge_lora(params, model.lora)
-    assert not any(is_lora(path) for path, _ in flatten(merged))
+    assert not any(is_lora(path) for path in flatten(merged))
     adapted = run(model, params)
     assert_close(run(FluxTransformer(model.config), merged), adapted)
-    without = unflatten({path: leaf for path, leaf in flatten(params) if not is_lora(path)})
+    without = unflatten({path: leaf for path, leaf in flatten(params).items() if not is_lora(path)})
     assert np.abs(run(FluxTransformer(model.config), without) - adapted).max() > 0.01
 
 
@@ -71,6 +71,6 @@ def test_gradients_are_the_same_rematerialised(trained):
         other = FluxTransformer(model.config, compute, model.lora)
         return jax.jit(jax.grad(lambda p: (other.apply({"params": p}, **inputs()) ** 2).sum()))(params)
 
-    plain = dict(flatten(grads(Compute())))
-    for path, leaf in flatten(grads(Compute(remat=True))):
+    plain = flatten(grads(Compute()))
+    for path, leaf in flatten(grads(Compute(remat=True))).items():
         assert_close(leaf, plain[path])

@@ -8,7 +8,8 @@ import pytest
 from mllmsubj import convert, models
 from mllmsubj.models.layers import Compute, abstract_params, init_params
 from mllmsubj.models.mllm import merge_patches, place
-from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings, parameter_specs
+from mllmsubj.parallel.sharding import make_mesh, parameter_shardings, parameter_specs
+from mllmsubj.tree import flatten
 
 IMAGE = 5
 VISION = dict(
@@ -277,5 +278,5 @@ def test_parameters_of_internvl3_8b():
     )
     sizes = models.InternVLConfig(vision, text, image_token_id=151667, downsample_ratio=0.5, tie_word_embeddings=False)
     assert sizes.tokens_per_tile == 256
-    leaves = [leaf.size for _, leaf in flatten(abstract_params(models.InternVL(sizes)))]
+    leaves = [leaf.size for leaf in flatten(abstract_params(models.InternVL(sizes))).values()]
     assert sum(leaves) == 7_944_373_760

@@ -8,7 +8,8 @@ import pytest
 from mllmsubj.diffusion.stages import BOTH
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.quantize import quantize_frozen
-from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings
+from mllmsubj.parallel.sharding import make_mesh, parameter_shardings
+from mllmsubj.tree import flatten
 from tests.small import GRID, random_like, small_condition, small_model
 
 
@@ -23,7 +24,7 @@ def held(params):
 
 
 def test_each_output_channel_has_its_own_scale(params, held):
-    wide, leaves = dict(flatten(jax.device_get(params))), dict(flatten(jax.device_get(held)))
+    wide, leaves = flatten(jax.device_get(params)), flatten(jax.device_get(held))
     scales = {path: leaf for path, leaf in leaves.items() if path.endswith("kernel_scale")}
     assert len(scales) > 40
     for path, scale in scales.items():
@@ -35,7 +36,7 @@ def test_each_output_channel_has_its_own_scale(params, held):
 
 
 def test_what_is_trained_and_the_vae_stay(params, held):
-    wide, leaves = dict(flatten(params)), dict(flatten(held))
+    wide, leaves = flatten(params), flatten(held)
     for path, leaf in wide.items():
         if path.startswith(("dla/", "vae/")) or "lora_" in path or leaf.ndim < 2:
             assert leaves[path] is leaf, path
@@ -57,4 +58,4 @@ def test_a_velocity_is_nearly_the_same_scanned_and_laid_out(params, held):
 def test_it_has_a_place_on_a_mesh(held):
     mesh = make_mesh(1, 2, 4)
     sharded = jax.device_put(held, parameter_shardings(held, mesh))
-    assert dict(flatten(sharded))["transformer/double_blocks/attn/to_q/kernel"].dtype == jnp.int8
+    assert flatten(sharded)["transformer/double_blocks/attn/to_q/kernel"].dtype == jnp.int8

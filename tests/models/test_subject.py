@@ -12,7 +12,8 @@ from mllmsubj.diffusion.schedule import time_grid
 from mllmsubj.diffusion.stages import BOTH, MLLM, NOTHING, VAE
 from mllmsubj.inference.generator import Generator, _sample
 from mllmsubj.models.subject import is_trained
-from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings, unflatten
+from mllmsubj.parallel.sharding import make_mesh, parameter_shardings
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import ActiveTokens
 from tests.parity import assert_close
 from tests.small import GRID, SETTINGS, SHIFT, random_like, small_condition, small_inputs, small_model
@@ -125,7 +126,7 @@ def test_pictures_of_one_shape_read_one_vae(params, scan, seen):
 
 
 def test_trained_are_the_dla_and_the_adapters():
-    shapes = dict(flatten(small_model(lora=True, dtype=jnp.bfloat16).abstract_params()))
+    shapes = flatten(small_model(lora=True, dtype=jnp.bfloat16).abstract_params())
     trained = {path for path in shapes if is_trained(path)}
     assert {path.split("/")[0] for path in trained} == {"dla", "transformer"}
     assert all(path.startswith("dla/") or path.rpartition("/")[2] in ("lora_a", "lora_b") for path in trained)
@@ -136,7 +137,7 @@ def test_trained_are_the_dla_and_the_adapters():
 def test_gradients_reach_every_trained_parameter():
     """One step of flow matching: nothing that is trained is cut off from the loss."""
     model = small_model(lora=True)
-    params = dict(flatten(random_like(model.abstract_params())))
+    params = flatten(random_like(model.abstract_params()))
     frozen = {path: leaf for path, leaf in params.items() if not is_trained(path)}
     trained = {path: leaf for path, leaf in params.items() if is_trained(path)}
     noise = np.random.default_rng(0).standard_normal((1, GRID[0] * GRID[1], 16)).astype(np.float32)

@@ -9,11 +9,9 @@ from mllmsubj.errors import UserError
 from mllmsubj.parallel.sharding import (
     SMALL,
     constrain,
-    flatten,
     make_mesh,
     parameter_shardings,
     parameter_specs,
-    unflatten,
 )
 from tests.small import small_model
 
@@ -71,9 +69,3 @@ def test_constrain_splits_what_divides():
 def test_meshes_that_do_not_fit(sizes):
     with pytest.raises(UserError, match="does not fit 8 devices"):
         make_mesh(**sizes)
-
-
-def test_flatten_and_back():
-    tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
-    assert dict(flatten(tree)) == {"a/b": 1, "a/c/d": 2, "e": 3}
-    assert unflatten(dict(flatten(tree))) == tree

@@ -5,9 +5,10 @@ import pytest
 
 from mllmsubj.config.load import load_config, typed
 from mllmsubj.models.layers import abstract_params
-from mllmsubj.parallel.sharding import flatten, parameter_specs
+from mllmsubj.parallel.sharding import parameter_specs
 from mllmsubj.toyworld.probe.network import DISTANCES, LookConfig, Probe, ProbeConfig, cut_out, variogram
 from mllmsubj.toyworld.probe.reader import make_network
+from mllmsubj.tree import flatten
 from tests.environment import ROOT
 from tests.small import initialized
 
@@ -98,4 +99,4 @@ def test_a_variogram_tells_textures_apart_whatever_their_colours(colours):
 def test_the_shipped_one_is_small():
     config = load_config(str(ROOT / "configs" / "tiny.py"))
     network = make_network(typed(ProbeConfig, config.pretrain.probe.network, "network"), config.sampling.height)
-    assert sum(leaf.size for _, leaf in flatten(abstract_params(network))) < 400_000
+    assert sum(leaf.size for leaf in flatten(abstract_params(network)).values()) < 400_000

@@ -10,8 +10,8 @@ import pytest
 from configs import tiny
 from mllmsubj.config.schema import Experiment
 from mllmsubj.config.train import ModesConfig, StageConfig
-from mllmsubj.parallel.sharding import flatten, unflatten
 from mllmsubj.train.optimizer import apply_updates, make_optimizer
+from mllmsubj.tree import flatten, unflatten
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def first_step(optimizer: str, gradients: dict) -> dict:
     """Path -> the first update, without weight decay and clipping."""
     train = Experiment.from_config(tiny.get_config()).train
     made = make_optimizer(replace(train, optimizer=optimizer, weight_decay=0.0, clip_norm=1e9))
-    return dict(flatten(jax.jit(made.update)(gradients, made.init(gradients), gradients)[0]))
+    return flatten(jax.jit(made.update)(gradients, made.init(gradients), gradients)[0])
 
 
 def test_muon_steps_are_orthogonal_and_as_large_as_adams():

@@ -12,11 +12,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mllmsubj.config.train import ModesConfig
 from mllmsubj.errors import UserError
-from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings
+from mllmsubj.parallel.sharding import make_mesh, parameter_shardings
 from mllmsubj.train import modes
-from mllmsubj.train.optimizer import learning_rates, split
+from mllmsubj.train.optimizer import learning_rates
 from mllmsubj.train.state import state_shardings
 from mllmsubj.train.step import FROZEN_ENCODERS, TIME_BINS
+from mllmsubj.tree import flatten, split
 from tests.small import small_batch, small_condition, small_inputs, small_model, small_step
 
 STEPS = 3
@@ -45,7 +46,7 @@ def plain():
 
 def close(state, losses, plain, rtol):
     np.testing.assert_allclose(losses, plain[1], rtol=rtol)
-    for (path, a), (_, b) in zip(flatten(state.params), flatten(plain[0].params), strict=True):
+    for (path, a), (_, b) in zip(flatten(state.params).items(), flatten(plain[0].params).items(), strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max(), err_msg=path)
 
 
@@ -100,7 +101,9 @@ def test_the_running_mean_follows_the_parameters(step_number, decay):
     encoded = encode({name: frozen[name] for name in FROZEN_ENCODERS}, small_batch(8))
     after, _ = update(state.replace(step=jnp.asarray(step_number, jnp.int32)), frozen["transformer"], encoded)
     moved = 0.0
-    for (path, mean), (_, new), (_, old) in zip(*map(flatten, (after.ema, after.params, state.ema)), strict=True):
+    for (path, mean), (_, new), (_, old) in zip(
+        *(flatten(tree).items() for tree in (after.ema, after.params, state.ema)), strict=True
+    ):
         np.testing.assert_allclose(mean, decay * old + (1 - decay) * new, rtol=1e-5, atol=1e-7, err_msg=path)
         moved = max(moved, float(jnp.abs(new - old).max()))
     assert moved > 1e-4
@@ -108,10 +111,10 @@ def test_the_running_mean_follows_the_parameters(step_number, decay):
 
 def test_what_has_no_learning_rate_stays_and_has_no_moments():
     _, state, frozen = small_step(rates=(("dla/.*", None), (".*/lora_[ab]", 1e-2)))
-    assert all(path.startswith("transformer/") for path, _ in flatten(state.params))
+    assert all(path.startswith("transformer/") for path in flatten(state.params))
     assert "dla" in frozen
     adam = state.moments[1]
-    assert [path for path, _ in flatten(adam.mu)] == [path for path, _ in flatten(state.params)]
+    assert list(flatten(adam.mu)) == list(flatten(state.params))
 
 
 def test_a_stage_may_train_less_than_the_run():

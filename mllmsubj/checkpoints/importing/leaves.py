@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.sharding import PartitionSpec
 
-from mllmsubj.parallel.sharding import unflatten
+from mllmsubj.tree import unflatten
 
 MOST_PIECES = 64
 LEAST_PIECE = 1 << 20

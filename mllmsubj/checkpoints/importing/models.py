@@ -14,7 +14,8 @@ from mllmsubj.checkpoints.importing.leaves import LeafFiles
 from mllmsubj.checkpoints.importing.tensors import DTYPES, Tensor, list_tensors
 from mllmsubj.convert.engine import Entry, Source, misfit, refuse, taken, unmatched
 from mllmsubj.errors import UserError
-from mllmsubj.parallel.sharding import flatten, parameter_specs
+from mllmsubj.parallel.sharding import parameter_specs
+from mllmsubj.tree import flatten
 
 OPEN: dict[str, Callable[[str | Path], Source]] = {
     "mllm": convert.open_mllm,
@@ -76,11 +77,11 @@ def open_model(role: str, folder: Path, dtype: np.dtype) -> Model:
     _check_kind(role, folder)
     tensors = list_tensors(folder)
     source = OPEN[role](folder)
-    shapes = {path: leaf.shape for path, leaf in flatten(source.expected)}
+    shapes = {path: leaf.shape for path, leaf in flatten(source.expected).items()}
     refuse(unmatched(tensors, source.table, shapes, source.ignored), str(folder))
     refuse(_unfit(source, tensors, shapes), str(folder))
 
-    specs = dict(flatten(parameter_specs({role: source.expected})))
+    specs = flatten(parameter_specs({role: source.expected}))
     indices: dict[str, list[int | None]] = defaultdict(list)
     stacks = {entry.target: None if entry.index is None else entry.axis for entry in source.table}
     leaves = {

@@ -31,7 +31,6 @@ from mllmsubj.errors import UserError
 from mllmsubj.models.layers import init_params, unstack
 from mllmsubj.models.subject import Condition, SubjectModel
 from mllmsubj.ops.patchify import token_grid
-from mllmsubj.parallel.sharding import unflatten
 from mllmsubj.toyworld import Picture, Split, caption
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.dataset.latents import EncodedPictures, Pictures, encoded
@@ -43,6 +42,7 @@ from mllmsubj.toyworld.world.scene import SCENE_ATTRIBUTES
 from mllmsubj.train.evaluator import Value
 from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.train.step import BINS, TIME_BINS
+from mllmsubj.tree import unflatten
 from mllmsubj.typing import ActiveTokens, Array, Float, Int, Params
 
 SHOWN = 8

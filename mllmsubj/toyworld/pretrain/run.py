@@ -22,7 +22,7 @@ from mllmsubj.data.plan import Plan
 from mllmsubj.errors import UserError
 from mllmsubj.models.layers import unstack
 from mllmsubj.parallel import multihost
-from mllmsubj.parallel.sharding import flatten, make_mesh, parameter_shardings, unflatten
+from mllmsubj.parallel.sharding import make_mesh, parameter_shardings
 from mllmsubj.toyworld import Split
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.pretrain.part import Judge, Part
@@ -36,6 +36,7 @@ from mllmsubj.train.optimizer import make_optimizer
 from mllmsubj.train.run import check_batch
 from mllmsubj.train.state import TrainState, new_state, state_shardings, update_state
 from mllmsubj.train.workdir import open_workdir
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Array, Params
 
 
@@ -139,7 +140,7 @@ class PartRun:
     @cached_property
     def step(self) -> PartStep:
         shapes = jax.eval_shape(self.part.init, jax.random.key(0))
-        rates = {path: self.part.config.learning_rate for path, _ in flatten(shapes)}
+        rates = dict.fromkeys(flatten(shapes), self.part.config.learning_rate)
         return PartStep(self.part, self.experiment, rates)
 
     def stage(self, step: int) -> PartStep:
@@ -155,7 +156,7 @@ class PartRun:
         if self._origin is None:
             return jax.jit(self.part.init, out_shardings=shardings)(jax.random.key(self.experiment.seed))
         components.provenance(self._origin, self.part.name)  # before training, not after it
-        found, expected = components.read(self._origin, (self.part.name,)), dict(flatten(shapes))
+        found, expected = components.read(self._origin, (self.part.name,)), flatten(shapes)
         if problems := differences(found, expected):
             key, file = f"pretrain.{self.part.name}.start_from", components.path(self._origin, self.part.name)
             raise UserError(f"config key {key}: {file} does not fit the config: {problems}")

@@ -16,10 +16,10 @@ from mllmsubj.checkpoints import components
 from mllmsubj.config.load import typed
 from mllmsubj.errors import UserError
 from mllmsubj.models.layers import abstract_params
-from mllmsubj.parallel.sharding import flatten, unflatten
 from mllmsubj.toyworld.probe.network import Probe, ProbeConfig
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES, IDENTITY_ATTRIBUTES
 from mllmsubj.toyworld.world.render import COLUMN, ROW, SIZE
+from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Array, Float, Int, Params
 
 AT_ONCE = 32
@@ -77,7 +77,7 @@ class ProbeReader:
             ProbeConfig, components.provenance(folder, NAME)["pretrain"]["network"], "pretrain.probe.network"
         )
         network = make_network(config, config.whole.cell * leaves["whole/position"].shape[0])
-        expected = {path: shape.shape for path, shape in flatten(abstract_params(network))}
+        expected = {path: shape.shape for path, shape in flatten(abstract_params(network)).items()}
         if expected != {path: leaf.shape for path, leaf in leaves.items()}:
             raise UserError(f"the probe in {folder} is not one of this version's; make it again")
         return cls(network, unflatten(leaves))

@@ -6,10 +6,10 @@ import numpy as np
 from mllmsubj.config.schema import Experiment
 from mllmsubj.data.plan import Bucket
 from mllmsubj.models.layers import unstack
-from mllmsubj.parallel.sharding import flatten
 from mllmsubj.toyworld import Split
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.pretrain.parts import make_part
+from mllmsubj.tree import flatten
 from tests.small import small_config
 
 SIZE = 32
@@ -45,5 +45,5 @@ def read(part, rows):
 
 def parameters(part):
     params = jax.jit(part.init)(jax.random.key(0))
-    assert not any("/0/" in path for path, _ in flatten(params))  # stacked
+    assert not any("/0/" in path for path in flatten(params))  # stacked
     return params if (part.dit if part.name == "dla" else part).model.compute.scan_layers else unstack(params)

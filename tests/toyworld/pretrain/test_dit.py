@@ -11,13 +11,13 @@ from mllmsubj.checkpoints import components
 from mllmsubj.checkpoints import format as checkpoint
 from mllmsubj.config.schema import Experiment
 from mllmsubj.errors import UserError
-from mllmsubj.parallel.sharding import flatten
 from mllmsubj.toyworld import Picture, Split
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.pretrain.captions import FIRSTS, UNSAID, says, token_weights
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES
 from mllmsubj.toyworld.world.identity import Shape
 from mllmsubj.toyworld.world.scene import SCENE_ATTRIBUTES
+from mllmsubj.tree import flatten
 from mllmsubj.typing import ActiveTokens
 from tests.toyworld.pretrain.parts import SIZE, config, make, parameters, read
 
@@ -62,7 +62,7 @@ def test_the_transformer_reads_its_captions_and_what_is_not_said_is_not_read(dit
     unread = np.setdiff1d(np.arange(len(table)), batch.said)
     changed = params | {"captions": {"token_embedding": {"embedding": table.at[unread].add(1.0)}}}
     np.testing.assert_allclose(lose(changed, batch), before, atol=1e-6)
-    assert {path.partition("/")[0] for path, _ in flatten(params)} == {"transformer", "clip", "captions"}
+    assert {path.partition("/")[0] for path in flatten(params)} == {"transformer", "clip", "captions"}
 
 
 def test_the_transformer_draws_its_captions(dit):

@@ -10,7 +10,7 @@ import pytest
 from mllmsubj.checkpoints import components
 from mllmsubj.config.schema import Experiment
 from mllmsubj.errors import UserError
-from mllmsubj.parallel.sharding import flatten, make_mesh, unflatten
+from mllmsubj.parallel.sharding import make_mesh
 from mllmsubj.toyworld import Split, caption
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.pretrain import run as run_module
@@ -18,6 +18,7 @@ from mllmsubj.toyworld.pretrain.run import PartRun, part_experiment, pretrain
 from mllmsubj.toyworld.pretrain.settings import PretrainConfig
 from mllmsubj.toyworld.prompts.questions import QUESTIONS
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES
+from mllmsubj.tree import flatten, unflatten
 from tests.toyworld.pretrain.parts import SIZE, config, make, parameters, read
 from tests.train.runs import on_one_device
 
@@ -59,7 +60,7 @@ def test_a_part_goes_on_from_one_that_is_there(tmp_path, network):
     def start(part):
         whole = Experiment.from_config(config("probe", **network))
         run = PartRun(part_experiment(whole, part), make_mesh(), part)
-        return run, dict(flatten(run.start()))
+        return run, flatten(run.start())
 
     _, random = start(make("probe", tmp_path, **network))
     components.write(tmp_path, "probe", unflatten(random), {"steps": 4})
@@ -175,7 +176,7 @@ def test_from_silent_rows_the_eye_learns_every_attribute(mllm):
     np.testing.assert_array_equal(
         metrics["seen"][0], [(found[name].argmax(axis=1) == truth[name]).sum() for name in truth]
     )
-    sizes = {path: float(jnp.abs(leaf).max()) for path, leaf in flatten(gradients)}
+    sizes = {path: float(jnp.abs(leaf).max()) for path, leaf in flatten(gradients).items()}
     assert all(size == 0 for path, size in sizes.items() if path.startswith("mllm/text"))
     assert sizes["mllm/vision/patch_embedding/kernel"] > 0
 

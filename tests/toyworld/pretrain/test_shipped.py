@@ -14,9 +14,10 @@ from mllmsubj.evals.benchmarks import Request
 from mllmsubj.evals.judge import judged
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.subject import SubjectModel
-from mllmsubj.parallel.sharding import flatten, make_mesh, unflatten
+from mllmsubj.parallel.sharding import make_mesh
 from mllmsubj.toyworld.pretrain.parts import make_part
 from mllmsubj.train.run import prepare
+from mllmsubj.tree import flatten, unflatten
 from tests.environment import ROOT
 
 JUDGED = 32
@@ -48,7 +49,7 @@ def test_shipped_parts_fit_the_model():
     """Path by path, layers stacked, whatever the machine that made them computes with."""
     experiment = Experiment.from_config(CONFIG)
     model = SubjectModel(experiment.model, experiment.compute.resolve()).stacked
-    expected, found = dict(flatten(model.abstract_params())), components.read(checkpoint.TINY)
+    expected, found = flatten(model.abstract_params()), components.read(checkpoint.TINY)
     parts = {path.partition("/")[0] for path in found} & {path.partition("/")[0] for path in expected}
     assert parts
     for part in parts:
@@ -62,9 +63,8 @@ def test_shipped_parts_fit_the_model():
 def test_training_begins_with_the_dla_that_is_shipped_or_a_random_one(warm, tmp_path):
     config = load_config(str(ROOT / "configs" / "tiny.py"))
     config.train.warm_start = warm
-    trained = dict(
-        flatten(prepare(config, Experiment.from_config(config), tmp_path, make_mesh(devices=jax.devices()[:1]))[1])
-    )
+    mesh = make_mesh(devices=jax.devices()[:1])
+    trained = flatten(prepare(config, Experiment.from_config(config), tmp_path, mesh)[1])
     found = components.read(checkpoint.TINY, ("dla",))
     kernels = [path for path in found if path.endswith("/kernel")]
     assert kernels
