@@ -16,9 +16,8 @@ from mllmsubj.data.batch import Batch
 from mllmsubj.diffusion.schedule import ShiftConfig
 from mllmsubj.models.layers import Compute, init_params, unstack
 from mllmsubj.models.subject import Condition, Layout, SubjectInputs, SubjectModel
-from mllmsubj.train.optimizer import learning_rates, make_optimizer
+from mllmsubj.train.setup import make_stages
 from mllmsubj.train.state import new_state
-from mllmsubj.train.step import TrainStep
 from mllmsubj.tree import split
 from tests.environment import ROOT
 
@@ -155,31 +154,18 @@ def small_batch(rows=4, size=(64, 96), side=64, seed=0):
 def small_step(
     modes=(0.6, 0.15, 0.15, 0.1), grad_accum_steps=1, rates=(("dla/.*", 1e-2), (".*/lora_[ab]", 1e-2)), **compute
 ):
-    """One stage's programs on the small model, with the state before the first step and the frozen parameters."""
+    """One stage on the small model, with the state before the first step and the frozen parameters."""
     config = small_config()
     with config.unlocked():
         config.train.stage2.learning_rates = rates
         config.train.grad_accum_steps = grad_accum_steps
     experiment = Experiment.from_config(config)
     model = small_model(lora=True, **compute)
-    stage = replace(experiment.train.stage2, modes=ModesConfig(*modes))
+    train = experiment.train
+    train = replace(train, stage2=replace(train.stage2, modes=ModesConfig(*modes)))
     params = random_like(small_model(lora=True).abstract_params())
-    chosen = learning_rates(params, stage)
-    optimizer = make_optimizer(experiment.train)
-    step = TrainStep(
-        model=model,
-        train=experiment.train,
-        stage=stage,
-        first=0,
-        rates=chosen,
-        optimizer=optimizer,
-        reference=experiment.reference,
-        shift=experiment.shift,
-        null_ids=(1, 2, 7, 8, 9),
-        null_text=(2, 5),
-        seed=0,
-    )
-    trained, frozen = split(params, set(chosen))
+    stage = make_stages(replace(experiment, train=train, seed=0), model, params, (1, 2, 7, 8, 9), (2, 5))[1]
+    trained, frozen = split(params, set(stage.step.rates))
     if not model.compute.scan_layers:
         frozen = unstack(frozen)
-    return step, new_state(trained, set(chosen), optimizer, ema=True), frozen
+    return stage, new_state(trained, set(stage.step.rates), stage.step.optimizer, ema=True), frozen

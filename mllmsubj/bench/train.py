@@ -24,9 +24,9 @@ from mllmsubj.models.layers import abstract_params, unstack
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.ops.patchify import image_ids, reference_ids
 from mllmsubj.train import modes
-from mllmsubj.train.optimizer import learning_rates, make_optimizer
+from mllmsubj.train.features import FROZEN_ENCODERS
+from mllmsubj.train.setup import make_stages
 from mllmsubj.train.state import new_state
-from mllmsubj.train.step import FROZEN_ENCODERS, TrainStep
 from mllmsubj.tree import flatten, split
 from mllmsubj.typing import Params
 
@@ -69,7 +69,7 @@ def compare(experiment: Experiment, size: Size, repeats: int) -> dict[str, Any]:
     rows = _rows(ours)
 
     losses = ours.update(), peer.step(rows)
-    gradients = _differences(export(ours.state.moments[1].mu, peer.table), peer.gradients())
+    gradients = _differences(export(ours.state.opt_state[1].mu, peer.table), peer.gradients())
     parameters = _differences(export(ours.state.params, peer.table), peer.arrays())
 
     square = jnp.ones((MATMUL, MATMUL))
@@ -112,22 +112,14 @@ class Ours:
         self.size, self.model = size, SubjectModel(size.model, compute)
         self.params = {name: abstract_params(getattr(self.model.stacked, name)) for name in ("dla", "transformer")}
         self.params = random_params(self.params)
-        rates, optimizer = learning_rates(self.params, train.stage2), make_optimizer(train)
-        self.step = TrainStep(
-            model=self.model,
-            train=replace(train, batch_size=size.rows, grad_accum_steps=1),
-            stage=train.stage2,
-            first=0,
-            rates=rates,
-            optimizer=optimizer,
-            reference=experiment.reference,
-            shift=experiment.shift,
-            null_ids=(5,) * (HEAD + NULL),
-            null_text=(HEAD, HEAD + NULL),
-            seed=experiment.seed,
-        )
-        trained, frozen = split(self.params, set(rates))
-        self.state = new_state(jax.tree.map(jnp.copy, trained), set(rates), optimizer, ema=train.ema_decay > 0)
+        train = replace(train, batch_size=size.rows, grad_accum_steps=1)
+        experiment = replace(experiment, train=train)
+        null_ids, null_text = (5,) * (HEAD + NULL), (HEAD, HEAD + NULL)
+        stage = make_stages(experiment, self.model, self.params, null_ids, null_text)[1]
+        self.encoder, self.step = stage.encoder, stage.step
+        rates = set(self.step.rates)
+        trained, frozen = split(self.params, rates)
+        self.state = new_state(jax.tree.map(jnp.copy, trained), rates, self.step.optimizer, ema=train.ema_decay > 0)
         self.frozen = frozen if compute.scan_layers else unstack(frozen)
         self.encoded = jax.tree.map(lambda x: x[None], random_encoded(size))
         self.active_tokens = modes.union(train.stage2.modes)
@@ -172,7 +164,7 @@ def _whole_step(experiment: Experiment, size: Size, repeats: int) -> dict[str, A
     ours, batch = Ours(experiment, size), random_batch(experiment, size)
     encoders = random_params({name: abstract_params(getattr(ours.model.stacked, name)) for name in FROZEN_ENCODERS})
     encoders = encoders if ours.model.compute.scan_layers else unstack(encoders)
-    encode = jax.jit(ours.step.encode)
+    encode = jax.jit(ours.encoder.encode)
 
     def both() -> None:
         ours.encoded = encode(encoders, batch)
@@ -184,7 +176,7 @@ def _whole_step(experiment: Experiment, size: Size, repeats: int) -> dict[str, A
         "step": both,
     }
     median = {name: float(np.median(values)) for name, values in alternate(contestants, repeats).items()}
-    inputs = jax.eval_shape(ours.step.inputs, batch)
+    inputs = jax.eval_shape(ours.encoder.inputs, batch)
     work = {"encode": encode_flops(size.model, inputs, batch.target.shape[1:3]), "update": ours.flops}
     work["step"] = work["encode"] + work["update"]
     return {

@@ -10,7 +10,7 @@ from mllmsubj.config.schema import Experiment
 from mllmsubj.data.batch import Batch
 from mllmsubj.models.subject import Features, SubjectConfig
 from mllmsubj.ops.patchify import TOKEN_PIXELS
-from mllmsubj.train.step import Encoded
+from mllmsubj.train.features import Encoded
 from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Params
 

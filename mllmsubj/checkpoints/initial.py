@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from mllmsubj.checkpoints import components
 from mllmsubj.checkpoints import format as checkpoint
@@ -127,7 +128,7 @@ def check_trained(folder: Path, model: SubjectModel) -> None:
 
 
 def base_folder(weights: str, workdir: Path) -> tuple[Path, bool]:
-    """Where a run's frozen parameters lie, and whether somebody must still put them there.
+    """Where a run's frozen parameters lie, and whether they must still be written there; the same on every process.
 
     "random" and "tiny" mean `WORKDIR/base`: a run outlives the version of the package whose weights it began with.
     """
@@ -138,5 +139,17 @@ def base_folder(weights: str, workdir: Path) -> tuple[Path, bool]:
         )
     if weights in ("random", "tiny"):
         base = workdir / "base"
-        return base, not (base / "config.json").is_file()
+        return base, checkpoint.on_first_process(lambda: not (base / "config.json").is_file())
     return checkpoint.folder_of(weights), False
+
+
+def new_base(
+    base: Path, config: ConfigDict, model: SubjectModel, mesh: Mesh, weights: str, warm_start: bool, seed: int
+) -> Params:
+    """Writes the parameters that "random" or "tiny" (`weights`) names to the checkpoint `base`, and returns them."""
+    if weights == "tiny":
+        params = tiny_params(model, seed, mesh, WARM_STARTED if warm_start else FROZEN)
+    else:
+        params = random_params(model, seed, mesh)
+    checkpoint.save(base, config, params, checkpoint.TINY)
+    return params

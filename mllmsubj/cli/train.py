@@ -59,20 +59,20 @@ def begin(values: flags.FlagValues, argv: list[str], command: str, **needed: str
     workdir = workdir_path(values.workdir)
     need_train_extra("training needs")
     keep_compiled(workdir)
+    start_logging()
 
     from mllmsubj.config.load import load_config
     from mllmsubj.parallel import multihost
 
     config = apply_overrides(load_config(values.config), overrides)
     multihost.start()
-    start_logging()
     return config, workdir
 
 
 @contextmanager
 def stopped() -> Iterator[None]:
     """Around training: exits 143 after SIGTERM, when all is saved."""
-    from mllmsubj.train.loop import Preempted
+    from mllmsubj.train.hooks import Preempted
 
     _hush_orbax()
     try:

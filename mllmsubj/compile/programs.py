@@ -29,9 +29,10 @@ from mllmsubj.parallel.sharding import bytes_per_device, parameter_shardings, wi
 from mllmsubj.parallel.target import compiling_for
 from mllmsubj.parallel.topologies import compile_there
 from mllmsubj.train import programs as train_programs
-from mllmsubj.train.run import check_batch, make_stages, split_trained
+from mllmsubj.train.features import FROZEN_ENCODERS
+from mllmsubj.train.setup import check_batch, make_stages, trained_paths
 from mllmsubj.train.state import new_state, state_shardings
-from mllmsubj.train.step import FROZEN_ENCODERS
+from mllmsubj.tree import split
 from mllmsubj.typing import ActiveTokens, Params
 
 Step = Literal["train", "sample", "encode"]
@@ -74,22 +75,27 @@ def _train(experiment: Experiment, mesh: Mesh, encode_only: bool) -> Iterator[Pr
     """Stage 2, whose sequences are the longest."""
     train = experiment.train
     check_batch(train.batch_size, train.grad_accum_steps, mesh)
-    params = SubjectModel(experiment.model, experiment.compute.resolve()).abstract_params()
-    trained, frozen = split_trained(params, train)
-    _, step = make_stages(experiment, params, inputs.NULL_IDS, inputs.NULL_TEXT)
+    model = SubjectModel(experiment.model, experiment.compute.resolve())
+    params = model.abstract_params()
+    trained, frozen = split(params, trained_paths(params, train))
+    stage = make_stages(experiment, model, params, inputs.NULL_IDS, inputs.NULL_TEXT)[1]
+    step = stage.step
     begin = partial(new_state, active=set(step.rates), optimizer=step.optimizer, ema=train.ema_decay > 0)
     state = jax.eval_shape(begin, trained)
     state, frozen = with_sharding(state, state_shardings(state, mesh)), _stored(frozen, experiment, mesh)
     batch, encoders = inputs.train_batch(experiment, mesh), {name: frozen[name] for name in FROZEN_ENCODERS}
 
-    encode, seconds = _compiled("encode", lambda: train_programs.lower_encode(step, frozen, batch))
-    work = train_programs.encode_step_flops(step, batch)
+    encode, seconds = _compiled("encode", lambda: train_programs.lower_encode(stage.encoder, encoders, batch))
+    work = train_programs.encode_step_flops(stage.encoder, batch)
     yield Program(
         "encode", encode, work, 0 if encode_only else bytes_per_device((state, frozen["transformer"])), seconds
     )
     if not encode_only:
         encoded = train_programs.encoded_by(encode)
-        update, seconds = _compiled("update", lambda: train_programs.lower_update(step, state, frozen, encoded, mesh))
+        transformer = frozen["transformer"]
+        update, seconds = _compiled(
+            "update", lambda: train_programs.lower_update(step, state, transformer, encoded, mesh)
+        )
         work = train_programs.update_step_flops(step, encoded)
         yield Program("update", update, work, bytes_per_device((encoders, batch)), seconds)
 

@@ -15,7 +15,7 @@ from mllmsubj.errors import UserError, nearest
 if TYPE_CHECKING:
     from mllmsubj.config.schema import Experiment
     from mllmsubj.train.evaluator import Evaluator
-    from mllmsubj.train.run import Run
+    from mllmsubj.train.setup import Setup
 
 GROUP = "mllmsubj.benchmarks"
 
@@ -38,7 +38,7 @@ class Request:
 class Plan:
     """A benchmark on one checkpoint, before its weights are read."""
 
-    evaluators: "Callable[[Run], Sequence[Evaluator]]"
+    evaluators: "Callable[[Setup], Sequence[Evaluator]]"
     counted: str
     """Name of the evaluator whose examples are the benchmark's."""
     drawing: str
@@ -64,7 +64,7 @@ def _plan_heldout(request: Request, experiment: "Experiment") -> Plan:
     data = held_out(experiment)
     open_source(data, SEED)  # raises what is wrong with it
     steps = experiment.evals.samples.steps or experiment.sampling.steps
-    return Plan(lambda run: suite.all_evaluators(run, request.seed), "loss", "samples", data.source, steps)
+    return Plan(lambda setup: suite.all_evaluators(setup, request.seed), "loss", "samples", data.source, steps)
 
 
 HELDOUT = Benchmark(_plan_heldout)

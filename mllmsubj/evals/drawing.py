@@ -9,30 +9,27 @@ from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 
 from mllmsubj.config.sampling import SamplingConfig
-from mllmsubj.config.train import ModesConfig
 from mllmsubj.data.batch import Batch
 from mllmsubj.diffusion.schedule import time_grid
 from mllmsubj.inference.generator import Generator
 from mllmsubj.ops.patchify import token_grid
-from mllmsubj.train.run import Run
+from mllmsubj.train.setup import Setup
 from mllmsubj.typing import Params
 
 
 class Drawing:
     """Draws whole batches; picture i is what inference draws from the noise of (seed, i)."""
 
-    def __init__(self, run: Run, settings: SamplingConfig, seed: int):
-        last = run.stages[1]
-        self.settings, self._run, self._seed = settings, run, seed
-        both = replace(last.stage, modes=ModesConfig(1.0, 0.0, 0.0, 0.0))
-        self._inputs = jax.jit(replace(last, stage=both).inputs)
-        self._generator = Generator(run.model, run.experiment.shift)
+    def __init__(self, setup: Setup, settings: SamplingConfig, seed: int):
+        self.settings, self._setup, self._seed = settings, setup, seed
+        self._inputs = jax.jit(replace(setup.stages[1].encoder, with_references=True).inputs)
+        self._generator = Generator(setup.model, setup.experiment.shift)
 
     def __call__(self, params: Params, batch: Batch, first: int = 0) -> UInt8[np.ndarray, "b height width 3"]:
         """On every process; `first`: number of the first row's picture."""
         settings, generator, size = self.settings, self._generator, len(batch.example)
         grid = token_grid(settings.height, settings.width)
-        times = time_grid(settings.steps, grid[0] * grid[1], self._run.experiment.shift)
+        times = time_grid(settings.steps, grid[0] * grid[1], self._setup.experiment.shift)
         condition = generator.condition(params, self._inputs(batch), jnp.full((size,), settings.guidance))
         latents, _ = generator.sample(
             params,

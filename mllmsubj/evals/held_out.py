@@ -12,7 +12,7 @@ from mllmsubj.data.loader import Loader
 from mllmsubj.data.sources import open_source, registered
 from mllmsubj.errors import UserError
 from mllmsubj.parallel import multihost
-from mllmsubj.train.run import Run
+from mllmsubj.train.setup import Setup
 
 EXAMPLES = 10_000
 """Examples of a registered source's test split; whoever judges by fewer takes the first ones of a fixed order."""
@@ -42,13 +42,13 @@ def held_out(experiment: Experiment) -> DataConfig:
 class HeldOut:
     """The first `count` examples of a data set, opened once for however many evaluations."""
 
-    run: Run
+    setup: Setup
     data: DataConfig
     source: Source
     count: int
 
     @classmethod
-    def open(cls, run: Run, data: DataConfig, count: int, key: str) -> "HeldOut":
+    def open(cls, setup: Setup, data: DataConfig, count: int, key: str) -> "HeldOut":
         """Fewer than `count`, which config key `key` says, where there are no more.
 
         Raises UserError if the source cannot be opened.
@@ -56,20 +56,20 @@ class HeldOut:
         if count < 1:
             raise UserError(f"config key {key} is {count}; it must be at least 1")
         source = open_source(data, SEED)
-        return cls(run, data, source, min(count, len(source)))
+        return cls(setup, data, source, min(count, len(source)))
 
     def batch_size(self, least: int) -> int:
         """At least `least`, and such that every device has the same number of rows."""
-        unit = self.run.mesh.shape["data"] * self.run.mesh.shape["fsdp"]
+        unit = self.setup.mesh.shape["data"] * self.setup.mesh.shape["fsdp"]
         return max(1, -(-least // unit)) * unit
 
     def loader(self, batch_size: int) -> Loader:
         """From the first example on; the same order for every batch size, as far as pictures are of one size."""
-        return self.run.loader(self.data, batch_size, self.source, SEED)
+        return self.setup.loader(self.data, batch_size, self.source, SEED)
 
     def spread(self, batch: Batch, loader: Loader, batch_size: int) -> Batch:
         """The whole batch on the mesh."""
-        return multihost.spread(batch, loader.rows, batch_size, self.run.mesh)
+        return multihost.make_global_batch(batch, loader.rows, batch_size, self.setup.mesh)
 
     def prompts(self, examples: np.ndarray) -> tuple[str, ...]:
         """Of the examples with these numbers."""

@@ -16,7 +16,7 @@ from mllmsubj.config.schema import Experiment
 from mllmsubj.evals.benchmarks import Request, benchmark
 from mllmsubj.evals.results import Results
 from mllmsubj.parallel import sharding
-from mllmsubj.train import run as runs
+from mllmsubj.train import setup as setups
 from mllmsubj.train.evaluator import sort
 
 RANDOM = "Not trained yet: {}. These weights are random, and what is below says nothing about the method."
@@ -34,8 +34,8 @@ def judged(checkpoint: str | Path, config: ConfigDict, request: Request) -> Resu
     plan = benchmark(request.benchmark).plan(request, experiment)
     mesh = sharding.make_mesh(**asdict(experiment.mesh))
     with jax.set_mesh(mesh):
-        run, params = runs.restored(experiment, folder, mesh)
-        evaluators = plan.evaluators(run)
+        setup, params = setups.restored(experiment, folder, mesh)
+        evaluators = plan.evaluators(setup)
         for each in evaluators:
             log.info("%s: %d held-out examples", each.name, each.examples)
         numbers, pictures, texts = sort(chain.from_iterable(each.run(params) for each in evaluators))
@@ -49,7 +49,7 @@ def judged(checkpoint: str | Path, config: ConfigDict, request: Request) -> Resu
         settings={
             "data": f"{plan.data}, held-out",
             "pictures": f"{counts[plan.drawing]}, {_sampler(experiment, plan.steps)}",
-            "machine": f"{jax.device_count()} × {jax.devices()[0].device_kind}, {run.model.compute.dtype}",
+            "machine": f"{jax.device_count()} × {jax.devices()[0].device_kind}, {setup.model.compute.dtype}",
             "made by": f"mllmsubj {version('mllmsubj')}",
         },
         config=checkpoints.config_text(config),

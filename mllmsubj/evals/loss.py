@@ -13,8 +13,8 @@ from mllmsubj.config.train import LossEvalConfig, ModesConfig
 from mllmsubj.evals.held_out import HeldOut
 from mllmsubj.train import modes
 from mllmsubj.train.evaluator import Value
-from mllmsubj.train.run import Run
-from mllmsubj.train.step import FROZEN_ENCODERS, Encoded
+from mllmsubj.train.features import FROZEN_ENCODERS, Encoded
+from mllmsubj.train.setup import Setup
 from mllmsubj.typing import Array, Float, Int, Params
 
 EVERY_MODE = ModesConfig(0.25, 0.25, 0.25, 0.25)
@@ -35,18 +35,19 @@ class HeldOutLoss:
 
     name = "loss"
 
-    def __init__(self, run: Run, data: DataConfig, config: LossEvalConfig, seed: int = 0):
+    def __init__(self, setup: Setup, data: DataConfig, config: LossEvalConfig, seed: int = 0):
         """`seed`: of the noise, not the run's, since runs are compared. Raises UserError if `data` cannot be opened."""
-        train, last = run.experiment.train, run.stages[1]
+        train, last = setup.experiment.train, setup.stages[1].step
         self.every_steps, self.meanings = config.every_steps, MEANINGS
-        self._held_out = HeldOut.open(run, data, config.examples, "evals.loss.examples")
+        self._held_out = HeldOut.open(setup, data, config.examples, "evals.loss.examples")
         self.examples = self._held_out.count
         self._batch_size = self._held_out.batch_size(min(self.examples, train.batch_size // train.grad_accum_steps))
         self._shares = np.asarray(astuple(last.stage.modes))
         self._step = replace(
             last, stage=replace(last.stage, modes=EVERY_MODE), train=replace(last.train, grad_accum_steps=1), seed=seed
         )
-        self._encode, self._judge = jax.jit(self._step.encode), jax.jit(self._sums)
+        encoder = replace(setup.stages[1].encoder, grad_accum_steps=1, with_references=True)
+        self._encode, self._evaluate = jax.jit(encoder.encode), jax.jit(self._sums)
 
     def run(self, params: Params) -> Iterator[tuple[str, Value]]:
         """See `Evaluator.run`."""
@@ -55,7 +56,7 @@ class HeldOutLoss:
         with closing(self._held_out.loader(self._batch_size)) as loader:
             for first in range(0, self.examples, self._batch_size):
                 batch = self._held_out.spread(next(loader), loader, self._batch_size)
-                sums += jax.device_get(self._judge(params, self._encode(encoders, batch), first))
+                sums += jax.device_get(self._evaluate(params, self._encode(encoders, batch), first))
         means = sums / self.examples
         yield "loss/all", float(means @ self._shares)
         for name, mean in zip(modes.NAMES, means, strict=True):

@@ -13,7 +13,7 @@ from mllmsubj.config.train import SamplesEvalConfig
 from mllmsubj.evals.drawing import Drawing, gathered
 from mllmsubj.evals.held_out import HeldOut
 from mllmsubj.train.evaluator import Value
-from mllmsubj.train.run import Run
+from mllmsubj.train.setup import Setup
 from mllmsubj.typing import Params
 
 MEANINGS: Mapping[str, str] = {
@@ -29,16 +29,16 @@ class Samples:
 
     name = "samples"
 
-    def __init__(self, run: Run, data: DataConfig, config: SamplesEvalConfig, seed: int = 0):
+    def __init__(self, setup: Setup, data: DataConfig, config: SamplesEvalConfig, seed: int = 0):
         """`seed`: of the noise. Raises UserError if `data` cannot be opened."""
-        sampling = run.experiment.sampling
+        sampling = setup.experiment.sampling
         self.every_steps, self.meanings = config.every_steps, MEANINGS
         self.settings = replace(sampling, steps=config.steps or sampling.steps)
         # One size, so that what is compared is drawn in one batch.
         data = replace(data, sizes=((sampling.height, sampling.width),), max_references=1)
-        self._held_out = HeldOut.open(run, data, config.count, "evals.samples.count")
+        self._held_out = HeldOut.open(setup, data, config.count, "evals.samples.count")
         self.examples = self._held_out.count
-        self._draw = Drawing(run, self.settings, seed)
+        self._draw = Drawing(setup, self.settings, seed)
 
     def run(self, params: Params) -> Iterator[tuple[str, Value]]:
         """See `Evaluator.run`."""

@@ -39,7 +39,7 @@ def process_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places.values() if index is not None]))
 
 
-def spread(batch: PyTree, rows: np.ndarray, batch_size: int, mesh: Mesh) -> PyTree:
+def make_global_batch(batch: PyTree, rows: np.ndarray, batch_size: int, mesh: Mesh) -> PyTree:
     """The whole batch on the mesh, from each process's own `rows` of it (leading axis)."""
     sharding = NamedSharding(mesh, BATCH)
 

@@ -40,17 +40,13 @@ def learning_rates(params: Params, stage: StageConfig) -> FrozenDict[str, float]
     return FrozenDict({path: trained[path] for path in paths if path in trained})
 
 
-def trained_paths(params: Params, train: TrainConfig) -> set[str]:
-    """What either stage of the run trains."""
-    stages = [stage for stage in (train.stage1, train.stage2) if stage.steps]
-    return set().union(*(learning_rates(params, stage) for stage in stages))
-
-
 @cache
-def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
-    """Clip by the global norm, Adam or Muon, weight decay; `apply_updates` applies the learning rates.
+def make_optimizer(
+    train: TrainConfig, stage: StageConfig, rates: FrozenDict[str, float]
+) -> optax.GradientTransformation:
+    """Clip by the global norm, Adam or Muon, weight decay, each path's learning rate, and the stage's schedule.
 
-    Equal configs give the same object, so that steps of equal settings are equal.
+    Equal arguments give the same object, so that steps of equal settings are equal.
     """
     adam = optax.scale_by_adam(train.beta1, train.beta2)
     return optax.chain(
@@ -60,7 +56,47 @@ def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
             train.weight_decay,
             mask=lambda tree: unflatten({path: bool(DECAYED.fullmatch(path)) for path in flatten(tree)}),
         ),
+        _scale_by_path({path: -rate for path, rate in rates.items()}),
+        optax.scale_by_schedule(schedule(stage)),
     )
+
+
+def schedule(stage: StageConfig) -> optax.Schedule:
+    """Share of the peak learning rate by number of updates in the stage: linear warm-up, constant, linear decay to 0.
+
+    Updates that were left out because of NaN or Inf do not count.
+    """
+
+    def share(count: Array) -> Float[Array, ""]:
+        done = jnp.asarray(count, jnp.float32)
+        share = jnp.minimum(1.0, (done + 1.0) / max(1, stage.warmup_steps))
+        if stage.decay_steps:
+            share *= jnp.clip((stage.steps - done) / min(stage.decay_steps, max(1, stage.steps)), 0.0, 1.0)
+        return share
+
+    return share
+
+
+def current_learning_rates(
+    opt_state: optax.OptState, stage: StageConfig, rates: Mapping[str, float]
+) -> dict[str, Array]:
+    """ "learning_rate/COMPONENT" of the next update: the largest of each top-level subtree of the parameters.
+
+    `opt_state`: of `make_optimizer(train, stage, rates)`.
+    """
+    peaks: dict[str, float] = {}
+    for path, rate in rates.items():
+        component = path.partition("/")[0]
+        peaks[component] = max(rate, peaks.get(component, 0.0))
+    share = schedule(stage)(opt_state[-1].count)
+    return {f"learning_rate/{component}": peak * share for component, peak in peaks.items()}
+
+
+def _scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    def scaled(updates: Params, params: Params | None = None) -> Params:
+        return unflatten({path: update * factors[path] for path, update in flatten(updates).items()})
+
+    return optax.stateless(scaled)
 
 
 def _muon() -> optax.GradientTransformation:
@@ -97,17 +133,3 @@ def _either(inside: optax.GradientTransformation, others: optax.GradientTransfor
         return join(matrices, rest), (first, second)
 
     return optax.GradientTransformation(init, update)
-
-
-def apply_updates(
-    params: Params, updates: Params, rates: Mapping[str, float], done: Float[Array, ""], stage: StageConfig
-) -> Params:
-    """params − rate · update, each at its own rate, which grows over the warm-up and falls over the cool-down.
-
-    `done`: steps of the stage before.
-    """
-    share = jnp.minimum(1.0, (done + 1.0) / max(1, stage.warmup_steps))
-    if stage.decay_steps:
-        share *= jnp.clip((stage.steps - done) / min(stage.decay_steps, max(1, stage.steps)), 0.0, 1.0)
-    scales = unflatten({path: rates[path] for path in flatten(params)})
-    return jax.tree.map(lambda p, u, rate: p - rate * share * u, params, updates, scales)

@@ -1,4 +1,4 @@
-"""Everything that changes in training, how a step changes it, and how it lies on the mesh."""
+"""The training state, how an update changes it, and how it lies on the mesh."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,29 +11,29 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mllmsubj.config.train import StageConfig
 from mllmsubj.parallel.sharding import parameter_shardings, with_sharding
-from mllmsubj.train.optimizer import apply_updates
+from mllmsubj.train.optimizer import current_learning_rates
 from mllmsubj.tree import join, split
 from mllmsubj.typing import Array, Leaf, Params, PyTree
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Arrays only; what is frozen is not in it."""
+    """Everything that training changes; frozen parameters are not in it. Arrays only."""
 
     step: Leaf
     """[] int32: updates done, over both stages."""
     params: Params
     """What either stage trains, and the DLA and adapters in any case; float32, layers stacked."""
-    moments: PyTree
-    """The optimizer's, of what the present stage trains."""
+    opt_state: PyTree
+    """The optimizer's state for what the present stage trains."""
     ema: Params | None
-    """Running mean of `params`, or None."""
-    bad: Leaf
+    """Exponential moving average of `params`, or None."""
+    nonfinite: Leaf
     """[] int32: updates in a row that were left out because of NaN or Inf."""
 
     @property
     def result(self) -> Params:
-        """What is judged and kept: the running mean, or the parameters where there is none."""
+        """What is evaluated and kept: the moving average, or the parameters where there is none."""
         return self.params if self.ema is None else self.ema
 
 
@@ -42,9 +42,9 @@ def new_state(params: Params, active: set[str], optimizer: optax.GradientTransfo
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        moments=optimizer.init(split(params, active)[0]),
+        opt_state=optimizer.init(split(params, active)[0]),
         ema=jax.tree.map(jnp.copy, params) if ema else None,
-        bad=jnp.zeros((), jnp.int32),
+        nonfinite=jnp.zeros((), jnp.int32),
     )
 
 
@@ -53,37 +53,41 @@ def update_state(
     gradients: Params,
     loss: Array,
     optimizer: optax.GradientTransformation,
-    rates: Mapping[str, float],
     stage: StageConfig,
-    first: int,
+    rates: Mapping[str, float],
     ema_decay: float,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One step down the gradients, and the metrics "grad_norm" and "bad".
+    """One optimizer step, and its metrics: norms, learning rates, and "nonfinite".
 
-    A step whose `loss` or gradients have NaN or Inf changes nothing but the count of such. `rates`: path -> peak
-    learning rate of all that has a gradient; `first`: the stage's first step.
+    A step whose `loss` or gradients have NaN or Inf changes nothing but the count of such steps. `rates`: path -> peak
+    learning rate of everything that has a gradient.
     """
     active, idle = split(state.params, set(rates))
     norm = optax.tree.norm(gradients)
-    updates, moments = optimizer.update(gradients, state.moments, active)
-    done = (state.step - first).astype(jnp.float32)
-    params = join(idle, apply_updates(active, updates, rates, done, stage))
+    updates, opt_state = optimizer.update(gradients, state.opt_state, active)
+    applied = optax.apply_updates(active, updates)
 
-    good = jnp.isfinite(norm) & jnp.isfinite(loss)
-    params = _where(good, params, state.params)
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    params = _where(finite, join(idle, applied), state.params)
     new = replace(
         state,
         step=state.step + 1,
         params=params,
-        moments=_where(good, moments, state.moments),
-        ema=None if state.ema is None else _mean(state, params, ema_decay),
-        bad=jnp.where(good, 0, state.bad + 1),
+        opt_state=_where(finite, opt_state, state.opt_state),
+        ema=None if state.ema is None else _moving_average(state, params, ema_decay),
+        nonfinite=jnp.where(finite, 0, state.nonfinite + 1),
     )
-    return new, {"grad_norm": norm, "bad": new.bad.astype(jnp.float32)}
+    metrics = {
+        "grad_norm": norm,
+        "update_norm": optax.tree.norm(updates),
+        "param_norm": optax.tree.norm(applied),
+        "nonfinite": new.nonfinite.astype(jnp.float32),
+    }
+    return new, metrics | current_learning_rates(state.opt_state, stage, rates)
 
 
-def _mean(state: TrainState, params: Params, ema_decay: float) -> Params:
-    """The running mean; its decay grows from 0.1 to the one that is set, so that the start is soon forgotten."""
+def _moving_average(state: TrainState, params: Params, ema_decay: float) -> Params:
+    """The next average; its decay grows from 0.1 to `ema_decay`, so that the start is soon forgotten."""
     step = state.step.astype(jnp.float32)
     decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda mean, x: mean + (1.0 - decay) * (x - mean), state.ema, params)
@@ -99,10 +103,10 @@ def abstract(tree: TrainState, mesh: Mesh) -> TrainState:
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """NamedSharding for every leaf, from shapes; moments and mean lie as their parameters do."""
+    """NamedSharding for every leaf, from shapes; optimizer state and average lie as their parameters do."""
     whole = NamedSharding(mesh, PartitionSpec())
 
-    def moments(tree: PyTree) -> PyTree:
+    def of_optimizer(tree: PyTree) -> PyTree:
         """Adam's two trees of the parameters' own form are found by their being dicts."""
         is_params = lambda node: isinstance(node, dict)  # noqa: E731
         return jax.tree.map(
@@ -112,7 +116,7 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
     return TrainState(
         step=whole,
         params=parameter_shardings(state.params, mesh),
-        moments=moments(state.moments),
+        opt_state=of_optimizer(state.opt_state),
         ema=None if state.ema is None else parameter_shardings(state.ema, mesh),
-        bad=whole,
+        nonfinite=whole,
     )

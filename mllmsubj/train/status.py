@@ -11,7 +11,7 @@ from io import TextIOBase
 from types import MappingProxyType
 from typing import TextIO
 
-from mllmsubj.train.meter import Timer
+from mllmsubj.train.throughput import Timer
 
 RECENT = 10
 """Reports whose speed the ETA goes by."""

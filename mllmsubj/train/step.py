@@ -1,8 +1,4 @@
-"""The two programs of training, pure: `encode` (frozen encoders) and `update` (everything that is trained).
-
-They are separate programs so that a small chip need not hold the frozen encoders and the transformer at once, and so
-that outputs of the encoders can be cached on disk: `update` gets the same arrays either way.
-"""
+"""The training step: a pure function from state and features to the next state and metrics."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,18 +9,13 @@ import jax.numpy as jnp
 import optax
 from flax.core import FrozenDict
 
-from mllmsubj.config.data import ReferenceConfig
 from mllmsubj.config.train import StageConfig, TrainConfig
-from mllmsubj.data.batch import Batch
-from mllmsubj.data.images import normalised
 from mllmsubj.diffusion.loss import interpolate, logit_normal, shifted_uniform, squared_error
 from mllmsubj.diffusion.schedule import ShiftConfig, shift_exponent
 from mllmsubj.models.layers import unstack
-from mllmsubj.models.subject import Features, Layout, SubjectInputs, SubjectModel
-from mllmsubj.ops.patchify import token_grid
-from mllmsubj.parallel.sharding import constrain
+from mllmsubj.models.subject import SubjectModel
 from mllmsubj.train import modes
-from mllmsubj.train.known import LATENTS, NULL, CachedFeatures, features_from_cache
+from mllmsubj.train.features import Encoded
 from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.train.state import TrainState, update_state
 from mllmsubj.tree import join, split
@@ -38,25 +29,6 @@ BINS = {
     "by_mode": BinnedMetrics("loss_mode", modes.NAMES),
 }
 """Of the metrics that `update` returns."""
-FROZEN_ENCODERS = ("mllm", "vae", "clip")
-"""What `encode` reads of the frozen parameters; `update` reads the transformer."""
-
-
-@flax.struct.dataclass
-class Encoded:
-    """Outputs of the frozen encoders for a batch. Leaves have an axis of parts (train.grad_accum_steps) in front."""
-
-    features: Features
-    target_mean: Leaf
-    """[b, n, c]: packed latents."""
-    target_std: Leaf
-    """[b, n, c]: deviation of the VAE's posterior."""
-    row: Leaf
-    """[b] int32: number of the row in the whole batch; with seed and step it names the row's random numbers."""
-    skipped: Leaf
-    """[b] int32."""
-    grid: tuple[int, int] = flax.struct.field(pytree_node=False)
-    """Rows and columns of the target's tokens."""
 
 
 @flax.struct.dataclass
@@ -75,62 +47,41 @@ class Draws:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """Both programs of one stage."""
+    """The step of one stage."""
 
     model: SubjectModel
     train: TrainConfig
     stage: StageConfig
-    first: int
-    """The stage's first step."""
     rates: FrozenDict[str, float]
     """Path -> peak learning rate of what the stage trains."""
     optimizer: optax.GradientTransformation
-    reference: ReferenceConfig
     shift: ShiftConfig
-    null_ids: tuple[int, ...]
-    """The MLLM's ids of the empty prompt."""
-    null_text: tuple[int, int]
-    """Start and stop of the text in there."""
     seed: int
-    for_later: bool = False
-    """Whether `encode` has the VAE read references for a later stage, which will find them in the cache."""
-
-    @property
-    def reads_references(self) -> bool:
-        """Whether the VAE reads them."""
-        return self.for_later or modes.union(self.stage.modes).reference
-
-    def encode(self, encoders: Params, batch: Batch, known: CachedFeatures | None = None) -> Encoded:
-        """The frozen encoders over a batch, part by part; the VAE reads references only where `reads_references`.
-
-        What is `known` is not computed again.
-        """
-        null = {name: x for name, x in (known or {}).items() if name == NULL}  # has no rows
-        said = {name: self._parts(x) for name, x in (known or {}).items() if name != NULL}
-        parts = jax.tree.map(self._parts, batch)
-        rows = self._parts(jnp.arange(len(batch.input_ids), dtype=jnp.int32))
-        return jax.lax.map(lambda part: self._encode(encoders, part[0], part[1], part[2] | null), (parts, rows, said))
 
     def update(self, state: TrainState, transformer: Params, encoded: Encoded) -> tuple[TrainState, dict[str, Any]]:
-        """One optimizer step over all parts; an update with NaN or Inf changes nothing but the count of such."""
+        """One optimizer step over all microbatches; an update with NaN or Inf is left out and counted.
+
+        `transformer`: the frozen parameters of the transformer, alone under that name in the model's tree.
+        """
         active, idle = split(state.params, set(self.rates))
         zeros = jax.tree.map(jnp.zeros_like, active)
 
-        def part(gradients: Params, one: Encoded) -> tuple[Params, dict[str, Array]]:
+        def microbatch(gradients: Params, one: Encoded) -> tuple[Params, dict[str, Array]]:
             draws = self.draw(one, state.step)
             (_, metrics), new = jax.value_and_grad(self.loss, has_aux=True)(active, idle, transformer, one, draws)
             return jax.tree.map(lambda sum_, x: sum_ + x / self.train.grad_accum_steps, gradients, new), metrics
 
-        gradients, metrics = jax.lax.scan(part, zeros, encoded)
+        gradients, metrics = jax.lax.scan(microbatch, zeros, encoded)
         metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
-        loss, ema_decay = metrics["loss_sum"], self.train.ema_decay
-        new, said = update_state(state, gradients, loss, self.optimizer, self.rates, self.stage, self.first, ema_decay)
-        return new, metrics | said
+        new, of_update = update_state(
+            state, gradients, metrics["loss_sum"], self.optimizer, self.stage, self.rates, self.train.ema_decay
+        )
+        return new, metrics | of_update
 
     def loss(
         self, active: Params, idle: Params, transformer: Params, encoded: Encoded, draws: Draws
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Mean over the rows of one part, and the sums and counts that make its metrics."""
+        """Mean over the rows of one microbatch, and the sums and counts that make its metrics."""
         trained = join(active, idle)
         trained = trained if self.model.compute.scan_layers else unstack(trained)
         losses = self.losses(join(trained, {"transformer": transformer}), encoded, draws)
@@ -144,50 +95,18 @@ class TrainStep:
         }
 
     def losses(self, params: Params, encoded: Encoded, draws: Draws) -> Float[Array, " b"]:
-        """Loss of each row of one part; `params`: without frozen encoders, laid out as the model's `compute` wants."""
-        picture = encoded.target_mean.astype(jnp.float32)
+        """Loss of each row of a microbatch; `params`: without frozen encoders, laid out as the model's `compute` says.
+
+        Source: rectified flow, arXiv 2209.03003.
+        """
+        image = encoded.target_mean.astype(jnp.float32)
         if self.train.sample_posterior:
-            picture += encoded.target_std * draws.posterior
-        latents, target = interpolate(picture, draws.noise, draws.t)
+            image += encoded.target_std * draws.posterior
+        latents, target = interpolate(image, draws.noise, draws.t)
         condition = self.model.aggregate(params, encoded.features, jnp.full(len(draws.t), self.train.guidance))
         condition, active_tokens = modes.masked(condition, draws.mode), modes.union(self.stage.modes)
         return squared_error(
             self.model.velocity(params, encoded.grid, latents, draws.t, condition, active_tokens), target
-        )
-
-    def _encode(self, encoders: Params, batch: Batch, row: Int[Array, " b"], known: CachedFeatures) -> Encoded:
-        inputs = self.inputs(batch)
-        known = known or self._seen(encoders, batch, inputs)
-        return Encoded(
-            features=features_from_cache(self.model, encoders, inputs, known),
-            target_mean=known["target_mean"],
-            target_std=known["target_std"],
-            row=row,
-            skipped=batch.skipped,
-            grid=token_grid(*batch.target.shape[1:3]),
-        )
-
-    def _seen(self, encoders: Params, batch: Batch, inputs: SubjectInputs) -> CachedFeatures:
-        """What the VAE says, of target and references together."""
-        (mean, std), *others = self.model.encode_images(encoders, (_signed(batch.target), *inputs.references))
-        references = self.model.concatenate_references(others, len(mean))
-        return dict(zip(LATENTS, (mean, std, references), strict=True))
-
-    def inputs(self, batch: Batch) -> SubjectInputs:
-        """What inference makes of the same pictures, from 8 bits."""
-        tiles = normalised(batch.tiles, self.reference)
-        count = batch.references.shape[1] if self.reads_references else 0
-        pictures = [_signed(batch.references[:, i]) for i in range(count)]
-        return SubjectInputs(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            null_ids=jnp.asarray([self.null_ids], jnp.int32),
-            clip_ids=batch.clip_ids,
-            pixel_values=tiles.reshape(-1, *tiles.shape[2:]),
-            references=tuple(pictures),
-            layout=Layout(batch.text, batch.images),
-            null_text=self.null_text,
-            reference_mask=batch.reference_mask if self.reads_references else None,
         )
 
     def draw(self, encoded: Encoded, step: Int[Array, ""]) -> Draws:
@@ -209,20 +128,8 @@ class TrainStep:
 
         return jax.vmap(one)(encoded.row)
 
-    def _parts(self, x: Array) -> Array:
-        """[b, …] -> [parts, b / parts, …]: part i has rows i, i + parts, …, so that each device keeps its own rows."""
-        parts = jnp.swapaxes(
-            x.reshape(len(x) // self.train.grad_accum_steps, self.train.grad_accum_steps, *x.shape[1:]), 0, 1
-        )
-        return constrain(parts, "parts", "batch", *["seq"] * (x.ndim - 1))
-
-
-def _signed(pixels: Array) -> Float[Array, "*shape"]:
-    """8 bits -> [-1, 1]."""
-    return pixels.astype(jnp.float32) / 127.5 - 1.0
-
 
 def _binned(values: Float[Array, " b"], bins: Int[Array, " b"], count: int) -> Float[Array, "two bins"]:
-    """Per bin the sum and how many."""
+    """Sum and number of the values in each bin."""
     rows = jax.nn.one_hot(bins, count)
     return jnp.stack([values @ rows, rows.sum(axis=0)])

@@ -23,7 +23,7 @@ from mllmsubj.toyworld import Split, example
 from mllmsubj.toyworld.benchmark.scores import MEANINGS
 from mllmsubj.toyworld.probe.network import LookConfig, ProbeConfig
 from mllmsubj.toyworld.probe.reader import make_network
-from mllmsubj.train import run as train_run
+from mllmsubj.train import setup as train_setup
 from mllmsubj.tree import flatten, split, unflatten
 from tests.evals.small_run import config, params, save
 from tests.small import random_like
@@ -177,7 +177,7 @@ def test_a_checkpoint_without_weights_says_so(folder, monkeypatch):
     ],
 )
 def test_mistakes_are_found_before_weights_are_read(folder, monkeypatch, capsys, more, changes, says):
-    monkeypatch.setattr(train_run, "restored", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(train_setup, "restored", lambda *_: pytest.fail("weights were read"))
     before = sorted(folder.rglob("*"))
     with pytest.raises(SystemExit) as stopped:
         evaluate(*more, **changes)

@@ -156,7 +156,7 @@ def test_killed_and_run_again(tmp_path, capsys):
     out, err = start().communicate(timeout=600)
     assert err.splitlines()[-1] == "mllmsubj: 2 of 2 runs done", err
     log = (base / "log.txt").read_text()
-    assert re.findall(r"mllmsubj: goes on from step (\d+)", log) not in ([], ["0"])
+    assert re.findall(r"mllmsubj: resumes from step (\d+)", log) not in ([], ["0"])
     assert [log.count(f"$ mllmsubj {command} ") for command in ("train", "evaluate")] == [2, 1]
     assert sorted(path.name for path in (tmp_path / "out" / "tau1=0.9").iterdir()) == FILES_OF_A_RUN
     rows = list(csv.DictReader((tmp_path / "out" / "summary.csv").read_text().splitlines()))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mllmsubj.cli import main
 from mllmsubj.errors import UserError
-from mllmsubj.train import loop
+from mllmsubj.train import hooks
 from mllmsubj.train.workdir import open_workdir
 from tests.data.sources.pictures import encoded, noise
 from tests.environment import PIPES, ROOT, environment
@@ -94,7 +94,7 @@ def test_workdirs_that_cannot_be(tmp_path, monkeypatch, capsys):
 
 
 def test_nan(tmp_path, monkeypatch):
-    """The run stops at the last update of those in a row, and leaves its state and batch to look at; see `dump`."""
+    """The run stops at the last update of those in a row, and leaves its state and batch to look at; see `hooks`."""
     rates = (("dla/.*", 1e30), (".*/lora_[ab]", 1e30))
     stage = dict(train__stage2__learning_rates=rates, train__stage2__warmup_steps=0, train__stage2__steps=20)
     says = r"^3 updates in a row had NaN or Inf and were left out, up to step (\d+); state and batch are in (.*); start"
@@ -103,7 +103,7 @@ def test_nan(tmp_path, monkeypatch):
     step, folder = re.match(says, str(error.value)).groups()
     state = read(Path(folder) / "state", "state")
     assert state["state['step']"] == int(step)
-    assert state["state['bad']"] == 3
+    assert state["state['nonfinite']"] == 3
     with np.load(Path(folder) / "batch_0.npz") as batch:
         assert batch["target"].shape == (8, 32, 32, 3)
         assert len(set(batch["example"].tolist())) == 8
@@ -134,7 +134,7 @@ def test_unreadable_examples(tmp_path, monkeypatch, caplog):
     named = [message for message in caplog.messages if message.startswith("skipped: ")]
     assert len(named) == 2
     assert any(message.startswith("skipped: pairs.jsonl:1, reference 1 cannot be read") for message in named)
-    monkeypatch.setattr(loop, "FIRST_EXAMPLES", 1)
+    monkeypatch.setattr(hooks, "FIRST_EXAMPLES", 1)
     with pytest.raises(UserError, match=r"\d of \d+ examples cannot be used, more than data.max_skipped \(0.01\)"):
         train_here(monkeypatch, tmp_path / "other", data__source=source, **ONE_STAGE)
 
@@ -170,7 +170,11 @@ def test_a_process_from_its_start_to_its_end(tmp_path, writes):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     if everything:
         assert list((tmp_path / "tensorboard").iterdir())
-        assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["samples-2.png", "samples-4.png"]
+        assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+            *(f"batch-{name}-1.png" for name in ("references", "target", "tiles")),
+            "samples-2.png",
+            "samples-4.png",
+        ]
         with Image.open(tmp_path / "samples" / "samples-4.png") as picture:
             assert picture.size == (3 * 32, 2 * 32)
 
@@ -190,7 +194,7 @@ def test_compiled_programs_stay_in_the_workdir_unless_the_user_names_a_place(tmp
 HELD_UP = f"""
 import sys, time
 from mllmsubj.cli import main
-from mllmsubj.train.checkpoints import Checkpoints
+from mllmsubj.train.checkpointing import Checkpoints
 wait = Checkpoints.wait
 Checkpoints.wait = lambda self: (wait(self), time.sleep(60) if self._terminated else None)
 main.main(["mllmsubj", "train", "--config={CONFIG}", f"--workdir={{sys.argv[1]}}", *sys.argv[2:]])
@@ -235,15 +239,15 @@ FILLED_UP = f"""
 import os, sys
 from pathlib import Path
 from mllmsubj.cli import main
-from mllmsubj.train.loop import Loop
-report, workdir = Loop._report, Path(sys.argv[1])
-def fill(self):
-    report(self)
-    if self.step == 5:
-        self.saves.wait()
+from mllmsubj.train.hooks import Saves
+save, workdir = Saves.__call__, Path(sys.argv[1])
+def fill(self, step, state, batch):
+    if step == 5:
+        self._checkpoints.wait()
         free = os.statvfs(workdir)
         (workdir.parent / "ballast").write_bytes(bytes(max(free.f_bavail * free.f_frsize - 40_000, 0)))
-Loop._report = fill
+    save(self, step, state, batch)
+Saves.__call__ = fill
 main.main(["mllmsubj", "train", "--config={CONFIG}", f"--workdir={{workdir}}", *sys.argv[2:]])
 """
 
@@ -257,7 +261,7 @@ def test_a_full_disk(small_disk, monkeypatch, caplog):
     process = subprocess.Popen(command, cwd=ROOT, env=environment(), **PIPES)
     out, err = process.communicate(timeout=900)
     assert (out, process.returncode) == ("", 2)
-    usual = "^stage |compiled for|first step after|absl:Waiting for previous save"  # the last on a busy machine
+    usual = "^stage |compiled |first step after|absl:Waiting for previous save"  # the last on a busy machine
     said = [line for line in err.splitlines() if not re.search(usual, line)]
     assert len(said) == 1, err
     assert re.match(r"mllmsubj: error: cannot save .*No space left on device; older saves there are whole", said[0])
@@ -265,6 +269,6 @@ def test_a_full_disk(small_disk, monkeypatch, caplog):
     assert saves(workdir)[-1] == 4
     caplog.set_level("INFO", "mllmsubj")
     train_here(monkeypatch, workdir, train__stage1__steps=0, train__stage2__steps=12)
-    assert "goes on from step 4" in caplog.messages
+    assert "resumes from step 4" in caplog.messages
     assert saves(workdir)[-1] == 12
     assert [line["step"] for line in metrics(workdir)] == list(range(1, 13))

@@ -12,7 +12,7 @@ from mllmsubj.config.schema import Experiment
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.parallel.sharding import make_mesh
-from mllmsubj.train.run import Run, restored
+from mllmsubj.train.setup import Setup, restored
 from mllmsubj.typing import Params
 from tests.small import random_like, small_config
 
@@ -43,7 +43,7 @@ def save(folder: Path) -> Path:
     return folder
 
 
-def run_on(folder: Path, devices: int) -> tuple[Run, Params]:
+def run_on(folder: Path, devices: int) -> tuple[Setup, Params]:
     """To be called, and used, with the mesh of `mesh_of` set."""
     return restored(Experiment.from_config(config()), folder, mesh_of(devices))
 
@@ -53,6 +53,6 @@ def mesh_of(devices: int) -> jax.sharding.Mesh:
     return make_mesh(data=1, fsdp=devices, tensor=1, devices=jax.devices()[:devices])
 
 
-def with_evals(run: Run, **sections) -> Run:
+def with_evals(run: Setup, **sections) -> Setup:
     """The run with other values in the config's `evals`."""
     return replace(run, experiment=replace(run.experiment, evals=replace(run.experiment.evals, **sections)))

@@ -12,7 +12,7 @@ from mllmsubj.errors import UserError
 from mllmsubj.evals.held_out import SEED, held_out
 from mllmsubj.evals.loss import HeldOutLoss
 from mllmsubj.train import modes
-from mllmsubj.train.step import FROZEN_ENCODERS
+from mllmsubj.train.features import FROZEN_ENCODERS
 from tests.evals.small_run import mesh_of, run_on
 
 SIX = LossEvalConfig(every_steps=2, examples=6)
@@ -39,7 +39,7 @@ def test_names_are_all_explained(evaluator, numbers):
 
 def test_each_mode_is_the_training_loss_with_the_other_tokens_dropped(restored, evaluator, numbers):
     run, params = restored
-    last = replace(run.stages[1], train=replace(run.experiment.train, grad_accum_steps=1), seed=3)
+    last = replace(run.stages[1].step, train=replace(run.experiment.train, grad_accum_steps=1), seed=3)
     encoders, data = {name: params[name] for name in FROZEN_ENCODERS}, held_out(run.experiment)
     with jax.set_mesh(mesh_of(1)):
         with closing(run.loader(data, 4, open_source(data, SEED), SEED)) as loader:

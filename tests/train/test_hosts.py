@@ -49,7 +49,9 @@ def test_two_processes_one_of_which_is_told_to_stop(tmp_path, alone, monkeypatch
     assert process.returncode == 143, err
     said = [line for line in err.splitlines() if "saved at step" in line]
     [step] = saves(tmp_path / "two")
-    assert sorted(said) == [f"{i}| mllmsubj: saved at step {step} of 20; run the same command to go on" for i in (0, 1)]
+    assert sorted(said) == [
+        f"{i}| mllmsubj: saved at step {step} of 20; run the same command to resume" for i in (0, 1)
+    ]
     assert 11 <= step < 20
 
     train_here(monkeypatch, tmp_path / "two", **CHANGES, evals__loss__every_steps=every)

@@ -4,16 +4,20 @@ import math
 
 import numpy as np
 
-from mllmsubj.train.metrics import MetricAccumulator
+from mllmsubj.train.metrics import MEANS, MetricAccumulator
 from mllmsubj.train.step import BINS
 
 
-def step_metrics(losses, bins, modes, bad=0, skipped=0):
+def step_metrics(losses, bins, modes, nonfinite=0, skipped=0):
     """What a step of these rows returns."""
     rows = np.asarray(losses, np.float32)
     by = [np.stack([np.bincount(at, rows, n), np.bincount(at, minlength=n)]) for at, n in ((bins, 10), (modes, 4))]
     total = dict(loss_sum=rows.sum(), count=np.float32(len(rows)), by_time=by[0], by_mode=by[1])
-    return total | dict(skipped=np.int32(skipped), grad_norm=np.float32(2.0 + bad), bad=np.float32(bad))
+    return (
+        total
+        | dict(skipped=np.int32(skipped), nonfinite=np.float32(nonfinite))
+        | dict(dict.fromkeys(MEANS, np.float32(2.0 + nonfinite)), **{"learning_rate/dla": np.float32(0.25)})
+    )
 
 
 def test_means_over_steps_then_anew():
@@ -21,9 +25,10 @@ def test_means_over_steps_then_anew():
     totals.add(step_metrics([1.0, 3.0], [0, 9], [0, 2], skipped=1))
     totals.add(step_metrics([5.0, 7.0], [9, 9], [0, 3], skipped=2))
     numbers = totals.scalars()
-    assert numbers.pop("grad_norm") == 2.0
+    assert [numbers.pop(name) for name in MEANS] == [2.0] * 3
     assert numbers == {
         "loss": 4.0,
+        "learning_rate/dla": 0.25,
         "updates_left_out": 0.0,
         "examples_skipped": 3.0,
         "loss_t/0.0-0.1": 1.0,
@@ -41,9 +46,13 @@ def test_means_over_steps_then_anew():
 def test_an_update_that_was_left_out_is_counted_and_no_mean():
     totals = MetricAccumulator(BINS)
     totals.add(step_metrics([1.0], [4], [1]))
-    totals.add(step_metrics([math.nan], [4], [1], bad=1))
-    assert totals.bad == 1
+    totals.add(step_metrics([math.nan], [4], [1], nonfinite=1))
+    totals.settle(behind=1)
+    assert (totals.nonfinite, totals.examples) == (0, 1)
+    totals.settle()
+    assert totals.nonfinite == 1
     numbers = totals.scalars()
     assert (numbers["loss"], numbers["loss_t/0.4-0.5"], numbers["updates_left_out"]) == (1.0, 1.0, 1.0)
     totals.add(step_metrics([2.0], [4], [1]))
-    assert totals.bad == 0
+    totals.settle()
+    assert totals.nonfinite == 0

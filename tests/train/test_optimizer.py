@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 
 from configs import tiny
 from mllmsubj.config.schema import Experiment
 from mllmsubj.config.train import ModesConfig, StageConfig
-from mllmsubj.train.optimizer import apply_updates, make_optimizer
+from mllmsubj.train.optimizer import current_learning_rates, make_optimizer
 from mllmsubj.tree import flatten, unflatten
 
 
@@ -24,19 +25,28 @@ from mllmsubj.tree import flatten, unflatten
         (0, 300, (1, 0.75, 0.5, 0.25)),  # of a stage that is made shorter: all of it, still from the full rate
     ],
 )
-def test_rates_grow_and_fall(warmup, cooldown, shares):
+def test_schedule(warmup, cooldown, shares):
     stage = StageConfig(4, warmup, cooldown, ((".*", 0.1),), ModesConfig(0.0, 1.0, 0.0, 0.0))
-    ones = {"leaf": jnp.ones(2)}
-    for done, share in enumerate(shares):
-        new = apply_updates(ones, ones, {"leaf": 0.1}, jnp.float32(done), stage)
-        assert new["leaf"] == pytest.approx(1 - 0.1 * share)
+    train = replace(Experiment.from_config(tiny.get_config()).train, weight_decay=0.0, clip_norm=1e9)
+    rates = FrozenDict({"dla/a": 0.1, "dla/b": 0.2, "transformer/c": 0.4})
+    params = unflatten(dict.fromkeys(rates, jnp.ones(2)))
+    optimizer = make_optimizer(train, stage, rates)
+    state = optimizer.init(params)
+    for share in shares:
+        logged = current_learning_rates(state, stage, rates)
+        assert logged == pytest.approx({"learning_rate/dla": 0.2 * share, "learning_rate/transformer": 0.4 * share})
+        updates, state = optimizer.update(params, state, params)
+        for path, update in flatten(updates).items():  # Adam's own update of a constant gradient is 1
+            assert update == pytest.approx(-rates[path] * share, rel=1e-4)
 
 
 def first_step(optimizer: str, gradients: dict) -> dict:
     """Path -> the first update, without weight decay and clipping."""
     train = Experiment.from_config(tiny.get_config()).train
-    made = make_optimizer(replace(train, optimizer=optimizer, weight_decay=0.0, clip_norm=1e9))
-    return flatten(jax.jit(made.update)(gradients, made.init(gradients), gradients)[0])
+    rates, stage = FrozenDict(dict.fromkeys(flatten(gradients), 1.0)), replace(train.stage1, warmup_steps=0)
+    made = make_optimizer(replace(train, optimizer=optimizer, weight_decay=0.0, clip_norm=1e9), stage, rates)
+    updates, _ = jax.jit(made.update)(gradients, made.init(gradients), gradients)
+    return {path: -update for path, update in flatten(updates).items()}
 
 
 def test_muon_steps_are_orthogonal_and_as_large_as_adams():

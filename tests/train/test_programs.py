@@ -6,8 +6,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mllmsubj.models.subject import Features
 from mllmsubj.parallel.sharding import make_mesh
+from mllmsubj.train.features import Encoded
 from mllmsubj.train.programs import encoded_by
-from mllmsubj.train.step import Encoded
 
 
 def test_the_form_of_what_is_encoded_comes_from_the_program():

@@ -9,8 +9,8 @@ import termios
 
 import pytest
 
-from mllmsubj.train.meter import Timer
 from mllmsubj.train.status import Status, duration
+from mllmsubj.train.throughput import Timer
 
 FIGURES = {
     "step_seconds": 0.25,
@@ -75,7 +75,7 @@ def test_duration(seconds, text):
 PROGRAM = """
 import logging, sys
 HANDLER
-from mllmsubj.train.meter import Timer
+from mllmsubj.train.throughput import Timer
 from mllmsubj.train.status import Status
 log = logging.getLogger("mllmsubj")
 with Status((100, 100), 0) as status:

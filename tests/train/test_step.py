@@ -14,9 +14,10 @@ from mllmsubj.config.train import ModesConfig
 from mllmsubj.errors import UserError
 from mllmsubj.parallel.sharding import make_mesh, parameter_shardings
 from mllmsubj.train import modes
-from mllmsubj.train.optimizer import learning_rates
+from mllmsubj.train.features import FROZEN_ENCODERS
+from mllmsubj.train.optimizer import learning_rates, make_optimizer
 from mllmsubj.train.state import state_shardings
-from mllmsubj.train.step import FROZEN_ENCODERS, TIME_BINS
+from mllmsubj.train.step import TIME_BINS
 from mllmsubj.tree import flatten, split
 from tests.small import small_batch, small_condition, small_inputs, small_model, small_step
 
@@ -26,8 +27,8 @@ STEPS = 3
 @cache
 def small(**options):
     """`small_step` and its two programs, jitted; compiling them is what takes time here."""
-    step, state, frozen = small_step(**options)
-    return step, state, frozen, jax.jit(step.encode), jax.jit(step.update)
+    stage, state, frozen = small_step(**options)
+    return stage, state, frozen, jax.jit(stage.encoder.encode), jax.jit(stage.step.update)
 
 
 def trajectory(state, frozen, encode, update, batch, steps=STEPS):
@@ -54,7 +55,7 @@ def test_it_learns_and_counts(plain):
     last, losses = trajectory(*small()[1:], small_batch(8), steps=30)
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     assert last.step == 30
-    assert last.bad == 0
+    assert last.nonfinite == 0
     np.testing.assert_array_equal(losses[:STEPS], plain[1])
 
 
@@ -85,12 +86,12 @@ def test_an_update_with_nan_changes_nothing_but_the_count():
     broken = encoded.replace(target_mean=encoded.target_mean.at[0, 1, 2, 3].set(jnp.nan))
     after, metrics = update(state, frozen["transformer"], broken)
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
-    jax.tree.map(np.testing.assert_array_equal, after.moments, state.moments)
-    assert (after.step, after.bad, metrics["bad"]) == (1, 1, 1)
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state, state.opt_state)
+    assert (after.step, after.nonfinite, metrics["nonfinite"]) == (1, 1, 1)
     again, _ = update(after, frozen["transformer"], broken)
-    assert again.bad == 2
+    assert again.nonfinite == 2
     fine, _ = update(again, frozen["transformer"], encoded)
-    assert (fine.step, fine.bad) == (3, 0)
+    assert (fine.step, fine.nonfinite) == (3, 0)
     assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (fine.params, state.params)), strict=True))
 
 
@@ -109,20 +110,21 @@ def test_the_running_mean_follows_the_parameters(step_number, decay):
     assert moved > 1e-4
 
 
-def test_what_has_no_learning_rate_stays_and_has_no_moments():
+def test_what_has_no_learning_rate_stays_and_has_no_opt_state():
     _, state, frozen = small_step(rates=(("dla/.*", None), (".*/lora_[ab]", 1e-2)))
     assert all(path.startswith("transformer/") for path in flatten(state.params))
     assert "dla" in frozen
-    adam = state.moments[1]
+    adam = state.opt_state[1]
     assert list(flatten(adam.mu)) == list(flatten(state.params))
 
 
 def test_a_stage_may_train_less_than_the_run():
-    """The DLA is in the state, since the other stage trains it; this one neither moves it nor has moments for it."""
-    step, state, frozen, encode, _ = small()
+    """The DLA is in the state, since the other stage trains it; this one neither moves it nor has opt_state for it."""
+    stage, state, frozen, encode, _ = small()
+    step = stage.step
     lora = FrozenDict({path: rate for path, rate in step.rates.items() if path.startswith("transformer/")})
-    moments = step.optimizer.init(split(state.params, set(lora))[0])
-    step, state = replace(step, rates=lora), state.replace(moments=moments)
+    step = replace(step, rates=lora, optimizer=make_optimizer(step.train, step.stage, lora))
+    state = state.replace(opt_state=step.optimizer.init(split(state.params, set(lora))[0]))
     last, _ = trajectory(state, frozen, encode, jax.jit(step.update), small_batch(8), steps=1)
     jax.tree.map(np.testing.assert_array_equal, last.params["dla"], jax.device_get(state.params["dla"]))
     moved = split(last.params, set(lora))[0], split(state.params, set(lora))[0]
@@ -130,7 +132,8 @@ def test_a_stage_may_train_less_than_the_run():
 
 
 def test_a_row_s_numbers_depend_on_seed_step_and_row_alone():
-    step, _, frozen, encode, _ = small()
+    stage, _, frozen, encode, _ = small()
+    step = stage.step
     whole = jax.tree.map(lambda x: x[0], encode({name: frozen[name] for name in FROZEN_ENCODERS}, small_batch(8)))
     draw = jax.jit(lambda rows, step_number: step.draw(whole.replace(row=rows), step_number))
     eight = jax.device_get(draw(jnp.arange(8), 5))
@@ -142,17 +145,18 @@ def test_a_row_s_numbers_depend_on_seed_step_and_row_alone():
 
 def test_the_batch_is_encoded_as_inference_does():
     """One square reference, so that nothing is padded: the same features as from the front door's arrays."""
-    step, _, frozen, encode, _ = small()
+    encoder, _, frozen, encode, _ = small()
+    encoder = encoder.encoder
     batch = small_batch(8)
     batch = batch.replace(reference_mask=np.ones_like(batch.reference_mask))
     encoders = {name: frozen[name] for name in FROZEN_ENCODERS}
     got = jax.tree.map(lambda x: x[0], encode(encoders, batch)).features
-    mean, std = (np.asarray(x, np.float32) for x in (step.reference.mean, step.reference.std))
+    mean, std = (np.asarray(x, np.float32) for x in (encoder.reference.mean, encoder.reference.std))
     inputs = small_inputs(8, ((64, 64),)).replace(
         pixel_values=(batch.tiles[:, 0] / np.float32(255) - mean) / std,
         references=(batch.references[:, 0] / np.float32(127.5) - 1,),
     )
-    want = jax.jit(step.model.encode)(encoders, inputs)
+    want = jax.jit(encoder.model.encode)(encoders, inputs)
     for name in ("text", "image", "null", "pooled", "references"):
         np.testing.assert_allclose(getattr(got, name), getattr(want, name), rtol=1e-5, atol=1e-5, err_msg=name)
 
@@ -167,15 +171,15 @@ def test_a_stage_without_the_vae_branch_does_not_encode_references():
 
 
 def test_only_trained_parameters_cost_memory():
-    """Gradients, moments and mean are of the trained parameters alone, by the compiler's own count."""
-    step, state, frozen, *_ = small()
-    encoded = jax.eval_shape(step.encode, {name: frozen[name] for name in FROZEN_ENCODERS}, small_batch(4))
-    compiled = jax.jit(step.update, donate_argnums=0).lower(state, frozen["transformer"], encoded).compile()
+    """Gradients, opt_state and mean are of the trained parameters alone, by the compiler's own count."""
+    stage, state, frozen, *_ = small()
+    encoded = jax.eval_shape(stage.encoder.encode, {name: frozen[name] for name in FROZEN_ENCODERS}, small_batch(4))
+    compiled = jax.jit(stage.step.update, donate_argnums=0).lower(state, frozen["transformer"], encoded).compile()
     memory = compiled.memory_analysis()
     size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
     trained, base = size(state.params), size(frozen["transformer"])
-    counters = 3 * 4
-    assert size(state) == 4 * trained + counters  # parameters, two moments, mean
+    counters = 4 * 4
+    assert size(state) == 4 * trained + counters  # parameters, two opt_state, mean
     inputs = sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(encoded))
     assert memory.argument_size_in_bytes <= 4 * trained + base + inputs + 4096
     assert memory.output_size_in_bytes <= 4 * trained + 4096
@@ -208,22 +212,22 @@ def test_modes_come_as_often_as_they_should():
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():
-    step, state, *_ = small()
+    stage, state, *_ = small()
     for rates, message in (
         ((("dlaa/.*", 1e-3),), "'dlaa/.\\*' matches no parameter"),
         (((".*", None),), "every parameter is frozen"),
     ):
         with pytest.raises(UserError, match=message):
-            learning_rates(state.params, replace(step.stage, learning_rates=rates))
+            learning_rates(state.params, replace(stage.step.stage, learning_rates=rates))
 
 
 def test_a_step_puts_each_row_s_loss_into_its_bins():
-    step, state, frozen, encode, update = small()
+    stage, state, frozen, encode, update = small()
     batch = small_batch(8)
     batch.skipped[3] = 2
     encoded = encode({name: frozen[name] for name in FROZEN_ENCODERS}, batch)
     _, metrics = update(state, frozen["transformer"], encoded)
-    draws = jax.jit(step.draw)(jax.tree.map(lambda x: x[0], encoded), 0)
+    draws = jax.jit(stage.step.draw)(jax.tree.map(lambda x: x[0], encoded), 0)
     times = np.bincount(np.minimum(np.asarray(draws.t) * TIME_BINS, TIME_BINS - 1).astype(int), minlength=TIME_BINS)
     np.testing.assert_array_equal(metrics["by_time"][1], times)
     np.testing.assert_array_equal(metrics["by_mode"][1], np.bincount(draws.mode, minlength=len(modes.NAMES)))

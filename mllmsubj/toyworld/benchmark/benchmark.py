@@ -19,7 +19,7 @@ from mllmsubj.toyworld.benchmark.scores import MEANINGS, copying, of_probe, scor
 from mllmsubj.toyworld.probe.reader import ProbeReader
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES, number
 from mllmsubj.train.evaluator import Value
-from mllmsubj.train.run import Run
+from mllmsubj.train.setup import Setup
 from mllmsubj.typing import Params
 
 EXAMPLES = 500
@@ -70,12 +70,12 @@ class Toyworld:
         "samples": "Reference, what the model draws from it and the prompt, and one right picture of many.",
     }
 
-    def __init__(self, run: Run, probe: ProbeReader, seed: int, examples: int = EXAMPLES):
+    def __init__(self, setup: Setup, probe: ProbeReader, seed: int, examples: int = EXAMPLES):
         """`seed`: of the noise; the examples are always the same."""
-        sampling = run.experiment.sampling
-        self._held_out = HeldOut.open(run, data_of(run.experiment), examples, "limit")
+        sampling = setup.experiment.sampling
+        self._held_out = HeldOut.open(setup, data_of(setup.experiment), examples, "limit")
         self.examples = self._held_out.count
-        self._probe, self._draw = probe, Drawing(run, sampling, seed)
+        self._probe, self._draw = probe, Drawing(setup, sampling, seed)
         self._batch_size = self._held_out.batch_size(sampling.batch_size)
 
     def run(self, params: Params) -> Iterator[tuple[str, Value]]:

@@ -14,7 +14,7 @@ from mllmsubj.toyworld.pretrain.part import Part
 from mllmsubj.toyworld.pretrain.probe import ProbePart
 from mllmsubj.toyworld.pretrain.settings import PretrainConfig
 from mllmsubj.toyworld.pretrain.vae import VAEPart
-from mllmsubj.train.run import make_encoder
+from mllmsubj.train.setup import make_encoder
 
 
 def make_part(name: str, experiment: Experiment, workdir: Path) -> Part:

@@ -1,7 +1,6 @@
 """One part's run: what the training loop asks of it (`train.task.Task`), and the command's work."""
 
-import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
+from flax.core import FrozenDict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -27,14 +28,17 @@ from mllmsubj.toyworld import Split
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.pretrain.part import Judge, Part
 from mllmsubj.toyworld.pretrain.parts import make_part
-from mllmsubj.train.checkpoints import Checkpoints
+from mllmsubj.train.batches import TrainBatch, global_batches
+from mllmsubj.train.checkpointing import Checkpoints
 from mllmsubj.train.evaluator import sort
-from mllmsubj.train.first_step import StartupTime
-from mllmsubj.train.loop import Loop
+from mllmsubj.train.loop import fit
 from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.train.optimizer import make_optimizer
-from mllmsubj.train.run import check_batch
+from mllmsubj.train.programs import Program
+from mllmsubj.train.setup import check_batch
+from mllmsubj.train.startup import StartupTime
 from mllmsubj.train.state import TrainState, new_state, state_shardings, update_state
+from mllmsubj.train.throughput import Throughput
 from mllmsubj.train.workdir import open_workdir
 from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Array, Params
@@ -55,7 +59,7 @@ def pretrain(config: ConfigDict, name: str, workdir: Path) -> Path:
     with StartupTime() as first, jax.set_mesh(mesh):
         params, judge = run.start(), Judge(part, run.frozen)  # both may refuse: nothing is made before
         with open_workdir(folder, config), Checkpoints(folder, experiment.checkpoint) as saves:
-            Loop(run, params, run.loader(), config, folder, saves, [judge], first)()
+            fit(run, params, run.loader(), [judge], config, folder, saves, first)
     return components.path(workdir, name)
 
 
@@ -82,8 +86,12 @@ class PartStep:
 
     part: Part
     experiment: Experiment
-    rates: Mapping[str, float]
-    first = 0
+    rates: FrozenDict[str, float]
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        train = self.experiment.train
+        return make_optimizer(train, train.stage1, self.rates)
 
     def update(self, state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         """One optimizer step."""
@@ -96,28 +104,11 @@ class PartStep:
             return losses.mean(), (losses.sum(), metrics)
 
         (_, (total, metrics)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-        optimizer = make_optimizer(train)
-        new, said = update_state(
-            state, gradients, total, optimizer, self.rates, train.stage1, self.first, train.ema_decay
+        new, of_update = update_state(
+            state, gradients, total, self.optimizer, train.stage1, self.rates, train.ema_decay
         )
         counts = {"count": jnp.asarray(len(batch.example), jnp.float32), "skipped": batch.skipped.sum()}
-        return new, metrics | said | counts | {"loss_sum": total}
-
-
-@dataclass(frozen=True)
-class PartProgram:
-    """`update`, compiled."""
-
-    update: jax.stages.Compiled
-    flops: int
-    """As the compiler counts them."""
-    seconds: float
-    """It took to compile."""
-
-    def __call__(
-        self, state: TrainState, frozen: Params, batch: Any, known: None, keep: None
-    ) -> tuple[TrainState, dict[str, Any]]:
-        return self.update(state, frozen, batch)
+        return new, metrics | of_update | counts | {"loss_sum": total}
 
 
 @dataclass(frozen=True)
@@ -141,10 +132,15 @@ class PartRun:
     def step(self) -> PartStep:
         shapes = jax.eval_shape(self.part.init, jax.random.key(0))
         rates = dict.fromkeys(flatten(shapes), self.part.config.learning_rate)
-        return PartStep(self.part, self.experiment, rates)
+        return PartStep(self.part, self.experiment, FrozenDict(rates))
 
-    def stage(self, step: int) -> PartStep:
-        return self.step
+    @property
+    def update_params(self) -> Params:
+        return self.frozen
+
+    def trainable_params(self, step: int) -> int:
+        shapes = jax.eval_shape(self.part.init, jax.random.key(0))
+        return sum(shape.size for shape in jax.tree.leaves(shapes))
 
     def start(self) -> Params:
         """Parameters before the first step, float32, on the mesh: random ones, or those of `start_from`.
@@ -176,29 +172,31 @@ class PartRun:
         plan = Plan(source.index(), data, p.batch_size, self.experiment.seed)
         return Loader(source, plan, self.part.reader(data), multihost.process_rows(p.batch_size, self.mesh))
 
-    def state(self, trained: Params) -> TrainState:
-        optimizer = make_optimizer(self.experiment.train)
-        return new_state(trained, set(self.step.rates), optimizer, ema=self.part.config.ema_decay > 0)
+    def init_state(self, trained: Params, step: int = 0) -> TrainState:
+        return new_state(trained, set(self.step.rates), self.step.optimizer, ema=self.part.config.ema_decay > 0)
 
-    def enter(self, state: TrainState, step: int) -> TrainState:
-        """There is no second stage."""
+    def enter_stage(self, state: TrainState, step: int) -> TrainState:
+        """There is one stage only."""
         return state
 
-    def compile(self, step: PartStep, state: TrainState, batch: Any) -> PartProgram:
-        start = time.perf_counter()
-        update = jax.jit(step.update, donate_argnames="state", out_shardings=(state_shardings(state, self.mesh), None))
-        compiled = update.lower(state, self.frozen, batch).compile()
-        flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
-        return PartProgram(compiled, int(flops), time.perf_counter() - start)
+    def batches(self, loader: Loader, step: int, throughput: Throughput) -> Generator[TrainBatch]:
+        return global_batches(loader, self.part.config.batch_size, self.mesh, throughput)
 
-    def joined(self, trained: Params) -> Params:
+    def compile_update(self, state: TrainState, batch: TrainBatch) -> Program:
+        """Its FLOPs are those that the compiler counts."""
+        shardings = (state_shardings(state, self.mesh), None)
+        update = jax.jit(self.step.update, donate_argnames="state", out_shardings=shardings)
+        compiled = update.lower(state, self.frozen, batch.inputs).compile()
+        return Program(compiled, int((compiled.cost_analysis() or {}).get("flops", 0.0)))
+
+    def all_params(self, trained: Params) -> Params:
         return trained if self.experiment.compute.resolve().scan_layers else unstack(trained)
 
     def finish(
         self, workdir: Path, config: ConfigDict, state: TrainState, numbers: Mapping[str, float], seconds: float
     ) -> None:
         """`WORKDIR/../NAME.safetensors`; judges what a run that ended before has no numbers of any more."""
-        numbers = numbers or sort(self.part.judge(self.joined(state.result), self.frozen))[0]
+        numbers = numbers or sort(self.part.judge(self.all_params(state.result), self.frozen))[0]
         components.write(workdir.parent, self.part.name, state.result, self.provenance(config, numbers, seconds))
 
     def provenance(self, config: ConfigDict, numbers: Mapping[str, float], seconds: float) -> dict[str, Any]:

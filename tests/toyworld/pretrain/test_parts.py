@@ -86,7 +86,7 @@ def test_each_step_has_random_numbers_of_its_own(tmp_path, network):
         make_mesh(1, 1, 1, devices=jax.devices()[:1]),
         part,
     )
-    state, batch = run.state(jax.jit(part.init)(jax.random.key(0))), read(part, 8)
+    state, batch = run.init_state(jax.jit(part.init)(jax.random.key(0))), read(part, 8)
     update = jax.jit(run.step.update)
     first, again, later = (
         float(update(state.replace(step=jnp.asarray(step, jnp.int32)), {}, batch)[1]["loss_sum"]) for step in (0, 0, 7)

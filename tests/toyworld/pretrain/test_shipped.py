@@ -16,7 +16,7 @@ from mllmsubj.models.layers import unstack
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.parallel.sharding import make_mesh
 from mllmsubj.toyworld.pretrain.parts import make_part
-from mllmsubj.train.run import prepare
+from mllmsubj.train.setup import prepare
 from mllmsubj.tree import flatten, unflatten
 from tests.environment import ROOT
 

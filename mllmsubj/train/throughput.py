@@ -37,39 +37,44 @@ class Throughput:
         """`clock` is the one that the checkpoint holds; `devices` are all that train (by default all there are)."""
         self._devices = list(devices or jax.devices())
         self._now = now
-        self._watch = ThreadPoolExecutor(1, thread_name_prefix="meter")
+        self._watch = ThreadPoolExecutor(1, thread_name_prefix="throughput")
         self._began = now()
         self._before = clock or Timer()
         self._pause: float | None = None
+        self.pending: PyTree = None
+        """What the last step returned; its arrays may still be on their way."""
         self._reset()
 
-    def step(self, examples: int, flops: int) -> None:
-        """One more step is on its way: `examples` over all devices, `flops` that its programs must spend on them."""
+    def step(self, examples: int, flops: int, pending: PyTree = None) -> None:
+        """One more step is on its way: `examples` over all devices, `flops` that its programs must spend on them.
+
+        `pending`: what the step returned and no later one donates; it is waited for where the device has to be idle.
+        """
+        self.pending = pending
         self._steps += 1
         self._examples += examples
         self._flops += flops
 
     @contextmanager
-    def waiting(self, pending: PyTree = None) -> Iterator[None]:
-        """Around the wait for the next batch. Counts while the device has nothing to do: from when `pending`, which
-        the last step returned and no other will donate, is there.
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for the next batch; counts from when the device has finished the last step.
 
         The host runs ahead of the device; that it waits for input is no loss as long as the device is busy.
         """
         entered = self._now()
-        idle = self._watch.submit(self._when_ready, pending)
+        idle = self._watch.submit(self._when_ready, self.pending)
         yield
         left = self._now()
         if idle.done():
             self._waited += max(0.0, left - max(entered, idle.result()))
 
     @contextmanager
-    def paused(self, pending: PyTree = None) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Around what is not training: compilation, evaluation, waits for a checkpoint.
 
-        Waits for `pending` first, so that the time of steps on their way stays theirs.
+        Waits for the last step first, so that its time counts as training.
         """
-        jax.block_until_ready(pending)
+        jax.block_until_ready(self.pending)
         self._pause = self._now()
         try:
             yield
@@ -85,13 +90,13 @@ class Throughput:
         seconds = now - self._start - paused
         return Timer(before.seconds + seconds, before.steps + self._steps, before.paused + paused)
 
-    def report(self, pending: PyTree = None) -> dict[str, float]:
-        """Figures since the last report, named as clu does where it has a name; waits for `pending` first.
+    def report(self) -> dict[str, float]:
+        """Figures since the last report, named as clu does where it has a name; waits for the last step first.
 
         `mfu` (share of the chips' bfloat16 peak) is missing where the peak is not known, as on CPUs. Without a
         step there is nothing to report. Raises what the device raises.
         """
-        jax.block_until_ready(pending)
+        jax.block_until_ready(self.pending)
         if not self._steps:
             return {}
         seconds = max(self._now() - self._start - self._paused, 1e-9)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from mllmsubj.config.train import CheckpointConfig
 from mllmsubj.errors import UserError
-from mllmsubj.train.checkpoints import Checkpoints
+from mllmsubj.train.checkpointing import Checkpoints
 from tests.environment import ROOT, environment
 
 CONFIG = CheckpointConfig(
@@ -178,7 +178,7 @@ def test_a_removal_that_was_cut_short_is_finished(tmp_path):
 
 
 def run(program: str, *arguments: object, devices: int = 1) -> subprocess.Popen:
-    command = [sys.executable, "-c", "from tests.train.test_checkpoints import *\n" + program, *map(str, arguments)]
+    command = [sys.executable, "-c", "from tests.train.test_checkpointing import *\n" + program, *map(str, arguments)]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

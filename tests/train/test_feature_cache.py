@@ -1,5 +1,7 @@
 """Training with the frozen encoders' outputs kept on disk is the same training, whatever happens to the files."""
 
+import contextlib
+import itertools
 import logging
 import shutil
 import socket
@@ -23,12 +25,14 @@ from mllmsubj.models.subject import Features
 from mllmsubj.parallel import multihost
 from mllmsubj.parallel.sharding import make_mesh, parameter_shardings
 from mllmsubj.train import programs
-from mllmsubj.train.cache import Cache, make_cache
+from mllmsubj.train.batches import encoded_batches
+from mllmsubj.train.feature_cache import FeatureCache, make_cache
+from mllmsubj.train.features import Encoded
 from mllmsubj.train.modes import union
-from mllmsubj.train.programs import compile_step, with_cached_features
-from mllmsubj.train.run import make_stages
+from mllmsubj.train.programs import lower_update
+from mllmsubj.train.setup import make_stages
 from mllmsubj.train.state import state_shardings
-from mllmsubj.train.step import Encoded
+from mllmsubj.train.throughput import Throughput
 from tests.environment import ROOT, environment
 from tests.evals import small_run
 from tests.small import random_like, small_batch, small_config, small_model, small_step
@@ -45,7 +49,7 @@ def make(tmp_path, monkeypatch):
 
     def cache(parts="all", encoders="these", mesh=None, folder=tmp_path / "cache"):
         mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1]) if mesh is None else mesh
-        made.append(Cache(folder, parts, encoders, mesh, threads=3))
+        made.append(FeatureCache(folder, parts, encoders, mesh, threads=3))
         return made[-1]
 
     yield cache
@@ -53,29 +57,43 @@ def make(tmp_path, monkeypatch):
         one.close()
 
 
+class Batches:
+    """A loader of `BATCHES`."""
+
+    rows = ROWS
+
+    def __init__(self):
+        self._batches = iter(BATCHES)
+
+    def __next__(self):
+        return next(self._batches)
+
+
 class Trainer:
-    """The loop's few lines around the cache, on one mesh."""
+    """Training on BATCHES, on one mesh."""
 
     def __init__(self, mesh, **options):
-        self.step, state, frozen = small_step(**options)
-        self.mesh, self.programs = mesh, None
+        self.stage, state, frozen = small_step(**options)
+        self.mesh, self.update = mesh, None
         self.state = jax.device_get(state)
         self.frozen = jax.device_put(frozen, parameter_shardings(frozen, mesh))
 
     def __call__(self, cache=None):
-        """(last state, for each step whether it was known)."""
-        state, hits = jax.device_put(self.state, state_shardings(self.state, self.mesh)), []
-        with jax.set_mesh(self.mesh):
-            for own in BATCHES:
-                known, keep = (None, None) if cache is None else cache.find(self.step, own, ROWS, 8)
-                batch = multihost.spread(own, ROWS, 8, self.mesh)
-                if self.programs is None:
-                    self.programs = compile_step(self.step, state, self.frozen, batch, self.mesh)
-                if known is not None and not any(hits):
-                    self.programs = with_cached_features(self.programs, self.step, self.frozen, batch, known)
-                state, _ = jax.block_until_ready(self.programs(state, self.frozen, batch, known, keep))
-                hits.append(known is not None)
-        return jax.device_get(state), hits
+        """(last state, FLOPs of encoding each batch)."""
+        state, flops = jax.device_put(self.state, state_shardings(self.state, self.mesh)), []
+        encoder, step = self.stage.encoder, self.stage.step
+        with (
+            jax.set_mesh(self.mesh),
+            contextlib.closing(
+                encoded_batches(Batches(), 8, lambda _: 0, (encoder,), self.frozen, self.mesh, cache, 0, Throughput())
+            ) as batches,
+        ):
+            for batch in itertools.islice(batches, len(BATCHES)):
+                transformer = self.frozen["transformer"]
+                self.update = self.update or lower_update(step, state, transformer, batch.inputs, self.mesh).compile()
+                state, _ = jax.block_until_ready(self.update(state, transformer, batch.inputs))
+                flops.append(batch.flops)
+        return jax.device_get(state), flops
 
 
 RUNS = {
@@ -101,14 +119,11 @@ def trainer(request):
 
 @pytest.mark.parametrize("parts", ["latents", "all"])
 def test_the_same_training_to_the_last_bit(trainer, make, parts):
-    off, _ = trainer()
-    cold, hits = trainer(first := make(parts, mesh=trainer.mesh))
-    assert hits[:3] == [False] * 3
-    first.close()
-    warm, hits = trainer(make(parts, mesh=trainer.mesh))
-    assert hits == [True] * 5
-    plain = trainer.programs.flops
-    assert trainer.programs.cached_flops < plain
+    off, plain = trainer()
+    cold, flops = trainer(make(parts, mesh=trainer.mesh))
+    assert flops[:3] == plain[:3]
+    warm, flops = trainer(make(parts, mesh=trainer.mesh))
+    assert all(cached < full for cached, full in zip(flops, plain, strict=True))
     for other in (cold, warm):
         jax.tree.map(np.testing.assert_array_equal, other, off)
 
@@ -116,8 +131,8 @@ def test_the_same_training_to_the_last_bit(trainer, make, parts):
 @pytest.fixture(scope="module")
 def small():
     """One step and the outputs of its frozen encoders for a batch of four rows."""
-    step, _, frozen = small_step()
-    return step, jax.jit(step.encode)(frozen, small_batch(4)), small_batch(4)
+    stage, _, frozen = small_step()
+    return stage.encoder, jax.jit(stage.encoder.encode)(frozen, small_batch(4)), small_batch(4)
 
 
 def find(cache, step, batch):
@@ -168,9 +183,9 @@ def test_other_weights_know_nothing(small, tmp_path):
 
     def cache_of(folder):
         with jax.set_mesh(small_run.mesh_of(1)):
-            run = small_run.run_on(folder, 1)[0]
-        data = replace(run.experiment.data, cache=str(tmp_path / "cache"), cached_features="all")
-        return make_cache(replace(run, experiment=replace(run.experiment, data=data)))
+            setup = small_run.run_on(folder, 1)[0]
+        data = replace(setup.experiment.data, cache=str(tmp_path / "cache"), cached_features="all")
+        return make_cache(replace(setup.experiment, data=data), setup.base, setup.stages[0].encoder, setup.mesh)
 
     fill(cache_of(base), step, encoded, batch)
     for folder, missing in ((copied, []), (tmp_path / "other" / "base", [0, 1, 2, 3])):
@@ -184,19 +199,20 @@ def test_the_first_stage_reads_references_for_the_second(make):
     with config.unlocked():
         config.data.cache = "somewhere"
     params = random_like(small_model(lora=True).abstract_params())
-    stages = make_stages(Experiment.from_config(config), params, (1, 2, 7, 8, 9), (2, 5))
-    first, second = (replace(step, model=small_model(lora=True)) for step in stages)
-    assert first.reads_references
-    assert not union(first.stage.modes).reference
+    model = small_model(lora=True)
+    stage, second = make_stages(Experiment.from_config(config), model, params, (1, 2, 7, 8, 9), (2, 5))
+    first, step = stage.encoder, stage.step
+    assert first.with_references
+    assert not union(step.stage.modes).reference
     batch = small_batch(4)
     encoded = jax.jit(first.encode)(params, batch)
     fill(make(), first, encoded, batch)
-    assert find(make(), second, batch)[0] is not None
+    assert find(make(), second.encoder, batch)[0] is not None
 
-    alone = jax.jit(replace(first, for_later=False).encode)(params, batch)
+    alone = jax.jit(replace(first, with_references=False).encode)(params, batch)
     assert alone.features.references.size == 0 < encoded.features.references.size
     losses = [
-        jax.jit(first.losses)(params, part, first.draw(part, jnp.int32(0)))
+        jax.jit(step.losses)(params, part, step.draw(part, jnp.int32(0)))
         for part in (jax.tree.map(lambda x: x[0], each) for each in (encoded, alone))
     ]
     np.testing.assert_allclose(*losses, rtol=1e-6)
@@ -228,7 +244,7 @@ def test_a_damaged_file_is_made_anew(make, small, caplog, tmp_path, damage):
     assert find(cache, step, batch)[1] == [0, 1, 2, 3]
     fill(cache, step, encoded, batch)
     assert [file.read_bytes() for file in files] == whole
-    assert [record.getMessage().count("made anew") for record in caplog.records] == [1]
+    assert [record.getMessage().count("rewritten") for record in caplog.records] == [1]
     assert not list((tmp_path / "cache").glob("??/.*"))
 
 
@@ -253,7 +269,7 @@ def test_a_disk_that_takes_no_more_stops_nothing(make, small, caplog, tmp_path):
         (tmp_path / "cache").mkdir(exist_ok=True)
         (tmp_path / "cache" / f"{number:02x}").write_text("in the way")
     fill(make(), step, encoded, batch)
-    assert [record.getMessage().endswith("training goes on") for record in caplog.records] == [False, True]
+    assert [record.getMessage().endswith("training continues") for record in caplog.records] == [False, True]
 
 
 def two_processes(number: int, port: int, folder: str) -> None:
@@ -264,14 +280,14 @@ def two_processes(number: int, port: int, folder: str) -> None:
     rows, batch = multihost.process_rows(4, mesh), small_batch(4)
     own = jax.tree.map(lambda x: x[rows], batch)
     said = {name: np.arange(4 * 6, dtype=np.float32).reshape(4, 2, 3) for name in ("target_mean", "target_std")}
-    on_mesh = multihost.spread({name: x[rows] for name, x in said.items()}, rows, 4, mesh)
+    on_mesh = multihost.make_global_batch({name: x[rows] for name, x in said.items()}, rows, 4, mesh)
     parts = {name: x[None] for name, x in on_mesh.items()}
     features = Features(None, None, None, None, None, parts["target_mean"], None, ())
     encoded = Encoded(features, **parts, row=None, skipped=None, grid=(1, 2))
-    step = SimpleNamespace(reads_references=True)
+    step = SimpleNamespace(with_references=True)
 
     def find():
-        cache = Cache(Path(folder), "latents", "these", mesh, threads=2)
+        cache = FeatureCache(Path(folder), "latents", "these", mesh, threads=2)
         known, keep = cache.find(step, own, rows, 4)
         if keep is not None:
             keep(encoded)
@@ -296,7 +312,7 @@ def test_processes_agree(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    code = "from tests.train.test_cache import two_processes; two_processes({}, {}, {!r})"
+    code = "from tests.train.test_feature_cache import two_processes; two_processes({}, {}, {!r})"
     arguments = [[sys.executable, "-c", code.format(i, port, str(tmp_path / "cache"))] for i in range(2)]
     both = [subprocess.Popen(a, cwd=ROOT, env=environment(), stdout=-1, stderr=-2, text=True) for a in arguments]
     said = [process.communicate(timeout=120)[0] for process in both]

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 from mllmsubj.parallel.chips import CHIPS, find_chip
-from mllmsubj.train.meter import Throughput, Timer
 from mllmsubj.train.profile import Profiler
+from mllmsubj.train.throughput import Throughput, Timer
 from tests.train.test_writers import config
 
 
@@ -91,18 +91,16 @@ def test_waiting_counts_only_while_the_device_is_idle():
     takes = time.perf_counter() - began
 
     meter = Throughput()
-    pending = busy(x)
-    with meter.waiting(pending):
+    meter.step(1, 0, busy(x))
+    with meter.waiting():
         time.sleep(takes / 20)
-    meter.step(examples=1, flops=0)
-    assert meter.report(pending)["input_wait_share"] == 0.0
+    assert meter.report()["input_wait_share"] == 0.0
 
-    pending = busy(x)
-    with meter.waiting(pending):
-        pending.block_until_ready()
+    meter.step(1, 0, busy(x))
+    with meter.waiting():
+        meter.pending.block_until_ready()
         time.sleep(0.5)
-    meter.step(examples=1, flops=0)
-    figures = meter.report(pending)
+    figures = meter.report()
     assert figures["input_wait_share"] * figures["step_seconds"] == pytest.approx(0.5, abs=0.2)
 
     with meter.waiting():
@@ -115,13 +113,12 @@ def test_counting_does_not_wait_for_the_device():
     x = jnp.ones((1000, 1000))
     busy(x).block_until_ready()
     meter = Throughput()
-    pending = busy(x)
-    with meter.waiting(pending):
+    meter.step(1, 0, busy(x))
+    with meter.waiting():
         pass
-    meter.step(examples=1, flops=0)
-    assert not pending.is_ready()
-    with meter.paused(pending):
-        assert pending.is_ready()
+    assert not meter.pending.is_ready()
+    with meter.paused():
+        assert meter.pending.is_ready()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from mllmsubj.train.first_step import StartupTime
+from mllmsubj.train.startup import StartupTime
 
 
 @pytest.fixture

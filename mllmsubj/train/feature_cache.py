@@ -4,7 +4,7 @@ A file's name is the SHA-256 of all that the frozen encoders read of the row (af
 is a new row) and of the encoders themselves. A row that is found under its name is therefore never stale, and files may
 be deleted at any time.
 
-    FOLDER/ab/abcd….safetensors    see `known`; and `crc32`, of the arrays before it
+    FOLDER/ab/abcd….safetensors    see `CachedFeatures`; and `crc32`, of the arrays before it
 """
 
 import hashlib
@@ -29,12 +29,19 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mllmsubj.checkpoints import format as checkpoint
+from mllmsubj.config.schema import Experiment
 from mllmsubj.data.batch import Batch
 from mllmsubj.errors import UserError
 from mllmsubj.parallel import multihost
-from mllmsubj.train.known import LATENTS, NULL, STATES, CachedFeatures, known_of
-from mllmsubj.train.run import Run
-from mllmsubj.train.step import Encoded, TrainStep
+from mllmsubj.train.features import (
+    LATENTS,
+    NULL,
+    STATES,
+    CachedFeatures,
+    Encoded,
+    FeatureEncoder,
+    features_by_row,
+)
 
 log = logging.getLogger("mllmsubj")
 
@@ -47,7 +54,7 @@ _BATCHES_BEHIND = 2
 Arrays = dict[str, np.ndarray]
 
 
-class Cache:
+class FeatureCache:
     """Features of rows that were encoded before.
 
     All processes call `find` for the same batches, and then what it returns.
@@ -70,34 +77,36 @@ class Cache:
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="cache")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="cache-writer")
         self._writing: deque[Future[None]] = deque()
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         rows, whole = NamedSharding(mesh, multihost.BATCH), NamedSharding(mesh, PartitionSpec())
         shardings = dict.fromkeys(self._names, rows) | ({NULL: whole} if self._states else {})
-        self._known_of = jax.jit(partial(known_of, states=self._states), out_shardings=shardings)
+        self._by_row = jax.jit(partial(features_by_row, states=self._states), out_shardings=shardings)
 
     def find(
-        self, step: TrainStep, batch: Batch, rows: np.ndarray, batch_size: int
+        self, encoder: FeatureEncoder, batch: Batch, rows: np.ndarray, batch_size: int
     ) -> tuple[CachedFeatures | None, Callable[[Encoded], None] | None]:
-        """What is known of a whole batch, on the mesh, if each row of each process is there; else whom to tell it.
+        """Cached features of a whole batch, on the mesh, if those of every row of every process are stored.
+
+        Otherwise None, and a function that stores the features of the batch, once they are computed.
 
         `batch`: this process's `rows` of it, on the host.
         """
-        keys = tuple(self._readers.map(partial(self._row_key, step, batch), range(len(rows))))
-        said = list(self._readers.map(self._read, keys))
+        keys = tuple(self._readers.map(partial(self._row_key, encoder, batch), range(len(rows))))
+        stored = list(self._readers.map(self._read, keys))
         if self._states and self._null is None:
             self._null = (self._read(self._null_key, (NULL,)) or {}).get(NULL)
-        missing = {int(row): key for row, key, each in zip(rows, keys, said, strict=True) if each is None}
+        missing = {int(row): key for row, key, each in zip(rows, keys, stored, strict=True) if each is None}
         complete = not missing and not (self._states and self._null is None)
         if jax.process_count() > 1:
             complete = bool(np.all(multihost_utils.process_allgather(np.asarray(complete))))
         if not complete:
-            return None, partial(self._keep, missing)
-        own = {name: np.stack([row[name] for row in said if row is not None]) for name in self._names}
-        known = multihost.spread(own, rows, batch_size, self._mesh)
+            return None, partial(self._store_missing, missing)
+        own = {name: np.stack([row[name] for row in stored if row is not None]) for name in self._names}
+        cached = multihost.make_global_batch(own, rows, batch_size, self._mesh)
         if self._null is not None:
             whole = NamedSharding(self._mesh, PartitionSpec())
-            known[NULL] = jax.make_array_from_callback(self._null.shape, whole, self._null.__getitem__)
-        return known, None
+            cached[NULL] = jax.make_array_from_callback(self._null.shape, whole, self._null.__getitem__)
+        return cached, None
 
     def close(self) -> None:
         """After the last row is written."""
@@ -106,18 +115,18 @@ class Cache:
         while self._writing:
             self._writing.popleft().result()
 
-    def _keep(self, missing: dict[int, str], encoded: Encoded) -> None:
+    def _store_missing(self, missing: dict[int, str], encoded: Encoded) -> None:
         """Stores the rows that are missing (row of the batch -> its key), in the background."""
         # Waited for, since simulated devices may deadlock with several programs with collectives under way.
-        known = jax.block_until_ready(self._known_of(encoded))
-        self._writing.append(self._writer.submit(self._store, missing, known))
+        features = jax.block_until_ready(self._by_row(encoded))
+        self._writing.append(self._writer.submit(self._store, missing, features))
         while len(self._writing) > _BATCHES_BEHIND:
             self._writing.popleft().result()
 
-    def _row_key(self, step: TrainStep, batch: Batch, place: int) -> str:
+    def _row_key(self, encoder: FeatureEncoder, batch: Batch, place: int) -> str:
         """Key of one row: a hash of all that the frozen encoders read of it."""
         names = ["target"]
-        if step.reads_references:
+        if encoder.with_references:
             names.append("references")
         if self._states:
             names += ["input_ids", "attention_mask", "clip_ids", "tiles"]
@@ -147,21 +156,23 @@ class Cache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-            self._tell("damaged", f"cache file {path} cannot be used and is made anew ({checkpoint.reason(error)})")
+            self._warn_once(
+                "damaged", f"cache file {path} cannot be used and is rewritten ({checkpoint.reason(error)})"
+            )
             return None
         return arrays
 
-    def _store(self, wanted: dict[int, str], known: dict[str, jax.Array]) -> None:
+    def _store(self, wanted: dict[int, str], features: dict[str, jax.Array]) -> None:
         rows: dict[str, Arrays] = {key: {} for key in wanted.values()}
         for name in self._names:
-            for shard in known[name].addressable_shards:
+            for shard in features[name].addressable_shards:
                 first, data = shard.index[0].start or 0, None
                 for row in range(first, first + len(shard.data)):
                     if row in wanted and name not in rows[wanted[row]]:
                         data = np.asarray(shard.data) if data is None else data
                         rows[wanted[row]][name] = data[row - first]
         if self._states and self._null is None:
-            rows[self._null_key] = {NULL: np.asarray(known[NULL].addressable_data(0))}
+            rows[self._null_key] = {NULL: np.asarray(features[NULL].addressable_data(0))}
         for key, arrays in rows.items():
             self._write(key, arrays)
 
@@ -174,29 +185,30 @@ class Cache:
             partial_path.write_bytes(safetensors.numpy.save(arrays | {"crc32": _checksum(arrays)}))
             os.replace(partial_path, path)
         except OSError as error:  # a full disk is no reason to stop training
-            self._tell("full", f"cache {self._folder} cannot be written: {checkpoint.reason(error)}; training goes on")
+            self._warn_once(
+                "full", f"cache {self._folder} cannot be written: {checkpoint.reason(error)}; training continues"
+            )
             with suppress(OSError):
                 partial_path.unlink(missing_ok=True)
 
-    def _tell(self, kind: str, message: str) -> None:
+    def _warn_once(self, kind: str, message: str) -> None:
         """Once a kind and run."""
-        if kind not in self._told:
-            self._told.add(kind)
+        if kind not in self._warned:
+            self._warned.add(kind)
             log.warning("%s", message)
 
 
-def make_cache(run: Run) -> Cache | None:
-    """The cache that a run's config asks for."""
-    experiment, data, step = run.experiment, run.experiment.data, run.stages[0]
+def make_cache(experiment: Experiment, base: Path, encoder: FeatureEncoder, mesh: Mesh) -> FeatureCache | None:
+    """The cache that a config asks for; `base`: checkpoint of the frozen encoders."""
+    data, model = experiment.data, experiment.model
     if not data.cache:
         return None
-    model = experiment.model
     encoders: tuple[Any, ...] = (
-        checkpoint.fingerprint(run.base),
-        *(model.mllm, model.vae, model.clip, run.model.compute.dtype),
-        *(experiment.reference.mean, experiment.reference.std, step.null_ids, step.null_text),
+        checkpoint.fingerprint(base),
+        *(model.mllm, model.vae, model.clip, encoder.model.compute.dtype),
+        *(experiment.reference.mean, experiment.reference.std, encoder.null_ids, encoder.null_text),
     )
-    return Cache(Path(data.cache).expanduser(), data.cached_features, repr(encoders), run.mesh, data.threads)
+    return FeatureCache(Path(data.cache).expanduser(), data.cached_features, repr(encoders), mesh, data.threads)
 
 
 def _checksum(arrays: Arrays) -> np.ndarray:

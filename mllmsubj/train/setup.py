@@ -1,0 +1,272 @@
+"""What a training run is made of, built once from its config: mesh, model, frozen weights, both stages, data."""
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mllmsubj.checkpoints import format as checkpoint
+from mllmsubj.checkpoints.format import TINY, on_first_process
+from mllmsubj.checkpoints.initial import base_folder, load_params, new_base, trained_params
+from mllmsubj.config.data import DataConfig
+from mllmsubj.config.schema import Experiment
+from mllmsubj.config.train import StageConfig, TrainConfig
+from mllmsubj.data.example import Source
+from mllmsubj.data.loader import Loader, make_loader
+from mllmsubj.data.sources import open_source
+from mllmsubj.data.tokenization import PromptEncoder
+from mllmsubj.data.transforms import RowReader
+from mllmsubj.errors import UserError
+from mllmsubj.models.layers import unstack
+from mllmsubj.models.quantize import quantize_frozen
+from mllmsubj.models.subject import SubjectModel, is_trained
+from mllmsubj.parallel import multihost
+from mllmsubj.train import modes
+from mllmsubj.train.batches import TrainBatch, encoded_batches
+from mllmsubj.train.feature_cache import make_cache
+from mllmsubj.train.features import FeatureEncoder
+from mllmsubj.train.metrics import BinnedMetrics
+from mllmsubj.train.optimizer import learning_rates, make_optimizer
+from mllmsubj.train.programs import Program, lower_update, update_step_flops
+from mllmsubj.train.state import TrainState, new_state, state_shardings
+from mllmsubj.train.step import BINS, TrainStep
+from mllmsubj.train.throughput import Throughput
+from mllmsubj.tree import flatten, join, split
+from mllmsubj.typing import Params
+
+
+@dataclass(frozen=True)
+class TrainStage:
+    """The pure functions of one of the paper's two training stages."""
+
+    encoder: FeatureEncoder
+    step: TrainStep
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run of the method's two stages; see `train.task.Task`. Every process has one; arrays lie on the mesh."""
+
+    experiment: Experiment
+    mesh: Mesh
+    base: Path
+    """Checkpoint of the frozen parameters, and of the trained ones' start."""
+    model: SubjectModel
+    frozen: Params
+    """Laid out as `model.compute` says; what is trained is always stacked."""
+    prompts: PromptEncoder
+    stages: tuple[TrainStage, TrainStage]
+
+    @property
+    def bins(self) -> Mapping[str, BinnedMetrics]:
+        """Of the metrics of a step."""
+        return BINS
+
+    @property
+    def update_params(self) -> Params:
+        """Frozen parameters that the update reads."""
+        return self.frozen["transformer"]
+
+    def stage_of(self, step: int) -> int:
+        """Index in `stages` of update number `step`, counted from 0."""
+        return int(step >= self.experiment.train.stage1.steps)
+
+    def trainable_params(self, step: int) -> int:
+        """Number of parameters that update number `step` changes."""
+        shapes, rates = flatten(self.model.stacked.abstract_params()), self.stages[self.stage_of(step)].step.rates
+        return sum(shapes[path].size for path in rates)
+
+    def init_state(self, trained: Params, step: int = 0) -> TrainState:
+        """The state before the first update, with the optimizer of the stage of `step`.
+
+        Shapes in, shapes out under `jax.eval_shape`.
+        """
+        stage = self.stages[self.stage_of(step)].step
+        return new_state(trained, set(stage.rates), stage.optimizer, ema=self.experiment.train.ema_decay > 0)
+
+    def enter_stage(self, state: TrainState, step: int) -> TrainState:
+        """After `step` updates: the state, at the border between the stages with a fresh optimizer state."""
+        if step != self.experiment.train.stage1.steps:
+            return state
+        stage = self.stages[1].step
+
+        def enter(state: TrainState) -> TrainState:
+            active = split(state.params, set(stage.rates))[0]
+            return replace(state, opt_state=stage.optimizer.init(active))
+
+        shardings = state_shardings(jax.eval_shape(enter, state), self.mesh)
+        return jax.jit(enter, out_shardings=shardings)(state)
+
+    def batches(self, loader: Loader, step: int, throughput: Throughput) -> Generator[TrainBatch]:
+        """Encoded batches of the loader, whose next one is for update number `step`."""
+        cache = make_cache(self.experiment, self.base, self.stages[0].encoder, self.mesh)
+        encoders = tuple(stage.encoder for stage in self.stages)
+        size = self.experiment.train.batch_size
+        return encoded_batches(loader, size, self.stage_of, encoders, self.frozen, self.mesh, cache, step, throughput)
+
+    def compile_update(self, state: TrainState, batch: TrainBatch) -> Program:
+        """The update of the batch's stage."""
+        step = self.stages[batch.stage].step
+        lowered = lower_update(step, state, self.update_params, batch.inputs, self.mesh)
+        return Program(lowered.compile(), update_step_flops(step, batch.inputs))
+
+    def finish(
+        self, workdir: Path, config: ConfigDict, state: TrainState, numbers: Mapping[str, float], seconds: float
+    ) -> None:
+        """Writes `WORKDIR/model`: the moving average of the trained parameters, referring to the frozen ones."""
+        checkpoint.save(workdir / "model", config, state.result, self.base, base=self.base, replace=True)
+
+    def all_params(self, trained: Params) -> Params:
+        """Trained and frozen parameters, laid out as `model.compute` says."""
+        return join(self.frozen, trained if self.model.compute.scan_layers else unstack(trained))
+
+    def loader(
+        self, data: DataConfig, batch_size: int, source: Source | None = None, seed: int | None = None
+    ) -> Loader:
+        """Batches of a source's examples, this process's rows; `source`: the one that `data` names, if it is open.
+
+        `seed`: of a registered source's examples and of their order, if not the run's.
+        Raises UserError if hosts do not see the same data.
+        """
+        experiment, mllm = self.experiment, self.experiment.model.mllm
+        seed = experiment.seed if seed is None else seed
+        reader = RowReader(data, experiment.reference, self.prompts, mllm.vision.image_size)
+        rows = multihost.process_rows(batch_size, self.mesh)
+        source = open_source(data, seed) if source is None else source
+        loader = make_loader(source, reader, batch_size, rows, seed)
+        if (first := on_first_process(lambda: loader.made_of)) != loader.made_of:
+            raise UserError(
+                f"process {jax.process_index()} sees other data ({loader.made_of}) than process 0 ({first})"
+            )
+        return loader
+
+
+def prepare(config: ConfigDict, experiment: Experiment, workdir: Path, mesh: Mesh) -> tuple[Setup, Params]:
+    """The setup of a run, and the trained parameters that it starts from.
+
+    `config` is what `experiment` was made from. Raises UserError for a config that cannot be run.
+    """
+    train, seed = experiment.train, experiment.seed
+    if experiment.model.lora is None:
+        raise UserError("config key model.lora is None; training needs adapters")
+    check_batch(train.batch_size, train.grad_accum_steps, mesh)
+    start = _start_folder(train.start_from)
+    model = SubjectModel(experiment.model, experiment.compute.resolve())
+    base, is_new = base_folder(train.weights, workdir)
+    prompts = make_encoder(experiment, TINY if is_new else base)
+    if is_new:
+        params = new_base(base, config, model.stacked, mesh, train.weights, train.warm_start, seed)
+    else:
+        params = load_params(base, model.stacked, seed, mesh)
+    setup, trained = _make_setup(experiment, mesh, base, model, params, prompts)
+    return setup, trained if start is None else checkpoint.restore(start, trained, mesh)
+
+
+def restored(experiment: Experiment, folder: Path, mesh: Mesh) -> tuple[Setup, Params]:
+    """The setup to evaluate a checkpoint with, and all its parameters, laid out as the model's `compute` says.
+
+    `experiment`: of the checkpoint's config. Raises UserError as `checkpoint.restore` does.
+    """
+    model = SubjectModel(experiment.model, experiment.compute.resolve())
+    params = trained_params(folder, model.stacked, experiment.seed, mesh)
+    setup, trained = _make_setup(experiment, mesh, folder, model, params, make_encoder(experiment, folder))
+    return setup, setup.all_params(trained)
+
+
+def make_encoder(experiment: Experiment, folder: Path) -> PromptEncoder:
+    """With the tokenizers of the checkpoint `folder`.
+
+    Raises UserError where batches would be longer than the MLLM reads.
+    """
+    mllm, data = experiment.model.mllm, experiment.data
+    encoder = PromptEncoder(
+        folder / "tokenizer",
+        folder / "clip_tokenizer",
+        experiment.prompt,
+        image_tokens=mllm.tokens_per_tile,
+        image_token_id=mllm.image_token_id,
+    )
+    longest = encoder.layout(data.max_references, data.prompt_tokens)[0][1]
+    if longest > mllm.text.max_position_embeddings:
+        raise UserError(
+            f"config key data.prompt_tokens is {data.prompt_tokens}, which with {data.max_references} references makes "
+            f"sequences of {longest} tokens; this MLLM reads at most {mllm.text.max_position_embeddings}, lower it"
+        )
+    return encoder
+
+
+def make_stages(
+    experiment: Experiment, model: SubjectModel, params: Params, null_ids: tuple[int, ...], null_text: tuple[int, int]
+) -> tuple[TrainStage, TrainStage]:
+    """Both stages; only the paths of `params` are read. `null_ids`, `null_text`: see `FeatureEncoder`."""
+    train = experiment.train
+    second_reads = modes.union(train.stage2.modes).reference
+    # With a cache, the first stage has references encoded where the second one will look them up.
+    for_second = bool(experiment.data.cache) and train.stage2.steps > 0 and second_reads
+
+    def stage(config: StageConfig, with_references: bool) -> TrainStage:
+        rates = learning_rates(params, config)
+        return TrainStage(
+            FeatureEncoder(model, experiment.reference, null_ids, null_text, train.grad_accum_steps, with_references),
+            TrainStep(
+                model=model,
+                train=train,
+                stage=config,
+                rates=rates,
+                optimizer=make_optimizer(train, config, rates),
+                shift=experiment.shift,
+                seed=experiment.seed,
+            ),
+        )
+
+    first = stage(train.stage1, modes.union(train.stage1.modes).reference or for_second)
+    return first, stage(train.stage2, second_reads)
+
+
+def trained_paths(params: Params, train: TrainConfig) -> set[str]:
+    """What a run's state holds: what either stage trains, and the DLA and adapters in any case.
+
+    Those even where learning rates freeze them: the base checkpoint need not have them, or not as `start_from` has.
+    """
+    stages = [stage for stage in (train.stage1, train.stage2) if stage.steps]
+    trained = {path for path in flatten(params) if is_trained(path)}
+    return trained.union(*(learning_rates(params, stage) for stage in stages))
+
+
+def check_batch(batch_size: int, grad_accum_steps: int, mesh: Mesh, key: str = "train") -> None:
+    """Raises UserError if the mesh does not divide the batch, which config section `key` says."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (devices * grad_accum_steps):
+        unit = devices * grad_accum_steps
+        raise UserError(
+            f"{key}.batch_size {batch_size} is not divisible by mesh axes data x fsdp ({devices}) times "
+            f"train.grad_accum_steps ({grad_accum_steps}); use a multiple of {unit}, such as "
+            f"{-(-batch_size // unit) * unit}"
+        )
+
+
+def _make_setup(
+    experiment: Experiment, mesh: Mesh, base: Path, model: SubjectModel, params: Params, prompts: PromptEncoder
+) -> tuple[Setup, Params]:
+    """The setup on the parameters of the checkpoint `base`, and those of them that its state holds, stacked."""
+    trained, frozen = split(params, trained_paths(params, experiment.train))
+    null = prompts("", 0)
+    stages = make_stages(experiment, model, params, tuple(null.input_ids[0].tolist()), null.text)
+    if experiment.model.frozen_dtype == "int8":
+        frozen = quantize_frozen(frozen)
+    if not model.compute.scan_layers:
+        frozen = jax.jit(unstack)(frozen)
+    return Setup(experiment, mesh, base, model, frozen, prompts, stages), trained
+
+
+def _start_folder(where: str) -> Path | None:
+    """The checkpoint that train.start_from names: a finished workdir, or a checkpoint itself."""
+    if not where:
+        return None
+    folder = checkpoint.folder_of(where)
+    if not ((folder / "config.json").is_file() and (folder / "params").is_dir()):
+        raise UserError(f"config key train.start_from is {where!r}, neither a finished workdir nor a checkpoint")
+    return folder
