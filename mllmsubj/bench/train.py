@@ -122,7 +122,7 @@ class Ours:
         self.state = new_state(jax.tree.map(jnp.copy, trained), rates, self.step.optimizer, ema=train.ema_decay > 0)
         self.frozen = frozen if compute.scan_layers else unstack(frozen)
         self.encoded = jax.tree.map(lambda x: x[None], random_encoded(size))
-        self.active_tokens = modes.union(train.stage2.modes)
+        self.active_tokens = self.step.active_tokens
         self.flops = train_flops(size.model, random_encoded(size).features, size.grid, self.active_tokens)
         self._update = jax.jit(self.step.update, donate_argnames="state")
 

@@ -10,7 +10,7 @@ from mllmsubj.errors import UserError
 from mllmsubj.io import replacing_folder
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel, is_trained
-from mllmsubj.parallel.sharding import make_mesh, parameter_shardings, with_sharding
+from mllmsubj.parallel.sharding import make_mesh, sharded_shapes
 from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Params
 
@@ -47,4 +47,4 @@ def trained_params(folder: Path, experiment: Experiment) -> Params:
     if problems := checkpoint.differences(stored, wanted):
         raise UserError(f"checkpoint {folder} does not fit its config: {problems}")
     target = unflatten(wanted)
-    return checkpoint.read(folder, with_sharding(target, parameter_shardings(target, make_mesh())))
+    return checkpoint.read(folder, sharded_shapes(target, make_mesh()))

@@ -10,26 +10,21 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mllmsubj.errors import UserError
-from mllmsubj.parallel.sharding import parameter_shardings, with_sharding
+from mllmsubj.parallel.multihost import on_first_process
+from mllmsubj.parallel.sharding import shardings_of, with_sharding
 from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Params
 
-T = TypeVar("T")
-
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 TOKENIZERS = ("tokenizer", "clip_tokenizer")
-MESSAGE_BYTES = 4096
-"""Room for what the first process tells the others."""
 
 
 def folder_of(checkpoint: str | Path) -> Path:
@@ -139,22 +134,22 @@ def _with_tuples(node: dict) -> dict:
     return {RENAMED.get(key, key): as_tuple(value) for key, value in node.items()}
 
 
-def restore(folder: str | Path, expected: Params, mesh: jax.sharding.Mesh) -> Params:
-    """Parameters in the shapes and dtypes of `expected`, each device reading its own shards.
+def restore(folder: str | Path, expected: Params) -> Params:
+    """Parameters in the shapes, dtypes and shardings of `expected`, each device reading its own shards.
 
     What the folder lacks comes from its base, whose other parameters are ignored. Raises UserError for damaged
     files, a base that is gone or has changed, and parameters other than those that are expected.
     """
-    (everything,) = restore_groups(folder, expected, mesh, [list(flatten(expected))])
+    (everything,) = restore_groups(folder, expected, [list(flatten(expected))])
     return unflatten(everything)
 
 
 def restore_groups(
-    folder: str | Path, expected: Params, mesh: jax.sharding.Mesh, groups: Iterable[Sequence[str]]
+    folder: str | Path, expected: Params, groups: Iterable[Sequence[str]]
 ) -> Iterator[dict[str, jax.Array]]:
     """As `restore`, the paths of a group at a time: each is read when it is asked for, all are checked before."""
-    where = _located(folder, flatten(expected))
-    wanted = flatten(with_sharding(expected, parameter_shardings(expected, mesh)))
+    wanted = flatten(with_sharding(expected, shardings_of(expected)))
+    where = _located(folder, wanted)
     for group in groups:
         leaves: dict[str, jax.Array] = {}
         for part in dict.fromkeys(where[path] for path in group):
@@ -289,24 +284,3 @@ def reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
     number = re.search(r"os_error_code='(\d+)'", text)  # tensorstore's, at the end
     return os.strerror(int(number[1])) if number else text[:200]
-
-
-def on_first_process(action: Callable[[], T]) -> T:
-    """Runs `action` on process 0 while the others wait; what it returns (short JSON) or raises reaches all."""
-    if jax.process_count() == 1:
-        return action()
-    outcome: dict[str, Any] = {}
-    failure: Exception | None = None
-    if jax.process_index() == 0:
-        try:
-            outcome = {"value": action()}
-        except Exception as error:
-            outcome, failure = {"error": str(error)[:1000] or type(error).__name__}, error
-    text = json.dumps(outcome, ensure_ascii=False).encode()
-    told = multihost_utils.broadcast_one_to_all(np.frombuffer(text.ljust(MESSAGE_BYTES), np.uint8))
-    if failure is not None:
-        raise failure
-    outcome = json.loads(bytes(np.asarray(told, np.uint8)))
-    if "error" in outcome:
-        raise UserError(outcome["error"])
-    return outcome["value"]

@@ -42,11 +42,12 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
     start_logging()
 
-    from mllmsubj.checkpoints.format import folder_of, on_first_process, read_config
+    from mllmsubj.checkpoints.format import folder_of, read_config
     from mllmsubj.evals.benchmarks import Request
     from mllmsubj.evals.judge import judged
     from mllmsubj.evals.report import page
     from mllmsubj.parallel import multihost
+    from mllmsubj.parallel.multihost import on_first_process
 
     multihost.start()
     config = apply_overrides(read_config(folder_of(values.checkpoint)), overrides)

@@ -25,7 +25,7 @@ from mllmsubj.models.flops import aggregator_flops, encode_flops, modulation_flo
 from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import Condition, SubjectModel
 from mllmsubj.ops.patchify import token_grid
-from mllmsubj.parallel.sharding import bytes_per_device, parameter_shardings, with_sharding
+from mllmsubj.parallel.sharding import bytes_per_device, sharded_shapes, with_sharding
 from mllmsubj.parallel.target import compiling_for
 from mllmsubj.parallel.topologies import compile_there
 from mllmsubj.train import programs as train_programs
@@ -77,9 +77,9 @@ def _train(experiment: Experiment, mesh: Mesh, encode_only: bool) -> Iterator[Pr
     check_batch(train.batch_size, train.grad_accum_steps, mesh)
     model = SubjectModel(experiment.model, experiment.compute.resolve())
     params = model.abstract_params()
-    trained, frozen = split(params, trained_paths(params, train))
-    stage = make_stages(experiment, model, params, inputs.NULL_IDS, inputs.NULL_TEXT)[1]
-    step = stage.step
+    stages = make_stages(experiment, model, params, inputs.NULL_IDS, inputs.NULL_TEXT)
+    trained, frozen = split(params, trained_paths(params, stages))
+    stage, step = stages[1], stages[1].step
     begin = partial(new_state, active=set(step.rates), optimizer=step.optimizer, ema=train.ema_decay > 0)
     state = jax.eval_shape(begin, trained)
     state, frozen = with_sharding(state, state_shardings(state, mesh)), _stored(frozen, experiment, mesh)
@@ -111,7 +111,7 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
         )
     stored = SubjectModel(experiment.model, experiment.compute.resolve())
     shapes = held_shapes(stored)
-    params = with_sharding(shapes, parameter_shardings(shapes, mesh))
+    params = sharded_shapes(shapes, mesh)
     subject = held_model(stored)
     generator, model, size = Generator(subject, experiment.shift), subject.config, settings.batch_size
     grid = token_grid(settings.height, settings.width)
@@ -190,4 +190,4 @@ def _stored(params: Params, experiment: Experiment, mesh: Mesh) -> Params:
     """As they lie on the chips: in 8 bits if the config says so."""
     if experiment.model.frozen_dtype == "int8":
         params = jax.eval_shape(quantize_frozen, params)
-    return with_sharding(params, parameter_shardings(params, mesh))
+    return sharded_shapes(params, mesh)

@@ -44,7 +44,11 @@ class HeldOutLoss:
         self._batch_size = self._held_out.batch_size(min(self.examples, train.batch_size // train.grad_accum_steps))
         self._shares = np.asarray(astuple(last.stage.modes))
         self._step = replace(
-            last, stage=replace(last.stage, modes=EVERY_MODE), train=replace(last.train, grad_accum_steps=1), seed=seed
+            last,
+            stage=replace(last.stage, modes=EVERY_MODE),
+            active_tokens=modes.union(EVERY_MODE),
+            train=replace(last.train, grad_accum_steps=1),
+            seed=seed,
         )
         encoder = replace(setup.stages[1].encoder, grad_accum_steps=1, with_references=True)
         self._encode, self._evaluate = jax.jit(encoder.encode), jax.jit(self._sums)

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from mllmsubj.errors import UserError
-from mllmsubj.parallel.sharding import bytes_per_device, parameter_shardings, with_sharding
+from mllmsubj.parallel.sharding import bytes_per_device, parameter_shardings, sharded_shapes
 from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Params
 
@@ -62,7 +62,7 @@ def cpu_offload(mesh: Mesh) -> Turn:
 
 def group_bytes(params: Params, mesh: Mesh) -> dict[str, int]:
     """Bytes of parameters on each device, turn by turn; `params` may be shapes."""
-    held = with_sharding(params, parameter_shardings(params, mesh))
+    held = sharded_shapes(params, mesh)
     return {turn: bytes_per_device(parameters_of(held, turn)) for turn in PARAMETER_GROUPS}
 
 

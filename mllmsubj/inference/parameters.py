@@ -45,7 +45,7 @@ def load(
     stored = SubjectModel(experiment.model, compute).stacked
     check_room(group_bytes(held_shapes(stored), mesh), offload, _room(mesh.devices.flat[0]))
     kept: dict[str, Any] = {}
-    for group in trained_groups(folder, stored, experiment.seed, mesh, groups(stored)):
+    for group in trained_groups(folder, stored, stored.abstract_params(mesh), experiment.seed, groups(stored)):
         held = _held(stored, unflatten(group), adapters)
         held = held if compute.scan_layers else _unstacked(held)
         kept |= flatten(jax.device_get(held) if offload else held)

@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mllmsubj.models.clip import CLIPTextConfig, CLIPTextModel
 from mllmsubj.models.dit import FluxConfig, FluxTransformer
@@ -22,6 +23,7 @@ from mllmsubj.models.mllm import InternVL, InternVLConfig
 from mllmsubj.models.modulation import Modulation
 from mllmsubj.models.vae import AutoencoderKL, VAEConfig
 from mllmsubj.ops.patchify import PATCH, image_ids, pack, reference_ids, token_grid, unpack
+from mllmsubj.parallel.sharding import sharded_shapes
 from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import ActiveTokens, Array, Float, Leaf, Params
 
@@ -162,9 +164,13 @@ class SubjectModel:
         parts = {name: getattr(self, name) for name in ("mllm", "dla", "vae", "clip", "transformer")}
         return {name: init_params(part, jax.random.fold_in(key, i)) for i, (name, part) in enumerate(parts.items())}
 
-    def abstract_params(self) -> Params:
-        """Shapes and dtypes without allocating: trained parameters in float32, frozen ones in the compute dtype."""
-        return unflatten(dict(_stored_leaves(self)))
+    def abstract_params(self, mesh: Mesh | None = None) -> Params:
+        """Shapes and dtypes without allocating: trained parameters in float32, frozen ones in the compute dtype.
+
+        With a mesh, also how they lie on it.
+        """
+        shapes = unflatten(dict(_stored_leaves(self)))
+        return shapes if mesh is None else sharded_shapes(shapes, mesh)
 
     def encode(self, params: Params, inputs: SubjectInputs) -> Features:
         """The frozen encoders: MLLM over prompt and references together, CLIP over the prompt, VAE over references."""

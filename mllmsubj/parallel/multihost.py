@@ -1,14 +1,22 @@
 """Several processes as one run: joining them, and laying each one's rows of a batch on the common mesh."""
 
+import json
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mllmsubj.errors import UserError
 from mllmsubj.typing import PyTree
 
+T = TypeVar("T")
+
+MESSAGE_BYTES = 4096
+"""Room for what the first process tells the others."""
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
@@ -53,3 +61,24 @@ def make_global_batch(batch: PyTree, rows: np.ndarray, batch_size: int, mesh: Me
         return jax.make_array_from_callback((batch_size, *own.shape[1:]), sharding, part)
 
     return jax.tree.map(leaf, batch)
+
+
+def on_first_process(action: Callable[[], T]) -> T:
+    """Runs `action` on process 0 while the others wait; what it returns (short JSON) or raises reaches all."""
+    if jax.process_count() == 1:
+        return action()
+    outcome: dict[str, Any] = {}
+    failure: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            outcome = {"value": action()}
+        except Exception as error:
+            outcome, failure = {"error": str(error)[:1000] or type(error).__name__}, error
+    text = json.dumps(outcome, ensure_ascii=False).encode()
+    message = multihost_utils.broadcast_one_to_all(np.frombuffer(text.ljust(MESSAGE_BYTES), np.uint8))
+    if failure is not None:
+        raise failure
+    outcome = json.loads(bytes(np.asarray(message, np.uint8)))
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    return outcome["value"]

@@ -124,6 +124,16 @@ def parameter_shardings(params: Params, mesh: Mesh) -> PyTree:
     return jax.tree.map(place, params, parameter_specs(params))
 
 
+def sharded_shapes(params: Params, mesh: Mesh) -> Params:
+    """ShapeDtypeStructs of parameters, or of their shapes, with the shardings of `parameter_shardings`."""
+    return with_sharding(params, parameter_shardings(params, mesh))
+
+
+def shardings_of(tree: PyTree) -> PyTree:
+    """The sharding of every leaf."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
 def with_sharding(shapes: PyTree, shardings: PyTree) -> PyTree:
     """ShapeDtypeStructs of a tree of arrays or shapes, with shardings: to restore into, or to compile for."""
     return jax.tree.map(

@@ -23,9 +23,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from mllmsubj.checkpoints.format import damage, differences, on_first_process, reason, sizes
+from mllmsubj.checkpoints.format import damage, differences, reason, sizes
 from mllmsubj.config.train import CheckpointConfig
 from mllmsubj.errors import UserError
+from mllmsubj.parallel.multihost import on_first_process
 from mllmsubj.typing import PyTree
 
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mllmsubj.config.schema import Experiment
 from mllmsubj.data.loader import Loader
 from mllmsubj.data.sources import open_source
 from mllmsubj.errors import UserError
-from mllmsubj.parallel.sharding import make_mesh
+from mllmsubj.parallel.sharding import make_mesh, shardings_of
 from mllmsubj.train import hooks
 from mllmsubj.train.batches import TrainBatch
 from mllmsubj.train.checkpointing import Checkpoints
@@ -23,7 +24,7 @@ from mllmsubj.train.metrics import MetricAccumulator
 from mllmsubj.train.programs import Programs, form
 from mllmsubj.train.setup import Setup, prepare
 from mllmsubj.train.startup import StartupTime
-from mllmsubj.train.state import TrainState, abstract, state_shardings
+from mllmsubj.train.state import TrainState, abstract
 from mllmsubj.train.task import Task
 from mllmsubj.train.throughput import Throughput, Timer
 from mllmsubj.train.workdir import open_workdir
@@ -128,19 +129,18 @@ class _Start:
 def _resume(task: Task, trained: Params, loader: Loader, checkpoints: Checkpoints) -> _Start:
     """The newest checkpoint, with the loader sought to it, or the state before the first step."""
     latest, total = checkpoints.latest(), task.experiment.train.steps
+    # A checkpoint of the last step of stage 1 has the optimizer state of stage 2 already.
+    init = partial(task.init_state, step=latest or 0)
+    expected = abstract(jax.eval_shape(init, trained), task.mesh)
     if latest is None:
-        shapes = jax.eval_shape(task.init_state, trained)
-        init = jax.jit(task.init_state, out_shardings=state_shardings(shapes, task.mesh))
-        return _Start(0, init(trained), Timer())
+        return _Start(0, jax.jit(init, out_shardings=shardings_of(expected))(trained), Timer())
     if latest > total:
         stage1 = task.experiment.train.stage1.steps
         raise UserError(
             f"{checkpoints.folder.parent} is at step {latest} already, beyond the {total} that the config says; set "
             f"train.stage2.steps to {latest - stage1} or more (stage 1 has {stage1}), or give another workdir"
         )
-    # A checkpoint of the last step of stage 1 has the optimizer state of stage 2 already.
-    shapes = jax.eval_shape(lambda trained: task.init_state(trained, latest), trained)
-    saved = checkpoints.restore(latest, abstract(shapes, task.mesh))
+    saved = checkpoints.restore(latest, expected)
     loader.restore(saved.loader)
     log.info("finished before, at step %d" if latest == total else "resumes from step %d", latest)
     counts = {name: saved.meta[name] for name in ("examples", "skipped")}

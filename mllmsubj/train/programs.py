@@ -14,7 +14,6 @@ from mllmsubj.data.batch import Batch
 from mllmsubj.models.flops import encode_flops, train_flops
 from mllmsubj.parallel.sharding import with_sharding
 from mllmsubj.parallel.target import compiler_options
-from mllmsubj.train import modes
 from mllmsubj.train.features import NULL, CachedFeatures, Encoded, FeatureEncoder
 from mllmsubj.train.state import TrainState, state_shardings
 from mllmsubj.train.step import TrainStep
@@ -97,8 +96,8 @@ def encode_step_flops(encoder: FeatureEncoder, batch: Batch, cached: CachedFeatu
 
 def update_step_flops(step: TrainStep, encoded: Encoded) -> int:
     """Floating-point operations that an update must spend; only shapes are read."""
-    active_tokens = modes.union(step.stage.modes)
-    return step.train.grad_accum_steps * train_flops(step.model.config, encoded.features, encoded.grid, active_tokens)
+    each = train_flops(step.model.config, encoded.features, encoded.grid, step.active_tokens)
+    return step.train.grad_accum_steps * each
 
 
 @cache

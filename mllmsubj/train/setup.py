@@ -1,6 +1,6 @@
 """What a training run is made of, built once from its config: mesh, model, frozen weights, both stages, data."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mllmsubj.checkpoints import format as checkpoint
-from mllmsubj.checkpoints.format import TINY, on_first_process
+from mllmsubj.checkpoints.format import TINY
 from mllmsubj.checkpoints.initial import base_folder, load_params, new_base, trained_params
 from mllmsubj.config.data import DataConfig
 from mllmsubj.config.schema import Experiment
-from mllmsubj.config.train import StageConfig, TrainConfig
+from mllmsubj.config.train import StageConfig
 from mllmsubj.data.example import Source
 from mllmsubj.data.loader import Loader, make_loader
 from mllmsubj.data.sources import open_source
@@ -24,6 +24,7 @@ from mllmsubj.models.layers import unstack
 from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import SubjectModel, is_trained
 from mllmsubj.parallel import multihost
+from mllmsubj.parallel.multihost import on_first_process
 from mllmsubj.train import modes
 from mllmsubj.train.batches import TrainBatch, encoded_batches
 from mllmsubj.train.feature_cache import make_cache
@@ -157,12 +158,13 @@ def prepare(config: ConfigDict, experiment: Experiment, workdir: Path, mesh: Mes
     model = SubjectModel(experiment.model, experiment.compute.resolve())
     base, is_new = base_folder(train.weights, workdir)
     prompts = make_encoder(experiment, TINY if is_new else base)
+    expected = model.stacked.abstract_params(mesh)
     if is_new:
-        params = new_base(base, config, model.stacked, mesh, train.weights, train.warm_start, seed)
+        params = new_base(base, config, model.stacked, expected, train.weights, train.warm_start, seed)
     else:
-        params = load_params(base, model.stacked, seed, mesh)
+        params = load_params(base, model.stacked, expected, seed)
     setup, trained = _make_setup(experiment, mesh, base, model, params, prompts)
-    return setup, trained if start is None else checkpoint.restore(start, trained, mesh)
+    return setup, trained if start is None else checkpoint.restore(start, trained)
 
 
 def restored(experiment: Experiment, folder: Path, mesh: Mesh) -> tuple[Setup, Params]:
@@ -171,7 +173,7 @@ def restored(experiment: Experiment, folder: Path, mesh: Mesh) -> tuple[Setup, P
     `experiment`: of the checkpoint's config. Raises UserError as `checkpoint.restore` does.
     """
     model = SubjectModel(experiment.model, experiment.compute.resolve())
-    params = trained_params(folder, model.stacked, experiment.seed, mesh)
+    params = trained_params(folder, model.stacked, model.stacked.abstract_params(mesh), experiment.seed)
     setup, trained = _make_setup(experiment, mesh, folder, model, params, make_encoder(experiment, folder))
     return setup, setup.all_params(trained)
 
@@ -203,18 +205,18 @@ def make_stages(
 ) -> tuple[TrainStage, TrainStage]:
     """Both stages; only the paths of `params` are read. `null_ids`, `null_text`: see `FeatureEncoder`."""
     train = experiment.train
-    second_reads = modes.union(train.stage2.modes).reference
-    # With a cache, the first stage has references encoded where the second one will look them up.
-    for_second = bool(experiment.data.cache) and train.stage2.steps > 0 and second_reads
 
-    def stage(config: StageConfig, with_references: bool) -> TrainStage:
-        rates = learning_rates(params, config)
+    def stage(config: StageConfig) -> TrainStage:
+        rates, active_tokens = learning_rates(params, config), modes.union(config.modes)
         return TrainStage(
-            FeatureEncoder(model, experiment.reference, null_ids, null_text, train.grad_accum_steps, with_references),
+            FeatureEncoder(
+                model, experiment.reference, null_ids, null_text, train.grad_accum_steps, active_tokens.reference
+            ),
             TrainStep(
                 model=model,
                 train=train,
                 stage=config,
+                active_tokens=active_tokens,
                 rates=rates,
                 optimizer=make_optimizer(train, config, rates),
                 shift=experiment.shift,
@@ -222,18 +224,20 @@ def make_stages(
             ),
         )
 
-    first = stage(train.stage1, modes.union(train.stage1.modes).reference or for_second)
-    return first, stage(train.stage2, second_reads)
+    first, second = stage(train.stage1), stage(train.stage2)
+    if experiment.data.cache and train.stage2.steps and second.encoder.with_references:
+        # The first stage has references encoded where the second one will look them up.
+        first = replace(first, encoder=replace(first.encoder, with_references=True))
+    return first, second
 
 
-def trained_paths(params: Params, train: TrainConfig) -> set[str]:
+def trained_paths(params: Params, stages: Sequence[TrainStage]) -> set[str]:
     """What a run's state holds: what either stage trains, and the DLA and adapters in any case.
 
     Those even where learning rates freeze them: the base checkpoint need not have them, or not as `start_from` has.
     """
-    stages = [stage for stage in (train.stage1, train.stage2) if stage.steps]
     trained = {path for path in flatten(params) if is_trained(path)}
-    return trained.union(*(learning_rates(params, stage) for stage in stages))
+    return trained.union(*(stage.step.rates for stage in stages if stage.step.stage.steps))
 
 
 def check_batch(batch_size: int, grad_accum_steps: int, mesh: Mesh, key: str = "train") -> None:
@@ -252,9 +256,9 @@ def _make_setup(
     experiment: Experiment, mesh: Mesh, base: Path, model: SubjectModel, params: Params, prompts: PromptEncoder
 ) -> tuple[Setup, Params]:
     """The setup on the parameters of the checkpoint `base`, and those of them that its state holds, stacked."""
-    trained, frozen = split(params, trained_paths(params, experiment.train))
     null = prompts("", 0)
     stages = make_stages(experiment, model, params, tuple(null.input_ids[0].tolist()), null.text)
+    trained, frozen = split(params, trained_paths(params, stages))
     if experiment.model.frozen_dtype == "int8":
         frozen = quantize_frozen(frozen)
     if not model.compute.scan_layers:

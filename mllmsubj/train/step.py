@@ -19,7 +19,7 @@ from mllmsubj.train.features import Encoded
 from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.train.state import TrainState, update_state
 from mllmsubj.tree import join, split
-from mllmsubj.typing import Array, Float, Int, Leaf, Params
+from mllmsubj.typing import ActiveTokens, Array, Float, Int, Leaf, Params
 
 TIME_BINS = 10
 BINS = {
@@ -52,6 +52,8 @@ class TrainStep:
     model: SubjectModel
     train: TrainConfig
     stage: StageConfig
+    active_tokens: ActiveTokens
+    """Groups of tokens that any of the stage's condition modes attends to."""
     rates: FrozenDict[str, float]
     """Path -> peak learning rate of what the stage trains."""
     optimizer: optax.GradientTransformation
@@ -104,10 +106,9 @@ class TrainStep:
             image += encoded.target_std * draws.posterior
         latents, target = interpolate(image, draws.noise, draws.t)
         condition = self.model.aggregate(params, encoded.features, jnp.full(len(draws.t), self.train.guidance))
-        condition, active_tokens = modes.masked(condition, draws.mode), modes.union(self.stage.modes)
-        return squared_error(
-            self.model.velocity(params, encoded.grid, latents, draws.t, condition, active_tokens), target
-        )
+        condition = modes.masked(condition, draws.mode)
+        velocity = self.model.velocity(params, encoded.grid, latents, draws.t, condition, self.active_tokens)
+        return squared_error(velocity, target)
 
     def draw(self, encoded: Encoded, step: Int[Array, ""]) -> Draws:
         """Of each row from (seed, step, row, purpose)."""

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mllmsubj.checkpoints.format import config_text, on_first_process, read_config, reason
+from mllmsubj.checkpoints.format import config_text, read_config, reason
 from mllmsubj.errors import UserError
 from mllmsubj.io import replacing
+from mllmsubj.parallel.multihost import on_first_process
 from mllmsubj.tree import flatten
 
 MAY_CHANGE = (

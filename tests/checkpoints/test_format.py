@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from mllmsubj.checkpoints import format as checkpoint
 from mllmsubj.checkpoints.format import TINY
 from mllmsubj.errors import UserError
-from mllmsubj.parallel.sharding import make_mesh
+from mllmsubj.parallel.sharding import make_mesh, sharded_shapes
 
 CONFIG = ConfigDict({"sizes": (8, 16), "prompt": {"system": "Sei knapp 🐈", "rate": 0.5}})
 
@@ -34,7 +34,7 @@ def folder(tmp_path, params):
 
 def test_what_is_saved_is_restored_in_shards(folder, params):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    restored = checkpoint.restore(folder, tree(), mesh)
+    restored = checkpoint.restore(folder, sharded_shapes(tree(), mesh))
     jax.tree.map(np.testing.assert_array_equal, restored, params)
     assert not restored["vae"]["conv_in"]["kernel"].is_fully_replicated
     assert checkpoint.read_config(folder).to_dict() == CONFIG.to_dict()
@@ -45,7 +45,7 @@ def test_what_is_saved_is_restored_in_shards(folder, params):
 
 def test_parameters_are_cast_to_what_is_expected(folder, params):
     half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), tree())
-    restored = checkpoint.restore(folder, half, make_mesh())
+    restored = checkpoint.restore(folder, sharded_shapes(half, make_mesh()))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16)), restored, params)
 
 
@@ -60,7 +60,9 @@ def test_a_checkpoint_may_be_replaced(folder, params):
     (folder.parent / ".checkpoint.0123abcd.old").mkdir()  # a replacement that was killed half-way
     doubled = jax.tree.map(lambda leaf: 2 * leaf, params)
     checkpoint.save(folder, CONFIG, doubled, TINY, replace=True)
-    jax.tree.map(np.testing.assert_array_equal, checkpoint.restore(folder, tree(), make_mesh()), doubled)
+    jax.tree.map(
+        np.testing.assert_array_equal, checkpoint.restore(folder, sharded_shapes(tree(), make_mesh())), doubled
+    )
     assert checkpoint.fingerprint(folder) != before
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
 
@@ -75,7 +77,7 @@ def test_only_a_checkpoint_is_replaced(tmp_path, params):
 def test_a_replacement_that_fails_changes_nothing(folder, params, tmp_path):
     with pytest.raises(UserError, match="cannot write"):
         checkpoint.save(folder, CONFIG, params, tmp_path / "nowhere", replace=True)
-    jax.tree.map(np.testing.assert_array_equal, checkpoint.restore(folder, tree(), make_mesh()), params)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.restore(folder, sharded_shapes(tree(), make_mesh())), params)
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
 
 
@@ -96,17 +98,17 @@ def whole(**shapes) -> dict:
 
 def test_parameters_of_the_base(upper, params):
     mesh = make_mesh(fsdp=8)
-    restored = checkpoint.restore(upper, whole(), mesh)
+    restored = checkpoint.restore(upper, sharded_shapes(whole(), mesh))
     jax.tree.map(np.testing.assert_array_equal, restored, params | trained(3.0))
     assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(restored))
 
 
 def test_bases_of_bases_and_what_they_trained(upper, params, tmp_path):
     checkpoint.save(tmp_path / "top", CONFIG, trained(4.0), TINY, base=upper)
-    restored = checkpoint.restore(tmp_path / "top", whole(), make_mesh())
+    restored = checkpoint.restore(tmp_path / "top", sharded_shapes(whole(), make_mesh()))
     jax.tree.map(np.testing.assert_array_equal, restored, params | trained(4.0))
     with pytest.raises(UserError, match="has unknown dla/layer_scale_x"):
-        checkpoint.restore(tmp_path / "top", tree(), make_mesh())
+        checkpoint.restore(tmp_path / "top", sharded_shapes(tree(), make_mesh()))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_bases_of_bases_and_what_they_trained(upper, params, tmp_path):
 )
 def test_what_a_base_cannot_give(upper, shapes, says):
     with pytest.raises(UserError, match=rf"checkpoint .*upper does not fit its config: .*{says}"):
-        checkpoint.restore(upper, whole(**shapes), make_mesh())
+        checkpoint.restore(upper, sharded_shapes(whole(**shapes), make_mesh()))
 
 
 @pytest.mark.parametrize("change", ["gone", "retrained", "damaged"])
@@ -130,7 +132,7 @@ def test_a_base_must_stay_as_it_is(folder, upper, params, change):
         damaged(folder / "params" / "_METADATA", "cut")
         says = rf"checkpoint {folder} is damaged"
     with pytest.raises(UserError, match=says) as error:
-        checkpoint.restore(upper, whole(), make_mesh())
+        checkpoint.restore(upper, sharded_shapes(whole(), make_mesh()))
     assert "\n" not in str(error.value)
 
 
@@ -181,7 +183,7 @@ def test_other_parameters_are_named(folder, shapes, says):
     if "bias_0" in shapes:  # names that the table of shardings knows
         shapes = {f"layer_scale_{name}": shape for name, shape in shapes.items() if shape} | dict(bias=None)
     with pytest.raises(UserError, match=says) as error:
-        checkpoint.restore(folder, tree(**shapes), make_mesh())
+        checkpoint.restore(folder, sharded_shapes(tree(**shapes), make_mesh()))
     assert "\n" not in str(error.value)
 
 
@@ -200,7 +202,7 @@ def test_damaged_files_are_named(folder, which, damage, capfd):
     path = max(parts(folder), key=lambda p: p.stat().st_size) if which == "largest" else next(folder.rglob(which))
     damaged(path, damage)
     with pytest.raises(UserError, match=rf"is damaged: .*{path.name} (is missing|has \d+ bytes of \d+)"):
-        checkpoint.restore(folder, tree(), make_mesh())
+        checkpoint.restore(folder, sharded_shapes(tree(), make_mesh()))
     assert capfd.readouterr().err == ""
 
 
@@ -209,7 +211,7 @@ def test_damage_that_orbax_finds(folder, damage):
     (folder / "files.json").unlink()  # as in a checkpoint that another program wrote
     damaged(folder / "params" / "_METADATA", damage)
     with pytest.raises(UserError, match=r"cannot read the parameters in .*params") as error:
-        checkpoint.restore(folder, tree(), make_mesh())
+        checkpoint.restore(folder, sharded_shapes(tree(), make_mesh()))
     assert "\n" not in str(error.value)
 
 
@@ -219,7 +221,7 @@ def test_what_orbax_says_is_cut_to_one_line(folder, monkeypatch):
 
     monkeypatch.setattr(ocp.Checkpointer, "restore", restore)
     with pytest.raises(UserError, match=r"cannot read the parameters in .*params: many lines") as error:
-        checkpoint.restore(folder, tree(), make_mesh())
+        checkpoint.restore(folder, sharded_shapes(tree(), make_mesh()))
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
 
@@ -227,7 +229,7 @@ def test_what_orbax_says_is_cut_to_one_line(folder, monkeypatch):
 def test_parameters_that_are_gone(folder):
     (folder / "params").rename(folder / "elsewhere")
     with pytest.raises(UserError, match="has no params folder"):
-        checkpoint.restore(folder, tree(), make_mesh())
+        checkpoint.restore(folder, sharded_shapes(tree(), make_mesh()))
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):

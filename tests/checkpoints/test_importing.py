@@ -31,7 +31,7 @@ from mllmsubj.config.schema import Experiment
 from mllmsubj.errors import UserError
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel, is_trained
-from mllmsubj.parallel.sharding import make_mesh
+from mllmsubj.parallel.sharding import make_mesh, sharded_shapes
 from mllmsubj.tree import flatten, unflatten
 from tests.environment import ROOT, environment
 from tests.small import small_config, small_model
@@ -71,7 +71,7 @@ def expected(root, dtype):
 
 def restored(workdir, params, mesh):
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    return checkpoint.restore(workdir, shapes, mesh)
+    return checkpoint.restore(workdir, sharded_shapes(shapes, mesh))
 
 
 def assert_equal(found, want):
@@ -118,7 +118,7 @@ def sha256(path):
 def test_training_starts_from_it(written, tmp_path):
     workdir, model = imported(written, tmp_path / "workdir"), small_model(lora=True)
     mesh = make_mesh(devices=jax.devices()[:1])  # what starts at random compiles for a long time on several
-    params = flatten(load_params(workdir, model, 0, mesh))
+    params = flatten(load_params(workdir, model, model.abstract_params(mesh), 0))
     want = flatten(expected(written, np.float32))
     assert_equal({path: params[path] for path in want}, want)
     assert all(is_trained(path) for path in set(params) - set(want))
@@ -490,7 +490,7 @@ def bytes_read():
 
 shapes, mesh = shapes_in(workdir), make_mesh(fsdp=4)
 before = bytes_read()
-params = checkpoint.restore(workdir, shapes, mesh)
+params = checkpoint.restore(workdir, sharded_shapes(shapes, mesh))
 count = bytes_read() - before
 print(count, sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards))
 """

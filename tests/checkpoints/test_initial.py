@@ -18,7 +18,7 @@ from mllmsubj.checkpoints.initial import (
 from mllmsubj.errors import UserError
 from mllmsubj.models.subject import SubjectModel, is_trained
 from mllmsubj.parallel.sharding import make_mesh, parameter_shardings
-from mllmsubj.tree import flatten, unflatten
+from mllmsubj.tree import flatten, split, unflatten
 from tests.small import small_model
 
 
@@ -44,7 +44,7 @@ def random(mesh):
     """Path -> leaf of CLIP and the DLA of the small model with random numbers."""
     model = small_model(lora=True)
     only = {path for path in flatten(model.abstract_params()) if path.startswith(("clip/", "dla/"))}
-    return flatten(random_params(model, 0, mesh, only))
+    return flatten(random_params(model, split(model.abstract_params(mesh), only)[0], 0))
 
 
 def ship(folder, part, begins, value):
@@ -59,7 +59,7 @@ def ship(folder, part, begins, value):
 def test_what_is_shipped_replaces_random_numbers(tiny, mesh, random):
     model = small_model(lora=True)
     there = ship(tiny, "mllm", "mllm/", 0.1) | ship(tiny, "dit", "transformer/", 0.1)
-    found = flatten(tiny_params(model, 0, mesh))
+    found = flatten(tiny_params(model, model.abstract_params(mesh), 0))
     assert {path: leaf.dtype for path, leaf in found.items()} == {
         path: leaf.dtype for path, leaf in flatten(model.abstract_params()).items()
     }
@@ -77,7 +77,7 @@ def test_what_is_random_is_named(tiny, mesh):
     assert untrained(tiny / "other") == ()
     ship(tiny, "mllm", "mllm/", 0.1)
     with pytest.warns(UserWarning, match="'tiny' has no trained weights yet for clip, transformer, dla: these"):
-        drawn = trained_params(tiny, small_model(lora=True), 0, mesh)
+        drawn = trained_params(tiny, small_model(lora=True), small_model(lora=True).abstract_params(mesh), 0)
     np.testing.assert_array_equal(drawn["vae"]["decoder"]["conv_in"]["bias"], np.float32(np.float16(0.1)))
 
 
@@ -91,8 +91,8 @@ def test_what_the_method_trained_is_for_drawing_alone(tiny, mesh, random):
     components.write(tiny, components.SUBJECT, unflatten(trained), {})
     assert untrained(tiny) == ("clip",)
     with pytest.warns(UserWarning, match="for clip: these"):
-        drawn = flatten(trained_params(tiny, model, 0, mesh))
-    begun = flatten(tiny_params(model, 0, mesh))
+        drawn = flatten(trained_params(tiny, model, model.abstract_params(mesh), 0))
+    begun = flatten(tiny_params(model, model.abstract_params(mesh), 0))
     for path in trained:
         np.testing.assert_array_equal(drawn[path], np.float32(0.25))
         assert not np.array_equal(begun[path], drawn[path])
@@ -106,7 +106,7 @@ def test_no_random_numbers_where_everything_is_shipped(tiny, monkeypatch):
     components.write(tiny, "vae", unflatten(everything), {})
     monkeypatch.setattr(SubjectModel, "init", lambda *_: pytest.fail("parameters were initialized"))
     mesh = make_mesh()
-    found = flatten(tiny_params(model, 0, mesh))
+    found = flatten(tiny_params(model, model.abstract_params(mesh), 0))
     assert found.keys() == everything.keys()
     shardings = flatten(parameter_shardings(unflatten(everything), mesh))
     assert all(leaf.sharding == shardings[path] for path, leaf in found.items())
@@ -118,7 +118,8 @@ def test_a_dla_alone_is_a_start(tiny, mesh):
     for part, begins in (("mllm", "mllm/"), ("dit", "transformer/")):
         ship(tiny, part, begins, 0.1)  # so that little is initialized
     dla = ship(tiny, "dla", "dla/", 0.25)
-    warm, cold = (flatten(tiny_params(model, 0, mesh, names)) for names in (WARM_STARTED, FROZEN))
+    shapes = model.abstract_params(mesh)
+    warm, cold = (flatten(tiny_params(model, shapes, 0, names)) for names in (WARM_STARTED, FROZEN))
     for path, leaf in warm.items():
         np.testing.assert_array_equal(leaf, np.float32(0.25) if path in dla else cold[path])
 
@@ -128,7 +129,7 @@ def test_other_sizes_than_what_is_shipped(tiny):
     leaves["vae/decoder/conv_in/bias"] = np.zeros(3, np.float32)
     components.write(tiny, "vae", unflatten(leaves), {})
     with pytest.raises(UserError, match=r"shipped weights of vae do not fit .*: vae/decoder/conv_in/bias is \(3,\)"):
-        tiny_params(small_model(lora=True), 0, make_mesh())
+        tiny_params(small_model(lora=True), small_model(lora=True).abstract_params(make_mesh()), 0)
 
 
 def test_a_shipped_file_that_is_cut_short(tiny):
@@ -149,4 +150,4 @@ def test_a_run_takes_what_is_shipped_into_its_workdir(tmp_path):
         assert initial.base_folder(name, tmp_path) == (tmp_path / "base", True)
     assert initial.base_folder(str(tmp_path), tmp_path) == (tmp_path, False)
     with pytest.raises(UserError, match="has no params folder"):
-        load_params(tmp_path, small_model(lora=True), 0, make_mesh())
+        load_params(tmp_path, small_model(lora=True), small_model(lora=True).abstract_params(make_mesh()), 0)

@@ -11,7 +11,7 @@ from mllmsubj.errors import UserError
 from mllmsubj.inference.pipeline import Pipeline
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel
-from mllmsubj.parallel.sharding import make_mesh
+from mllmsubj.parallel.sharding import make_mesh, sharded_shapes
 from mllmsubj.tree import flatten
 from tests.environment import ROOT
 
@@ -31,13 +31,13 @@ def test_round_trip(flux, tmp_path, dtype, capsys):
     loaded["clip"] = convert.load_clip_text(flux / "text_encoder")
     want = {name: jax.tree.map(lambda leaf: leaf.astype(dtype), params) for name, (_, params) in loaded.items()}
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), want)
-    found = checkpoint.restore(workdir, shapes, make_mesh())
+    found = checkpoint.restore(workdir, sharded_shapes(shapes, make_mesh()))
     jax.tree.map(np.testing.assert_array_equal, found, want)
 
     model = Experiment.from_config(checkpoint.read_config(workdir)).model
     assert {name: getattr(model, name) for name in loaded} == {name: config for name, (config, _) in loaded.items()}
     subject = SubjectModel(model, Compute())
-    params = load_params(workdir, subject, 0, make_mesh(devices=jax.devices()[:1]))
+    params = load_params(workdir, subject, subject.abstract_params(make_mesh(devices=jax.devices()[:1])), 0)
     assert flatten(params).keys() == flatten(subject.abstract_params()).keys()
 
     with pytest.raises(

@@ -67,7 +67,7 @@ def test_its_lora_in_diffusers(trained, flux, tmp_path):
     pipe = FluxPipeline(transformer=transformer, **dict.fromkeys(parts))
 
     model = Experiment.from_config(checkpoint.read_config(trained / "model")).model
-    params = checkpoint.restore(trained / "model", SubjectModel(model, Compute()).abstract_params(), make_mesh())
+    params = checkpoint.restore(trained / "model", SubjectModel(model, Compute()).abstract_params(make_mesh()))
     given = inputs()
     tokens = np.random.default_rng(1).standard_normal((*given["hidden_states"].shape[:2], 64))
     given["hidden_states"] = tokens.astype(np.float32)

@@ -90,7 +90,7 @@ def large(tmp_path_factory):
     stored = SubjectModel(experiment.model, Compute(jnp.bfloat16))
     folder = tmp_path_factory.mktemp("large") / "checkpoint"
     mesh = make_mesh(devices=jax.devices()[:1])
-    checkpoint.save(folder, config, random_params(stored, 0, mesh), TINY)
+    checkpoint.save(folder, config, random_params(stored, stored.abstract_params(mesh), 0), TINY)
     return folder, stored
 
 

@@ -311,7 +311,7 @@ TWO_PROCESSES = """
 rank = int(sys.argv[2])
 jax.distributed.initialize(f"localhost:{sys.argv[3]}", 2, rank)
 from mllmsubj.checkpoints import format as checkpoint
-from mllmsubj.parallel.sharding import make_mesh, parameter_shardings
+from mllmsubj.parallel.sharding import make_mesh, parameter_shardings, sharded_shapes
 from tests.checkpoints.test_format import CONFIG as MODEL, TINY
 from mllmsubj.train.workdir import open_workdir
 workdir = Path(sys.argv[1])
@@ -344,7 +344,7 @@ with open_workdir(workdir, MODEL) as resumes, Checkpoints(workdir, settings, lam
     except UserError as error:
         assert "exists already" in str(error)
         print(step, flush=True)
-    restored = checkpoint.restore(workdir / "model", jax.eval_shape(lambda: params), mesh)
+    restored = checkpoint.restore(workdir / "model", sharded_shapes(jax.eval_shape(lambda: params), mesh))
     assert restored["dla"]["layer_scale_x"].sharding.mesh.size == 4
 """
 
