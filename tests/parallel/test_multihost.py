@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mllmsubj.parallel.multihost import process_rows, spread
+from mllmsubj.parallel.multihost import make_global_batch, process_rows
 from mllmsubj.parallel.sharding import make_mesh
 
 
@@ -14,6 +14,6 @@ def test_each_row_is_read_once_and_comes_back_whole(axes):
     mesh, batch = make_mesh(*axes), {"x": np.arange(16 * 3).reshape(16, 3), "n": np.arange(16)}
     rows = process_rows(16, mesh)
     np.testing.assert_array_equal(rows, np.arange(16))
-    found = spread(batch, rows, 16, mesh)
+    found = make_global_batch(batch, rows, 16, mesh)
     jax.tree.map(np.testing.assert_array_equal, found, batch)
     assert {shard.data.shape[0] for shard in found["n"].addressable_shards} == {16 // (axes[0] * axes[1])}
