@@ -1,6 +1,6 @@
 """Subject-driven image generation with a multimodal LLM, in JAX/Flax."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mllmsubj.inference.pipeline import Pipeline
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """`mllmsubj.Pipeline`, imported when it is first asked for: the package itself starts no JAX."""
     if name == "Pipeline":
         from mllmsubj.inference.pipeline import Pipeline

@@ -1,15 +1,22 @@
 """Parameter trees by path: a parameter's path is its keys joined by "/"."""
 
-from functools import partial
+from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mllmsubj.typing import Params
 
-flatten = partial(flatten_dict, sep="/")
-"""Nested dict -> {path: leaf}, in order."""
-unflatten = partial(unflatten_dict, sep="/")
-"""Inverse of `flatten`."""
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Path -> leaf, in order."""
+    leaves: dict[str, Any] = flatten_dict(params, sep="/")
+    return leaves
+
+
+def unflatten(leaves: dict[str, Any]) -> Params:
+    """Inverse of `flatten`."""
+    params: Params = unflatten_dict(leaves, sep="/")
+    return params
 
 
 def split(params: Params, paths: set[str]) -> tuple[Params, Params]:

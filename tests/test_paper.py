@@ -117,7 +117,7 @@ def test_it_traces_and_lowers(experiment, model, params):
     noise = jax.ShapeDtypeStruct((1, grid[0] * grid[1], 64), jnp.float32)
     stages = plan_stages(times, 0.95, 0.85)
     lowered = generator.sample.lower(
-        params, condition, noise, times.astype(np.float32), (1.0, 1.0), grid=grid, stages=stages, true=False
+        params, condition, noise, times.astype(np.float32), (1.0, 1.0), grid=grid, stages=stages, cfg=False
     )
     assert lowered.out_info[0].shape == noise.shape
     assert generator.decode.lower(params, noise, grid).out_info.shape == (1, 1024, 1024, 3)

@@ -58,7 +58,7 @@ def run(width: int, tokens: int, steps: int, repeats: int) -> dict[str, Any]:
             (1.0, 1.0),
             grid=grid,
             stages=stages,
-            true=False,
+            cfg=False,
         )
         return np.asarray(latents)
 
@@ -91,7 +91,7 @@ def run(width: int, tokens: int, steps: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def _flux_pipeline(width: int, folder: str):
+def _flux_pipeline(width: int, folder: str) -> Any:
     """A FluxPipeline around a random transformer, which is saved in `folder`."""
     try:
         import torch
@@ -124,7 +124,7 @@ def _flux_pipeline(width: int, folder: str):
     return pipeline
 
 
-def _peer_latents(pipeline, noise: np.ndarray, condition: Condition, steps: int, side: int) -> np.ndarray:
+def _peer_latents(pipeline: Any, noise: np.ndarray, condition: Condition, steps: int, side: int) -> np.ndarray:
     import torch
 
     return pipeline(

@@ -48,12 +48,14 @@ def define(values: flags.FlagValues) -> None:
         ("tau1", "the MLLM alone leads while t >= tau1; t = 1 is noise"),
         ("tau2", "MLLM and VAE while tau2 <= t < tau1, then the VAE alone"),
         ("guidance", "distilled guidance scale, of models that have been distilled"),
-        ("text_guidance", "true guidance towards the prompt as the MLLM reads it; 1: off"),
-        ("reference_guidance", "true guidance towards the VAE's reference; 1: off"),
+        ("text_guidance", "classifier-free guidance scale of the prompt, as the MLLM reads it; 1: off"),
+        ("reference_guidance", "classifier-free guidance scale of the VAE's reference; 1: off"),
     ):
         flags.DEFINE_float(name, None, what, flag_values=values)
     text("frozen_dtype", None, "int8: frozen projections in 8 bits, half of bfloat16's memory")
-    what = "parameters wait in host memory and take turns on the device: models larger than its memory"
+    what = (
+        "keep parameters in host memory and copy them to the device group by group, for models larger than its memory"
+    )
     flags.DEFINE_boolean("offload", None, what, flag_values=values)
 
 

@@ -52,7 +52,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
         del error  # else this frame, which the traceback holds, would keep it
 
 
-def _repeat_if_lost(error: weakref.ref) -> None:
+def _repeat_if_lost(error: weakref.ref[Any]) -> None:
     main = threading.main_thread().ident
     while not _ended.wait(SECONDS):
         if error() is None and main is not None:

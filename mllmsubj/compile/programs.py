@@ -122,17 +122,17 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
     asked, guidance = inputs.request(experiment, mesh), whole(1)
-    mine = {turn: parameters_of(params, turn) for turn in PARAMETER_GROUPS}
+    mine = {group: parameters_of(params, group) for group in PARAMETER_GROUPS}
     one: Condition = jax.eval_shape(generator.condition, mine["encode"], asked, guidance)
     condition = jax.tree.map(lambda x: whole(size, *x.shape[1:], dtype=x.dtype), one)
     noise, times = whole(size, tokens, model.transformer.in_channels), whole(settings.steps + 1)
     starts = whole(settings.steps, size)
-    moments = jax.tree.map(
+    modulation = jax.tree.map(
         lambda x: whole(*x.shape, dtype=x.dtype), jax.eval_shape(generator.prepare, mine["prepare"], starts, condition)
     )
     seen = _steps_by_tokens(settings, stages)
-    options = dict(grid=grid, stages=stages, true=settings.uses_cfg, stepper=settings.stepper)
-    arguments = mine["denoise"], condition, noise, times, (1.0, 1.0), moments
+    options = dict(grid=grid, stages=stages, cfg=settings.uses_cfg, stepper=settings.stepper)
+    arguments = mine["denoise"], condition, noise, times, (1.0, 1.0), modulation
     lowered: dict[str, tuple[Callable[[], jax.stages.Lowered], int]] = {
         "encode": (
             lambda: generator.condition.lower(mine["encode"], asked, guidance),
@@ -152,12 +152,12 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
             size * vae_decode_flops(model.vae, settings.height, settings.width),
         ),
     }
-    for turn, (lower, flops) in lowered.items():
-        compiled, seconds = _compiled(turn, lower)
+    for name, (lower, flops) in lowered.items():
+        compiled, seconds = _compiled(name, lower)
         waiting = (
-            {} if experiment.compute.offload else {other: mine[other] for other in PARAMETER_GROUPS if other != turn}
+            {} if experiment.compute.offload else {other: mine[other] for other in PARAMETER_GROUPS if other != name}
         )
-        yield Program(turn, compiled, flops, bytes_per_device(waiting), seconds)
+        yield Program(name, compiled, flops, bytes_per_device(waiting), seconds)
 
 
 def _steps_by_tokens(settings: SamplingConfig, stages: Sequence[Stage]) -> list[tuple[ActiveTokens, int]]:

@@ -71,6 +71,6 @@ class SamplingConfig:
 
     @property
     def all_guidance(self) -> str:
-        """In words, for reports."""
-        true = f", true guidance {self.text_guidance:g} to the text and {self.reference_guidance:g} to the reference"
-        return f"guidance {self.guidance:g}{true if self.uses_cfg else ''}"
+        """All guidance scales in words, for reports."""
+        cfg = f", classifier-free guidance {self.text_guidance:g} (text), {self.reference_guidance:g} (reference)"
+        return f"guidance {self.guidance:g}{cfg if self.uses_cfg else ''}"

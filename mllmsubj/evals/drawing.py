@@ -39,7 +39,7 @@ class Drawing:
             (settings.text_guidance, settings.reference_guidance),
             grid=grid,
             stages=settings.stages(times),
-            true=settings.uses_cfg,
+            cfg=settings.uses_cfg,
             stepper=settings.stepper,
         )
         pixels = gathered(generator.decode(params, latents, grid)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Arrays in, pictures out: the model's four compiled programs, encode, prepare, denoise and decode, in turn."""
+"""Generation from arrays to images: the compiled programs encode, prepare, denoise and decode, one after the other."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from mllmsubj.diffusion.sampler import sample
 from mllmsubj.diffusion.schedule import ShiftConfig, time_grid
 from mllmsubj.diffusion.stages import Stage
 from mllmsubj.diffusion.steppers import STEPPERS, Name
-from mllmsubj.inference.offload import Turn, on_device
+from mllmsubj.inference.offload import RunProgram, on_device
 from mllmsubj.models.subject import Condition, SubjectInputs, SubjectModel
 from mllmsubj.ops.patchify import token_grid
 from mllmsubj.parallel.target import compiler_options
 from mllmsubj.typing import Array, Float, Params, PyTree
 
 Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
+"""Called with the number of steps done and the number of all steps."""
 
 
 class Generator:
-    """Pictures of a subject from its inputs; compiles once per shape, stage plan and kind of guidance."""
+    """Generates images of a subject; compiles once for each shape, stage plan and kind of guidance."""
 
-    def __init__(self, model: SubjectModel, shift: ShiftConfig, turn: Turn = on_device):
-        """`turn`: where parameters are while they are not read; see mllmsubj/inference/offload.py."""
-        self.model, self.shift, self.turn = model, shift, turn
+    def __init__(self, model: SubjectModel, shift: ShiftConfig, run: RunProgram = on_device):
+        """`run`: how parameters get to a program: `on_device`, or `cpu_offload(mesh)`."""
+        self.model, self.shift, self.run = model, shift, run
         programs = _programs(model)
         self.condition, self.prepare, self.decode = programs.condition, programs.prepare, programs.decode
         self.sample, self._noise = programs.sample, programs.noise
@@ -43,9 +43,9 @@ class Generator:
         num_images: int = 1,
         progress: Progress | None = None,
     ) -> Float[np.ndarray, "images height width 3"]:
-        """Pictures in [-1, 1] of one prompt; picture i depends on (seed, i) alone, however many are made.
+        """Images of one prompt, in [-1, 1]; image i depends on (seed, i) alone, not on `num_images`.
 
-        Without `progress` all steps are one program; with it, each step is a call of its own.
+        Without `progress` all steps are one program; with it, each step is a separate call.
         """
         grid = token_grid(settings.height, settings.width)
         exact_times = time_grid(settings.steps, grid[0] * grid[1], self.shift)
@@ -56,33 +56,35 @@ class Generator:
         starts = np.repeat(times[:-1, None], size, axis=1)
         guidance, scales = jnp.full((1,), settings.guidance), (settings.text_guidance, settings.reference_guidance)
 
-        one = self.turn(params, "encode", lambda part: self.condition(part, inputs, guidance))
+        one = self.run(params, "encode", lambda group: self.condition(group, inputs, guidance))
         condition = jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *x.shape[1:])), one)
-        moments = self.turn(params, "prepare", lambda part: self.prepare(part, starts, condition))
+        modulation = self.run(params, "prepare", lambda group: self.prepare(group, starts, condition))
 
-        def denoise(part: Params, batch: int) -> Array:
-            options = dict(grid=grid, true=settings.uses_cfg, scales=scales, stepper=settings.stepper)
-            run = partial(self.sample, part, condition, **options)
+        def denoise(group: Params, batch: int) -> Array:
+            options = dict(grid=grid, cfg=settings.uses_cfg, scales=scales, stepper=settings.stepper)
+            run = partial(self.sample, group, condition, **options)
             noise = self.noise(seed, batch * size, size, grid)
             if progress is None:
-                return run(noise, times, moments=moments, stages=stages)[0]
+                return run(noise, times, modulation=modulation, stages=stages)[0]
             state = STEPPERS[settings.stepper].start(noise)
-            return _step_by_step(run, (noise, state), times, stages, moments, _part(progress, batch, len(batches)))
+            return _step_by_step(
+                run, (noise, state), times, stages, modulation, _batch_progress(progress, batch, len(batches))
+            )
 
-        latents = self.turn(params, "denoise", lambda part: [denoise(part, batch) for batch in batches])
-        pictures = self.turn(
-            params, "decode", lambda part: [np.asarray(self.decode(part, each, grid), np.float32) for each in latents]
+        latents = self.run(params, "denoise", lambda group: [denoise(group, batch) for batch in batches])
+        images = self.run(
+            params, "decode", lambda group: [np.asarray(self.decode(group, each, grid), np.float32) for each in latents]
         )
-        return np.concatenate(pictures)[:num_images]
+        return np.concatenate(images)[:num_images]
 
     def noise(self, seed: int, first: int, count: int, grid: tuple[int, int]) -> Float[Array, "b n c"]:
-        """Noise of pictures `first` to `first + count`, each from its own key."""
+        """Initial noise of the images `first` to `first + count`, each from its own key."""
         return self._noise(np.uint32(seed), np.uint32(first), count=count, grid=grid)
 
 
 @dataclass(frozen=True)
 class _Programs:
-    """A model's jitted functions."""
+    """Jitted functions of a model."""
 
     condition: jax.stages.Wrapped
     prepare: jax.stages.Wrapped
@@ -93,13 +95,13 @@ class _Programs:
 
 @cache
 def _programs(model: SubjectModel) -> _Programs:
-    """Shared by all generators of a model in this process, so that each program is traced and compiled once."""
+    """The programs of a model, shared by its generators in this process, so that each is compiled once."""
     jit = partial(jax.jit, compiler_options=compiler_options())
     return _Programs(
         condition=jit(model.condition),
         prepare=jit(model.prepare),
         sample=jit(
-            partial(_sample, model), static_argnames=("grid", "stages", "true", "stepper"), donate_argnames="latents"
+            partial(_sample, model), static_argnames=("grid", "stages", "cfg", "stepper"), donate_argnames="latents"
         ),
         decode=jit(model.decode, static_argnames="grid"),
         noise=jit(partial(_noise, channels=model.config.transformer.in_channels), static_argnames=("count", "grid")),
@@ -119,21 +121,21 @@ def _sample(
     latents: Float[Array, "b n c"],
     times: Float[Array, " steps1"],
     scales: tuple[Array | float, Array | float],
-    moments: PyTree = None,
+    modulation: PyTree = None,
     state: PyTree = None,
     *,
     grid: tuple[int, int],
     stages: tuple[Stage, ...],
-    true: bool,
+    cfg: bool,
     stepper: Name = "euler",
 ) -> tuple[Float[Array, "b n c"], PyTree]:
     """Latents at `times[-1]` from those at `times[0]`, and the stepper's state; see `diffusion.sampler.sample`.
 
-    `moments`: what `prepare` returns for these times, if it was called before. `true`: with classifier-free guidance.
+    `modulation`: the output of `prepare` for these times, if it was computed before. `cfg`: classifier-free guidance.
     """
     plain = partial(model.velocity, params, grid)
-    prepare = partial(model.prepare, params) if moments is None else lambda *_: moments
-    velocity = guided(plain, *scales) if true else plain
+    prepare = partial(model.prepare, params) if modulation is None else lambda *_: modulation
+    velocity = guided(plain, *scales) if cfg else plain
     return sample(velocity, condition, latents, times, stages, prepare, STEPPERS[stepper], state)
 
 
@@ -142,24 +144,24 @@ def _step_by_step(
     start: tuple[Array, PyTree],
     times: Float[np.ndarray, " steps1"],
     stages: tuple[Stage, ...],
-    moments: PyTree,
+    modulation: PyTree,
     progress: Progress,
 ) -> Array:
-    """All steps, with a call per step so that progress can be reported; one program per stage, however many steps.
+    """Runs all steps, one call per step so that progress can be reported; compiles one program per stage.
 
-    `start`: noise and the stepper's state.
+    `start`: initial noise and state of the stepper.
     """
     latents, state = start
     for stage in stages:
         one = (Stage(stage.active_tokens, 0, 1),)
         for i in range(stage.start, stage.stop):
-            moment = jax.tree.map(lambda x, i=i: x[i : i + 1], moments)
-            latents, state = run(latents, times[i : i + 2], moments=moment, state=state, stages=one)
+            one_step = jax.tree.map(lambda x, i=i: x[i : i + 1], modulation)
+            latents, state = run(latents, times[i : i + 2], modulation=one_step, state=state, stages=one)
             jax.block_until_ready(latents)
             progress(i + 1, len(times) - 1)
     return latents
 
 
-def _part(progress: Progress, batch: int, batches: int) -> Progress:
-    """Reports one batch's steps as part of all batches' steps."""
+def _batch_progress(progress: Progress, batch: int, batches: int) -> Progress:
+    """Reports the steps of one batch as a share of the steps of all batches."""
     return lambda done, total: progress(batch * total + done, batches * total)

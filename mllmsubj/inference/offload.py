@@ -1,12 +1,11 @@
-"""Generation in turns: which parameters each of its programs reads, and how they get to the devices.
+"""CPU offload: parameters are copied to the devices in groups, one for each program that reads them.
 
-Either all of them stay on the devices, or each program's come for its turn and leave after it, as in diffusers'
-`enable_model_cpu_offload`; the programs are the same ones.
+An 80 GB accelerator cannot hold FLUX, an 8B MLLM and activations in bfloat16 at once; it can hold each group.
 """
 
 import re
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -24,54 +23,64 @@ PARAMETER_GROUPS: Mapping[str, re.Pattern[str]] = {
     "denoise": re.compile(r"transformer/(?!modulation/|time_text_embed/).*"),
     "decode": re.compile(r"vae/decoder/.*"),
 }
-"""A turn -> the paths of the parameters that its program reads. Nobody reads the MLLM's head."""
+"""Program -> the paths of the parameters that it reads. No program reads the MLLM's head."""
 
-Turn = Callable[[Params, str, Callable[[Params], T]], T]
-"""`(params, turn, program) -> program(the parameters of that turn, on the devices)`."""
+
+class RunProgram(Protocol):
+    """Calls a program with its parameter group on the devices, and returns its result."""
+
+    def __call__(self, params: Params, group: str, program: Callable[[Params], T]) -> T:
+        """`group`: a key of PARAMETER_GROUPS."""
+        ...
 
 
 def is_read(path: str) -> bool:
-    """Whether any turn reads a parameter."""
+    """Whether any program reads the parameter."""
     return any(pattern.fullmatch(path) for pattern in PARAMETER_GROUPS.values())
 
 
-def parameters_of(params: Params, turn: str) -> Params:
-    """The parameters, or shapes, that a turn reads."""
-    return unflatten({path: leaf for path, leaf in flatten(params).items() if PARAMETER_GROUPS[turn].fullmatch(path)})
+def parameters_of(params: Params, group: str) -> Params:
+    """The parameters, or shapes, of one group."""
+    pattern = PARAMETER_GROUPS[group]
+    return unflatten({path: leaf for path, leaf in flatten(params).items() if pattern.fullmatch(path)})
 
 
-def on_device(params: Params, turn: str, program: Callable[[Params], T]) -> T:
-    """The turn of parameters that stay on the devices."""
-    return program(parameters_of(params, turn))
+def on_device(params: Params, group: str, program: Callable[[Params], T]) -> T:
+    """`RunProgram` for parameters that stay on the devices."""
+    return program(parameters_of(params, group))
 
 
-def cpu_offload(mesh: Mesh) -> Turn:
-    """The turn of parameters that wait in host memory, as numpy arrays."""
+def cpu_offload(mesh: Mesh) -> RunProgram:
+    """`RunProgram` for numpy arrays in host memory: a group is on the devices only while its program runs."""
 
-    def run(params: Params, turn: str, program: Callable[[Params], T]) -> T:
-        waiting = parameters_of(params, turn)
-        here = jax.device_put(waiting, parameter_shardings(waiting, mesh))
+    def run(params: Params, group: str, program: Callable[[Params], T]) -> T:
+        offloaded = parameters_of(params, group)
+        loaded = jax.device_put(offloaded, parameter_shardings(offloaded, mesh))
         try:
-            return jax.block_until_ready(program(here))  # only then may the next turn's take their place
+            # Waiting here keeps the next group from being loaded beside this one.
+            return jax.block_until_ready(program(loaded))
         finally:
-            for leaf in jax.tree.leaves(here):
+            for leaf in jax.tree.leaves(loaded):
                 leaf.delete()
 
     return run
 
 
 def group_bytes(params: Params, mesh: Mesh) -> dict[str, int]:
-    """Bytes of parameters on each device, turn by turn; `params` may be shapes."""
-    held = sharded_shapes(params, mesh)
-    return {turn: bytes_per_device(parameters_of(held, turn)) for turn in PARAMETER_GROUPS}
+    """Bytes on each device by parameter group; `params` may be shapes."""
+    shapes = sharded_shapes(params, mesh)
+    return {group: bytes_per_device(parameters_of(shapes, group)) for group in PARAMETER_GROUPS}
 
 
-def check_room(turns: Mapping[str, int], offload: bool, room: int | None) -> None:
-    """Raises UserError if parameters alone, `turns` bytes, fill the `room` bytes of a device; None: unknown."""
-    needed = max(turns.values()) if offload else sum(turns.values())
+def check_room(sizes: Mapping[str, int], offload: bool, room: int | None) -> None:
+    """Raises UserError if parameters alone fill a device.
+
+    `sizes`: bytes of each group, see `group_bytes`; `room`: bytes that a device has, None if unknown.
+    """
+    needed = max(sizes.values()) if offload else sum(sizes.values())
     if room is not None and needed >= room:
-        each = ", ".join(f"{turn} {size / 1e9:.1f}" for turn, size in turns.items())
+        each = ", ".join(f"{group} {size / 1e9:.1f}" for group, size in sizes.items())
         raise UserError(
             f"the parameters take {needed / 1e9:.1f} GB of a device that has {room / 1e9:.1f} ({each}): give --offload "
-            "(they take turns), --frozen_dtype=int8 (8 bits instead of 16) or more devices"
+            "(one group at a time on the device), --frozen_dtype=int8 (8 bits instead of 16) or more devices"
         )

@@ -1,6 +1,6 @@
-"""The parameters that a pipeline draws with: read, folded, quantised and laid out a few at a time.
+"""Parameters for inference: read, merged, quantized and unstacked a few at a time.
 
-Memory holds what is kept, and one group as it is stored: the largest one while little is kept.
+Peak memory is that of the result and of one group as it is stored; large groups come first, while little is kept.
 """
 
 from collections import defaultdict
@@ -28,7 +28,7 @@ GROUP = 1 << 30
 """Bytes, as stored, of parameters that are handled together, unless one kernel and its adapter are larger."""
 
 Adapter = tuple[LoRAConfig, Params, float]
-"""A LoRA as `load_lora` gives it, and the weight that it is added with."""
+"""A LoRA as `load_lora` returns it, and the weight that it is added with."""
 
 _merged = jax.jit(merge_lora, static_argnums=1)
 _unstacked = jax.jit(unstack)
@@ -37,7 +37,7 @@ _unstacked = jax.jit(unstack)
 def load(
     folder: Path, experiment: Experiment, mesh: Mesh, adapters: Sequence[Adapter] = ()
 ) -> tuple[SubjectModel, Params]:
-    """A checkpoint's model as it draws and what it reads: on the devices or, with `compute.offload`, in numpy arrays.
+    """The inference model of a checkpoint and its parameters, on the devices or, with `compute.offload`, on the host.
 
     Raises UserError for a folder whose parameters are not those of the config, and if a device has no room for them.
     """
@@ -49,23 +49,23 @@ def load(
         held = _held(stored, unflatten(group), adapters)
         held = held if compute.scan_layers else _unstacked(held)
         kept |= flatten(jax.device_get(held) if offload else held)
-        del group, held  # before the next one is read
+        del group, held  # frees them before the next group is read
     return replace(held_model(stored), compute=compute), unflatten(kept)
 
 
 def held_model(stored: SubjectModel) -> SubjectModel:
-    """The model of what `load` keeps, layers stacked."""
+    """The model that `load` returns, with stacked layers."""
     return replace(stored, config=replace(stored.config, lora=None)) if _merges(stored) else stored
 
 
 def held_shapes(stored: SubjectModel) -> Params:
-    """Shapes and dtypes of what `load` keeps, layers stacked."""
+    """Shapes and dtypes of the parameters that `load` returns, with stacked layers."""
     read = unflatten({path: leaf for path, leaf in flatten(stored.abstract_params()).items() if is_read(path)})
     return jax.eval_shape(partial(_held, stored), read)
 
 
 def groups(stored: SubjectModel) -> list[list[str]]:
-    """Paths of what is read; a kernel and the adapter that is merged into it lie in one group."""
+    """Paths of the parameters that inference reads, in groups; a kernel and an adapter merged into it share a group."""
     units: defaultdict[str, list[str]] = defaultdict(list)
     sizes: defaultdict[str, int] = defaultdict(int)
     for path, leaf in flatten(stored.abstract_params()).items():
@@ -85,10 +85,10 @@ def groups(stored: SubjectModel) -> list[list[str]]:
 
 
 def _held(stored: SubjectModel, params: Params, adapters: Sequence[Adapter] = ()) -> Params:
-    """Some of the parameters, as they are held to draw with; a kernel that adapters are merged into comes with them.
+    """Some of the parameters, converted for inference; a kernel comes with the adapters that are merged into it.
 
     In 8 bits the checkpoint's own adapters stay beside the kernels, as in training: their changes are smaller than the
-    steps of 8 bits. Those of `adapters` are folded in before.
+    steps of 8 bits. Those of `adapters` are merged before quantization.
     """
     if stored.config.lora is not None and _merges(stored):
         params = _merged(params, stored.config.lora)
@@ -98,7 +98,7 @@ def _held(stored: SubjectModel, params: Params, adapters: Sequence[Adapter] = ()
         params = params | {"transformer": fold_lora(params["transformer"], config, unflatten(some), weight)}
     if not _merges(stored):
         params = quantize_frozen(params)
-    narrow = stored.compute.dtype  # of factors of products, which are cast to it wherever they are used
+    narrow = stored.compute.dtype  # matrix factors are cast to it wherever they are used
     return unflatten(
         {p: x.astype(narrow) if is_trained(p) and _is_factor(p) else x for p, x in flatten(params).items()}
     )

@@ -36,14 +36,14 @@ Lora = tuple[str | Path, float]
 
 @dataclass(frozen=True)
 class Result:
-    """What `generate` returns."""
+    """Generated images and their metadata."""
 
     images: list[Image.Image]
     metadata: list[dict[str, Any]]
-    """Per picture: prompt, seed and index, settings, checkpoint; what `save` writes into the PNG."""
+    """One dict per image: prompt, seed, index, settings and checkpoint; `save` writes it into the PNG."""
 
     def save(self, path: str | Path, index: int = 0) -> None:
-        """Writes picture `index` as a PNG, under a temporary name first; raises UserError if it cannot."""
+        """Writes image `index` as a PNG, whole or not at all; raises UserError if it cannot be written."""
         info = PngInfo()
         info.add_text("Software", f"mllmsubj {version('mllmsubj')}")
         info.add_itxt("Description", self.metadata[index]["prompt"])
@@ -52,7 +52,7 @@ class Result:
 
 
 class Pipeline:
-    """A checkpoint ready to draw."""
+    """A checkpoint ready to generate images."""
 
     def __init__(
         self,
@@ -64,11 +64,11 @@ class Pipeline:
         checkpoint: str,
         loras: Sequence[Lora] = (),
     ):
-        """`checkpoint`, its fingerprint, and `loras`, what was folded in: for the pictures' metadata."""
+        """`checkpoint` (its fingerprint) and `loras` (those folded in) become part of the images' metadata."""
         self.experiment, self.params, self.mesh, self.checkpoint = experiment, params, mesh, checkpoint
         self.loras = [[Path(path).name, weight] for path, weight in loras]
-        turn = cpu_offload(mesh) if experiment.compute.offload else on_device
-        self._reader, self._generator = reader, Generator(model, experiment.shift, turn)
+        run = cpu_offload(mesh) if experiment.compute.offload else on_device
+        self._reader, self._generator = reader, Generator(model, experiment.shift, run)
 
     @classmethod
     def load(
@@ -79,13 +79,13 @@ class Pipeline:
         frozen_dtype: str | None = None,
         offload: bool | None = None,
     ) -> "Pipeline":
-        """A checkpoint folder, a training run's workdir, or "tiny", which is shipped; `config` replaces its own.
+        """Loads a checkpoint folder, a training run's workdir, or "tiny", which is shipped.
 
-        `loras`: files or folders as diffusers saves LoRA, each with a weight, folded into the transformer.
-        `frozen_dtype` replaces `model.frozen_dtype`: "int8" halves memory. `offload` replaces `compute.offload`: True
-        keeps on the devices only what is being read; the pictures are the same.
-        Raises UserError for a folder that is no checkpoint, lacks its tokenizers or is damaged, a config that is
-        none, parameters of other shapes, and devices without room for them.
+        `config` replaces the checkpoint's own. `loras`: files or folders as diffusers saves LoRA, each with a weight,
+        folded into the transformer. `frozen_dtype` replaces `model.frozen_dtype`: "int8" halves memory. `offload`
+        replaces `compute.offload`: with True only the parameters in use are on the devices; the images are the same.
+        Raises UserError for a folder that is not a checkpoint, lacks its tokenizers or is damaged, an invalid config,
+        parameters of other shapes, and devices without room for them.
         """
         folder = folder_of(checkpoint)
         config = (checkpoints.read_config(folder) if config is None else config).copy_and_resolve_references()
@@ -108,12 +108,12 @@ class Pipeline:
         progress: bool = False,
         **sampling: Any,
     ) -> Result:
-        """Draws the subject of `references` as `prompt` says.
+        """Generates images of the subject of `references` by `prompt`.
 
-        `references`: pictures of one subject or of several, PIL or paths. `seed`: 0 to 2³² − 1; picture i depends on
-        (seed, i) alone. `progress` shows a bar on stderr and runs each step as a call of its own. `sampling`
+        `references`: images of one subject or of several, PIL or paths. `seed`: 0 to 2³² − 1; image i depends on
+        (seed, i) alone. `progress` shows a bar on stderr and runs each step as a separate call. `sampling`
         overrides the config's `sampling` keys (height, width, steps, tau1, tau2, guidance, …).
-        Raises UserError for anything of this that cannot be.
+        Raises UserError for an invalid argument.
         """
         settings = self.settings(**sampling)
         if isinstance(references, Image.Image | str | Path):
@@ -132,7 +132,7 @@ class Pipeline:
         return Result([to_pil(p) for p in pixels], [shared | {"index": i} for i in range(num_images)])
 
     def settings(self, **sampling: Any) -> SamplingConfig:
-        """The config's sampling settings with some replaced; raises UserError for any that cannot be."""
+        """The config's sampling settings with some replaced; raises UserError for an unknown or invalid one."""
         return typed(SamplingConfig, asdict(self.experiment.sampling) | sampling, "sampling")
 
 

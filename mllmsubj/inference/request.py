@@ -1,4 +1,4 @@
-"""What was asked for -> the arrays the model reads; everything that can be wrong with a request is found here."""
+"""Conversion of a request to the arrays that the model reads; all errors in a request are found here."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,43 +33,43 @@ class RequestReader:
         )
 
     def __call__(self, references: Sequence[Reference], prompt: str, num_images: int, seed: int) -> SubjectInputs:
-        """The arrays of one request, batch 1; raises UserError for anything in it that cannot be."""
+        """Arrays of one request, batch 1; raises UserError for an invalid request."""
         _check(prompt, num_images, seed)
-        pictures = [open_image(r) if isinstance(r, str | Path) else to_rgb(r) for r in references]
-        check_references(pictures, self._config)
-        tokens, null = self._encoder(prompt, len(pictures)), self._encoder("", 0)
-        vae, mask = _vae_pictures(pictures, self._config)
+        images = [open_image(r) if isinstance(r, str | Path) else to_rgb(r) for r in references]
+        check_references(images, self._config)
+        tokens, null = self._encoder(prompt, len(images)), self._encoder("", 0)
+        vae, mask = _vae_images(images, self._config)
         return SubjectInputs(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
             null_ids=null.input_ids,
             clip_ids=tokens.clip_ids,
-            pixel_values=np.stack([mllm_tile(picture, self._size, self._config) for picture in pictures]),
-            references=tuple(picture[None] for picture in vae),
+            pixel_values=np.stack([mllm_tile(image, self._size, self._config) for image in images]),
+            references=tuple(image[None] for image in vae),
             layout=Layout(tokens.text, tokens.images),
             null_text=null.text,
             reference_mask=mask,
         )
 
 
-def _vae_pictures(pictures: list[Image.Image], config: ReferenceConfig) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """What the VAE reads, in [-1, 1], and the mask of its tokens.
+def _vae_images(images: list[Image.Image], config: ReferenceConfig) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """The VAE's inputs, in [-1, 1], and the mask of their tokens.
 
-    Several references lie in squares as in training, since where one's positions begin depends on the sizes of those
+    Several references are padded to squares as in training, since the position ids of one depend on the sizes of those
     before it.
     """
-    if len(pictures) == 1:
-        return [vae_picture(pictures[0], False, config)], None
+    if len(images) == 1:
+        return [vae_picture(images[0], False, config)], None
     side = config.square_side(True)
-    squares = np.empty((len(pictures), side, side, 3), np.uint8)
-    mask = np.empty((1, len(pictures) * (side // TOKEN_PIXELS) ** 2), bool)
-    place_all(pictures, config, squares, mask[0])
+    squares = np.empty((len(images), side, side, 3), np.uint8)
+    mask = np.empty((1, len(images) * (side // TOKEN_PIXELS) ** 2), bool)
+    place_all(images, config, squares, mask[0])
     return list(squares.astype(np.float32) / 127.5 - 1.0), mask
 
 
 def _check(prompt: str, num_images: int, seed: int) -> None:
     if not prompt.strip():
-        raise UserError('no prompt; say what to draw with --prompt="…"')
+        raise UserError('no prompt; give one with --prompt="…"')
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # how Python keeps bytes that it could not decode
         raise UserError(f"the prompt is not valid UTF-8: {prompt!r}")
     if num_images < 1:

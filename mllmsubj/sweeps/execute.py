@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import ConfigDict
 
-from mllmsubj.config.overrides import apply_overrides
+from mllmsubj.config.overrides import Overrides, apply_overrides
 from mllmsubj.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def checked_runs(
-    config: ConfigDict, sweep: Sequence[dict], given: Collection[str] = (), checkpoint: str | None = None
+    config: ConfigDict, sweep: Sequence[Overrides], given: Collection[str] = (), checkpoint: str | None = None
 ) -> "tuple[Run, ...]":
     """The runs, each of which is a config that can be run and no other's.
 

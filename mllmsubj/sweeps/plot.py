@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from mllmsubj.config.overrides import Overrides
 from mllmsubj.sweeps.summary import Summary, better, shown
 
 Units = int | float
@@ -98,7 +99,7 @@ def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
     return low, high, [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _labels(summary: Summary, settings: Sequence[dict]) -> list[str]:
+def _labels(summary: Summary, settings: Sequence[Overrides]) -> list[str]:
     """Of each run: what it sets."""
     return [", ".join(f"{label} {one[key]}" for key, label in summary.labels.items()) for one in settings]
 

@@ -108,10 +108,14 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
 
     def of_optimizer(tree: PyTree) -> PyTree:
         """Adam's two trees of the parameters' own form are found by their being dicts."""
-        is_params = lambda node: isinstance(node, dict)  # noqa: E731
-        return jax.tree.map(
-            lambda node: parameter_shardings(node, mesh) if is_params(node) else whole, tree, is_leaf=is_params
-        )
+
+        def is_params(node: PyTree) -> bool:
+            return isinstance(node, dict)
+
+        def shardings(node: PyTree) -> PyTree:
+            return parameter_shardings(node, mesh) if is_params(node) else whole
+
+        return jax.tree.map(shardings, tree, is_leaf=is_params)
 
     return TrainState(
         step=whole,

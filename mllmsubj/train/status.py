@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from io import TextIOBase
 from types import MappingProxyType
-from typing import TextIO
+from typing import Any, TextIO
 
 from mllmsubj.train.throughput import Timer
 
@@ -35,7 +35,7 @@ class Status:
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._line = ""
         self._lock = threading.RLock()
-        self._handlers: list[logging.StreamHandler] = []
+        self._handlers: list[logging.StreamHandler[Any]] = []
         self._own = logging.StreamHandler(_Above(self))
 
     def update(

@@ -229,7 +229,7 @@ class BackgroundWriter(Writer):
     def __init__(self, writers: list[Writer]) -> None:
         self._writers = writers
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writers")
-        self._pending: list[Future] = []
+        self._pending: list[Future[None]] = []
 
     def write_scalars(self, step: int, scalars: Mapping[str, Scalar]) -> None:
         self._each(lambda writer: writer.write_scalars(step, _on_host(scalars)))

@@ -144,6 +144,6 @@ def test_text_to_image_is_flux_pipeline(tmp_path):
     times = time_grid(steps, grid[0] * grid[1], FLUX).astype(np.float32)
     stages = (Stage(MLLM, 0, steps),)
     noise = jnp.asarray(pack(latents))
-    tokens, _ = generator.sample(params, condition, noise, times, (1.0, 1.0), grid=grid, stages=stages, true=False)
+    tokens, _ = generator.sample(params, condition, noise, times, (1.0, 1.0), grid=grid, stages=stages, cfg=False)
     pixels = np.clip(generator.decode(params, tokens, grid) / 2 + 0.5, 0, 1)
     assert_close(pixels, want.permute(0, 2, 3, 1))

@@ -201,7 +201,7 @@ def test_the_sampler_is_one_program_of_three_loops(model, params):
 
     stages = plan_stages(times, 0.95, 0.85)
     noise = jnp.zeros((2, grid[0] * grid[1], 16))
-    jaxpr = jax.make_jaxpr(partial(_sample, model, grid=grid, stages=stages, true=False))(
+    jaxpr = jax.make_jaxpr(partial(_sample, model, grid=grid, stages=stages, cfg=False))(
         params, small_condition(), noise, jnp.asarray(times, jnp.float32), (1.0, 1.0)
     )
     scans = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
