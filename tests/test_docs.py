@@ -1,4 +1,4 @@
-"""The documentation: links and anchors exist, the README stays short, and shell blocks marked as runnable work."""
+"""The documentation: links and anchors exist, the README is short, and shell blocks marked as runnable work."""
 
 import os
 import re
@@ -23,7 +23,7 @@ HEADING = re.compile(r"^ {0,3}#{1,6}\s+(.*?)\s*#*$", re.MULTILINE)
 RUNNABLE = re.compile(r"^<!-- runnable(?P<slow>: slow)? -->\n```sh\n(?P<script>.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"^\s*<!-- runnable.*", re.MULTILINE)
 SECONDS = 3000
-"""After which a slow page has failed."""
+"""Time limit of a slow page, in seconds."""
 
 page_ids = {"ids": lambda page: page.relative_to(ROOT).as_posix()}
 
@@ -35,7 +35,7 @@ def slug(heading: str) -> str:
 
 
 def anchors(text: str) -> set[str]:
-    """All anchors of a page; a heading that comes again gets -1, -2, …"""
+    """All anchors of a page; a repeated heading gets -1, -2, …"""
     found: set[str] = set()
     for heading in HEADING.findall(FENCE.sub("", text)):
         base = name = slug(heading)
@@ -53,7 +53,7 @@ def links(text: str) -> list[str]:
 
 
 def problem(page: Path, target: str) -> str | None:
-    """What is wrong with a relative link, or None; links to other sites are not followed."""
+    """The error of a relative link, or None; links to other sites are not checked."""
     if re.match(r"[a-z][a-z0-9+.-]*:", target):
         return None
     path, _, anchor = target.partition("#")
@@ -105,7 +105,7 @@ def run_scripts(page: Path, folder: Path, slow: bool) -> None:
         ("Naïve_names 1.0", "naïve_names-10"),
     ],
 )
-def test_slug_as_github(heading, anchor):
+def test_slug_github(heading, anchor):
     assert slug(heading) == anchor
 
 
@@ -118,7 +118,7 @@ def test_links_outside_code():
     assert links(text) == ["x.md#y", "c.png", "e.png"]
 
 
-def test_problem_missing(tmp_path):
+def test_problem_missing_target(tmp_path):
     assert problem(ROOT / "README.md", "https://example.org/missing") is None
     assert problem(ROOT / "README.md", "docs/missing.md") == "docs/missing.md: no such file"
     assert problem(ROOT / "README.md", "#no-such-heading") == "#no-such-heading: no such heading"
@@ -144,8 +144,8 @@ def test_readme_length():
 
 
 @pytest.mark.parametrize("page", PAGES, **page_ids)
-def test_scripts_well_marked(page):
-    """Every mark is followed directly by a block of `sh`; a misspelled one would never run."""
+def test_scripts_marks(page):
+    """Every mark is followed directly by a block of `sh`; a misspelled mark would not run."""
     text = page.read_text(encoding="utf-8")
     assert len(MARK.findall(FENCE.sub("", text))) == len(RUNNABLE.findall(text))
 
@@ -158,5 +158,5 @@ def test_scripts_run(page, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS)
 @pytest.mark.parametrize("page", pages_with_scripts(slow=True), **page_ids)
-def test_scripts_run_slowly(page, tmp_path):
+def test_scripts_run_slow(page, tmp_path):
     run_scripts(page, tmp_path, slow=True)

@@ -1,4 +1,4 @@
-"""Which tests a change touches, on a small tree and on this one."""
+"""`tests.imports`: the test files that a change affects, on a small source tree."""
 
 import subprocess
 from pathlib import Path
@@ -52,18 +52,20 @@ def tree(tmp_path):
         ("tests.test_direct", ["0 test_direct.py"]),
     ],
 )
-def test_nearest_tests_come_first(tree, module, want):
+def test_files_by_distance_order(tree, module, want):
     found = files_by_distance({module}, tree)
     assert [f"{distance} {file.relative_to('tests')}" for distance, file in found] == want
 
 
-def test_a_package_stands_for_its_modules(tree):
+def test_files_by_distance_package(tree):
+    """A package gives the same files as all of its modules."""
     assert files_by_distance({"mllmsubj.top"}, tree) == files_by_distance(
         {"mllmsubj.top", "mllmsubj.top.main", "mllmsubj.top.commands.draw"}, tree
     )
 
 
-def test_a_module_that_is_gone_touches_what_still_imports_it(tree):
+def test_touched_deleted_module(tree):
+    """A deleted module affects the tests that still import it."""
     (tree / "mllmsubj/low/base.py").unlink()
     assert Path("tests/test_helped.py") in touched(["mllmsubj/low/base.py"], tree)
 
@@ -78,11 +80,13 @@ def test_a_module_that_is_gone_touches_what_still_imports_it(tree):
         ("mllmsubj/low/alone.py", ["tests/test_launch.py"]),
     ],
 )
-def test_what_a_changed_file_touches(tree, path, want):
+def test_touched_changed_file(tree, path, want):
     assert sorted(map(str, touched([path], tree))) == want
 
 
-def test_changes_are_those_since_the_branch_left_and_those_not_committed(tree):
+def test_changed_files_branch_and_worktree(tree):
+    """Changed files are those since the branch point and uncommitted ones."""
+
     def git(*words):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=b", "-C", tree, *words], check=True)
 

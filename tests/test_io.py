@@ -1,3 +1,5 @@
+"""`mllmsubj.io`: files and folders that are replaced atomically."""
+
 import pytest
 
 from mllmsubj.io import replacing, replacing_folder
@@ -8,13 +10,13 @@ def names(folder):
 
 
 def half_written(replaced):
-    """A writer that breaks off."""
+    """Writes half of a file and raises an error."""
     with replaced as partial:
         (partial / "half" if partial.is_dir() else partial).write_text("ha")
         raise OSError("full")
 
 
-def test_a_file_is_replaced_by_a_whole_one(tmp_path):
+def test_replacing_file(tmp_path):
     path = tmp_path / "file"
     for text in ("first", "second"):
         with replacing(path) as partial:
@@ -23,7 +25,8 @@ def test_a_file_is_replaced_by_a_whole_one(tmp_path):
         assert names(tmp_path) == ["file"]
 
 
-def test_a_file_that_breaks_off_leaves_what_was_there(tmp_path):
+def test_replacing_file_failure(tmp_path):
+    """The existing file is left as it was."""
     path = tmp_path / "file"
     path.write_text("whole")
     with pytest.raises(OSError, match="full"):
@@ -32,7 +35,8 @@ def test_a_file_that_breaks_off_leaves_what_was_there(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
-def test_a_folder_likewise(tmp_path):
+def test_replacing_folder(tmp_path):
+    """A folder is replaced as a whole; a failure leaves the existing one as it was."""
     folder = tmp_path / "folder"
     with replacing_folder(folder) as partial:
         (partial / "first").touch()

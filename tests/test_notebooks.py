@@ -1,4 +1,4 @@
-"""The notebooks as they are committed, and as somebody runs them from top to bottom, with smaller numbers."""
+"""The notebooks: rules for the committed files, and their execution with smaller numbers."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ from tests.small import random_like
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = "tests/experiments/small.py"
 LINES = 5
-"""Of a code cell, blank ones apart."""
+"""The most lines of a code cell, without blank ones."""
 COMMAND = re.compile(r"^!", re.MULTILINE)
 
 
@@ -34,7 +34,8 @@ def code_cells(path):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_committed_notebooks_are_thin_and_without_outputs(path):
+def test_notebook_rules(path):
+    """Code cells are short and have no outputs, the first has the parameters, and no path is absolute."""
     nbformat.validate(nbformat.read(path, as_version=4))
     cells = code_cells(path)
     wrong = [cell.source for cell in cells if cell.outputs or cell.execution_count]
@@ -47,7 +48,7 @@ def test_committed_notebooks_are_thin_and_without_outputs(path):
 
 @pytest.fixture
 def execute(tmp_path, monkeypatch):
-    """Runs a notebook in an empty folder, parameters set anew; gives the pictures that it shows."""
+    """Runs a notebook in an empty folder with other parameters; returns the images that it shows."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the small experiment imports its parent from there
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / ".ipython"))
@@ -60,7 +61,7 @@ def execute(tmp_path, monkeypatch):
                 assert all(re.search(rf"\b{key}\b.*=", cell.source) for key in parameters)
                 cell.source += "".join(f"\n{key} = {value!r}" for key, value in parameters.items())
             elif cell.cell_type == "code" and COMMAND.search(cell.source):
-                cell.source += "\nassert _exit_code == 0"  # Jupyter itself goes on after a command that failed
+                cell.source += "\nassert _exit_code == 0"  # Jupyter continues after a failed command
         NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
         shown = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", ())]
@@ -74,7 +75,7 @@ def assert_not_blank(pictures):
 
 
 @pytest.mark.slow
-def test_quickstart(execute, tmp_path):
+def test_notebook_quickstart(execute, tmp_path):
     config = load_config(str(ROOT / SMALL))
     params = random_like(SubjectModel(Experiment.from_config(config).model, Compute()).abstract_params())
     checkpoint.save(tmp_path / "small", config, params, checkpoint.TINY)
@@ -86,7 +87,7 @@ def test_quickstart(execute, tmp_path):
 
 
 @pytest.mark.slow
-def test_train_tiny(execute, tmp_path):
+def test_notebook_train_tiny(execute, tmp_path):
     config = tmp_path / "notebook.py"
     config.write_text(
         "from tests.experiments import small\n\n\n"
@@ -107,14 +108,14 @@ def test_train_tiny(execute, tmp_path):
 
 
 @pytest.mark.slow
-def test_train_pod(execute, tmp_path):
+def test_notebook_train_pod(execute, tmp_path):
     execute("train_pod", ROOT=str(ROOT), SIZES=SMALL, CONFIG=SMALL, SLICE="v5e:2x2")
     assert (tmp_path / "runs" / "weights" / "import.json").is_file()
     assert json.loads((tmp_path / "runs" / "compile.json").read_text())["fits"]
 
 
 @pytest.mark.slow
-def test_ablations(execute, tmp_path):
+def test_notebook_ablations(execute, tmp_path):
     small = dict(CONFIG=SMALL, WORKDIR="swept", STAGE1_STEPS=4, STAGE2_STEPS=2, EXAMPLES=4)
     assert_not_blank(execute("ablations", ROOT=str(ROOT), **small))
     table = (tmp_path / "swept" / "summary.csv").read_text().splitlines()

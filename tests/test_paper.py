@@ -1,4 +1,4 @@
-"""configs/paper.py at full size, without allocating it."""
+"""configs/paper.py at full size, without allocated parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -53,8 +53,8 @@ def test_parameter_counts(params):
     assert counts == COUNTS
 
 
-def test_every_parameter_is_sharded_or_small(params):
-    """What a chip would hold whole adds up to little: everything big has a rule that splits it."""
+def test_parameter_specs_replicated_size(params):
+    """Replicated parameters have fewer than 20 million values in all; large parameters are sharded."""
     specs = flatten(parameter_specs(params))
     whole = sum(leaf.size for path, leaf in flatten(params).items() if not any(specs[path]))
     assert whole < 20e6
@@ -65,14 +65,14 @@ def test_every_parameter_is_sharded_or_small(params):
     [(1024, 0, 74.4), (1024, 512, 94.9), (1024, 1024, 165.4), (512, 512, 37.6)],
     ids=str,
 )
-def test_flops_of_flux(experiment, pixels, reference, tflop):
+def test_transformer_flops_flux(experiment, pixels, reference, tflop):
     image = (pixels // 16) ** 2
     total = image + (reference // 16) ** 2
     assert transformer_flops(experiment.model.transformer, total, 512, image) / 1e12 == pytest.approx(tflop, abs=0.1)
 
 
 def inputs_of(model: SubjectModel) -> SubjectInputs:
-    """One reference of 512², a prompt of 64 tokens."""
+    """Shapes for one reference of 512² and a prompt of 64 tokens."""
     visual = model.config.mllm.tokens_per_tile
     head, text = 20, 64
     size = model.config.mllm.vision.image_size
@@ -96,15 +96,16 @@ def inputs_of(model: SubjectModel) -> SubjectInputs:
     )
 
 
-def test_training_fills_the_lanes_of_a_tpu(experiment):
+def test_train_sequence_length_lanes(experiment):
+    """The sequence length in training is a multiple of the TPU's lanes."""
     data, side = experiment.data, experiment.reference.square_side(False)
     (height, width), tokens = data.sizes[0], data.prompt_tokens + experiment.model.mllm.tokens_per_tile
     empty_prompt = NULL_TEXT[1] - NULL_TEXT[0]
     assert (empty_prompt + tokens + (height * width + side**2) // TOKEN_PIXELS**2) % LANES == 0
 
 
-def test_it_traces_and_lowers(experiment, model, params):
-    """Encoding, the 28-step sampler at 1024² and decoding, as `generate` calls them."""
+def test_generator_lower(experiment, model, params):
+    """Encoding, the 28-step sampler at 1024² and decoding are lowered, as `generate` calls them."""
     generator, grid = Generator(model, experiment.shift), (64, 64)
     guidance = jax.ShapeDtypeStruct((1,), jnp.float32)
     condition = jax.eval_shape(model.condition, params, inputs_of(model), guidance)

@@ -1,4 +1,4 @@
-"""`tests.resume`: a second run of the same tree runs what did not pass; see the Makefile's test-all."""
+"""`tests.resume`: a second run on the same tree runs the tests that did not pass; see the Makefile's test-all."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def test_three(): pass
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs pytest on a small repository with the plugin; gives the exit code and the counts of its last line."""
+    """Runs pytest on a small repository with the plugin; returns the exit code and the counts of its last line."""
     (tmp_path / "tests").mkdir()
     for name in ("__init__.py", "environment.py", "resume.py"):
         (tmp_path / "tests" / name).write_bytes((ROOT / "tests" / name).read_bytes())
@@ -39,7 +39,8 @@ def run(tmp_path):
     return run
 
 
-def test_what_passed_is_not_run_again_until_something_changes(run, tmp_path):
+def test_resume_until_change(run, tmp_path):
+    """Tests that passed are not run again until a file changes."""
     assert run() == (1, {"failed": 1, "passed": 1, "skipped": 1})
     assert run(MENDED="1") == (0, {"passed": 1})
     assert run(MENDED="1")[0] == 0  # nothing is left to run

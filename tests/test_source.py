@@ -1,4 +1,4 @@
-"""Rules of the source; which package may import which is import-linter's, in `make lint`."""
+"""Rules for the source code; import-linter checks imports between packages in `make lint`."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ PACKAGE = Path(mllmsubj.__file__).parent
 
 
 def test_source_lengths():
-    """Files ≤ 400 lines, functions ≤ 60."""
+    """Files have at most 400 lines, functions at most 60."""
     wrong = []
     for path in PACKAGE.rglob("*.py"):
         source = path.read_text()

@@ -1,4 +1,4 @@
-"""The package without its folder `toyworld`: what trains, generates and evaluates FLUX does not need it."""
+"""The package without its folder `toyworld`, which FLUX does not need to train, generate and evaluate."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def run(root, *words):
     return done
 
 
-def test_every_module_imports(copy):
+def test_import_all_modules(copy):
     program = """
 import importlib, pkgutil, mllmsubj
 assert mllmsubj.__file__.startswith({root!r}), mllmsubj.__file__
@@ -46,7 +46,7 @@ for module in pkgutil.walk_packages(mllmsubj.__path__, "mllmsubj."):
 
 
 @pytest.mark.slow
-def test_small_round_trip(copy):
+def test_round_trip_manifest(copy):
     """Trains on a manifest, generates, exports and evaluates."""
     rng = np.random.default_rng(0)
     lines = []

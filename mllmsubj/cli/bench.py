@@ -30,35 +30,37 @@ MEASURES: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def define(values: flags.FlagValues) -> None:
-    """The command's flags."""
+    """Defines the command's flags."""
     flags.DEFINE_enum("what", None, list(MEASURES), "what to measure", flag_values=values)
     flags.DEFINE_string("json", None, "file to write the result to", flag_values=values)
-    flags.DEFINE_string("folder", None, "for import's files, instead of the temporary folder", flag_values=values)
-    flags.DEFINE_list("sizes", None, "what train measures: tiny, medium", flag_values=values)
+    flags.DEFINE_string("folder", None, "folder for import's files, by default a temporary one", flag_values=values)
+    flags.DEFINE_list("sizes", None, "model sizes that train measures: tiny, medium", flag_values=values)
     for name, what in (
         ("width", "width of the transformer"),
         ("tokens", "image tokens, a square number"),
         ("steps", "denoising steps"),
-        ("repeats", "rounds; every contestant runs once in each"),
-        ("size", "pixels of a picture's side"),
-        ("gigabytes", "of the transformer that is imported; twice that is written"),
-        ("seconds", "how long to draw toyworld, or a round of reading data"),
+        ("repeats", "rounds; every implementation runs once in each"),
+        ("size", "side of an image in pixels"),
+        ("gigabytes", "size of the imported transformer; twice that is written"),
+        ("seconds", "duration of rendering toyworld, or of a round of reading data"),
     ):
         flags.DEFINE_integer(name, None, what, lower_bound=1, flag_values=values)
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
-    """Measures and prints."""
+    """Measures and prints the result."""
     parse(values, argv)
     if values.what is None:
         raise UserError(f"nothing to measure; give --what=…, one of: {', '.join(MEASURES)}")
     if values.json and not Path(values.json).absolute().parent.is_dir():
-        raise UserError(f"cannot write {values.json!r}: its folder is not there")
+        raise UserError(f"cannot write {values.json!r}: its folder does not exist")
     module, defaults = MEASURES[values.what]
     given = {name: values[name].value for name in values if values[name].present and name not in ("what", "json")}
     for name in given:
         if name not in defaults:
-            raise UserError(f"--{name} is no flag of bench --what={values.what}; its flags: --{', --'.join(defaults)}")
+            raise UserError(
+                f"--{name} is not a flag of bench --what={values.what}; its flags: --{', --'.join(defaults)}"
+            )
 
     # It starts JAX: only after the flags are right.
     result = importlib.import_module(f"mllmsubj.bench.{module}").run(**(defaults | given))

@@ -21,22 +21,22 @@ GIB = 2**30
 
 
 def define(values: flags.FlagValues) -> None:
-    """The command's flags; the config's own come when its file is known."""
+    """Defines the command's flags; those of the config are added when its file is known."""
     flags.DEFINE_string("config", None, "config, by name or file, such as paper:v5p-64", flag_values=values)
-    flags.DEFINE_string("topology", None, "slice, such as v5p:4x4x4; by default the config's own", flag_values=values)
-    flags.DEFINE_enum("step", "train", ["train", "sample", "encode"], "what to compile", flag_values=values)
+    flags.DEFINE_string("topology", None, "slice, such as v5p:4x4x4; by default that of the config", flag_values=values)
+    flags.DEFINE_enum("step", "train", ["train", "sample", "encode"], "program to compile", flag_values=values)
     flags.DEFINE_string("json", None, "file to write the report to", flag_values=values)
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
-    """Compiles, prints and perhaps writes."""
+    """Compiles, prints the report, and writes it with --json."""
     argv, overrides = split_overrides(argv)
     parse(values, argv)
     for name in ("config", "topology"):
         if not values[name].value:
             raise UserError(f"no {name}; start with mllmsubj compile --config=paper:v5p-64 --topology=v5p:2x4x4")
     if values.json and not Path(values.json).absolute().parent.is_dir():
-        raise UserError(f"cannot write {values.json!r}: its folder is not there")
+        raise UserError(f"cannot write {values.json!r}: its folder does not exist")
     need_train_extra("compiling needs")
     os.environ["JAX_PLATFORMS"] = "cpu"  # whatever this machine has, nothing runs here
 
@@ -61,7 +61,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """The report for people."""
+    """The report as text."""
     table = [f"{found['step']} on {found['topology']}: {found['chips']} chips, mesh {found['mesh']}"]
     for row in found["programs"]:
         seconds = "does not fit" if row["predicted_seconds"] is None else f"{row['predicted_seconds']:8.3f} s"

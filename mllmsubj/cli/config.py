@@ -10,13 +10,13 @@ from mllmsubj.config.overrides import parse, split_overrides
 
 
 def define(values: flags.FlagValues) -> None:
-    """The command's flags."""
+    """Defines the command's flags."""
     flags.DEFINE_string("config", None, "config, by name or file; without it, the defaults", flag_values=values)
     flags.DEFINE_string("diff", None, "config to compare with, by name or file", flag_values=values)
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
-    """Prints."""
+    """Prints the config or the differences."""
     argv, overrides = split_overrides(argv)
     parse(values, argv)
 

@@ -2,11 +2,11 @@
 mllmsubj data pack --source=SOURCE --output=DIR [--split=train --shards=N --threads=N --examples=N --size=N --seed=0]
 mllmsubj data check --source=SOURCE [--split=train --threads=N --examples=N --size=N --seed=0]
 
-preview writes a contact sheet of toyworld: in each row a reference, a prompt with what it asks for, and a target.
-pack copies a data set into a few large files with random access, pictures as they are; stopped and run again, it goes
-on. check reads a whole data set, lists what is broken and exits with 2 if anything is.
+preview writes a contact sheet of toyworld: each row has a reference, a prompt with its edits, and a target. pack copies
+a data set into a few large files with random access and leaves images as they are; stopped and run again, it resumes.
+check reads a whole data set, lists broken examples and exits with 2 if there are any.
 SOURCE: toyworld, FILE.jsonl, a folder of ArrayRecord or parquet files, tfds:NAME[:CONFIG][@DIR]; UNO-1M's FILE.json.
---split is of toyworld and TFDS; --examples, --size (pixels) and --seed are of toyworld.
+--split applies to toyworld and TFDS; --examples, --size (pixels) and --seed apply to toyworld.
 """
 
 import os
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mllmsubj.data.example import Source
 
 SIZES, COUNTS = (64, 512), (1, 200)
-"""Smallest and largest that preview allows."""
+"""Smallest and largest values that preview accepts."""
 SHAPES = {
     "1:2": 1 / 2,
     "9:16": 9 / 16,
@@ -39,26 +39,26 @@ SHAPES = {
     "16:9": 16 / 9,
     "2:1": 2 / 1,
 }
-"""Aspects, width to height, that `check` counts sizes by: each goes to the nearest."""
+"""Aspect ratios (width to height) of the histogram of `check`; a size counts for the nearest."""
 BAR = 40
-"""Letters of the longest bar."""
+"""Characters of the longest bar."""
 
 
 def define(values: flags.FlagValues) -> None:
-    """The flags of all actions; each action knows its own."""
+    """Defines the flags of all actions."""
     flags.DEFINE_string("source", None, "data set to read (pack, check)", flag_values=values)
     flags.DEFINE_string("output", None, "PNG file (preview) or folder (pack) to write", flag_values=values)
     flags.DEFINE_string("split", "train", "part of toyworld or of a TFDS data set", flag_values=values)
     flags.DEFINE_integer("count", 12, "examples to show (preview)", *COUNTS, flag_values=values)
-    flags.DEFINE_integer("size", 128, "pixels of a toyworld picture's side", *SIZES, flag_values=values)
-    flags.DEFINE_integer("seed", 0, "which toyworld examples", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("examples", 1000, "how many toyworld draws (pack, check)", 1, flag_values=values)
+    flags.DEFINE_integer("size", 128, "side of a toyworld image in pixels", *SIZES, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "seed of the toyworld examples", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("examples", 1000, "number of toyworld examples (pack, check)", 1, flag_values=values)
     flags.DEFINE_integer("shards", None, "files to write; default: 2000 examples each (pack)", 1, flag_values=values)
-    flags.DEFINE_integer("threads", os.cpu_count(), "that read and decode (pack, check)", 1, flag_values=values)
+    flags.DEFINE_integer("threads", os.cpu_count(), "threads that read and decode (pack, check)", 1, flag_values=values)
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
-    """Does what the first word says."""
+    """Runs the action that is the first argument."""
     program, rest = argv[0], argv[1:]
     action = next((word for word in rest if not word.startswith("-")), None)
     if action is None or rest[0] != action:
@@ -71,12 +71,12 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     act, known = ACTIONS[action]
     for name in values:
         if values[name].present and name not in known:
-            raise UserError(f"--{name} is no flag of data {action}; its flags: --{', --'.join(known)}")
+            raise UserError(f"--{name} is not a flag of data {action}; its flags: --{', --'.join(known)}")
     act(values)
 
 
 def preview(values: flags.FlagValues) -> None:
-    """Draws the sheet and says where it is."""
+    """Writes the contact sheet."""
     output = png_path(values.output)
 
     from mllmsubj.toyworld import Split, example
@@ -92,7 +92,7 @@ def preview(values: flags.FlagValues) -> None:
 
 
 def pack(values: flags.FlagValues) -> None:
-    """Writes the pack and says what is in it."""
+    """Writes the pack and prints a summary."""
     if not values.output:
         raise UserError("no output; name the pack's folder with --output=DIR")
     if "://" in values.output:
@@ -106,7 +106,7 @@ def pack(values: flags.FlagValues) -> None:
 
     try:
         with tqdm(total=len(source), unit=" examples", disable=None) as bar:
-            done = pack(source, output, values.shards, values.threads, Progress(bar.update, _say_skipped))
+            done = pack(source, output, values.shards, values.threads, Progress(bar.update, _report_skipped))
     except OSError as error:
         raise UserError(f"cannot write the pack {str(output)!r}: {error.strerror or error}") from None
     size = sum(each.stat().st_size for each in output.iterdir())
@@ -115,7 +115,7 @@ def pack(values: flags.FlagValues) -> None:
 
 
 def check(values: flags.FlagValues) -> None:
-    """Reads all and prints the summary; raises UserError if anything is broken."""
+    """Reads all examples and prints a summary; raises UserError if any is broken."""
     source = _open(values)
 
     from tqdm import tqdm
@@ -134,7 +134,7 @@ ACTIONS = {
     "pack": (pack, ("source", "output", "split", "shards", "threads", "examples", "size", "seed")),
     "check": (check, ("source", "split", "threads", "examples", "size", "seed")),
 }
-"""Name -> what it does and the flags that it has."""
+"""Name -> function and its flags."""
 
 
 def _open(values: flags.FlagValues) -> "Source":
@@ -145,7 +145,7 @@ def _open(values: flags.FlagValues) -> "Source":
     return open_named(values.source, values.split, values.examples, values.size, values.seed)
 
 
-def _say_skipped(why: str) -> None:
+def _report_skipped(why: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(f"mllmsubj: skipped {why}", file=sys.stderr)
@@ -163,7 +163,7 @@ def _summary(source: "Source", report: "Report") -> list[str]:
 
 
 def _histogram(sizes: Counter[tuple[int, int]]) -> list[str]:
-    """Targets by the nearest aspect: how many, and the range of their pixels."""
+    """Number and range of pixels of the targets of each aspect ratio."""
     groups: dict[str, Counter[tuple[int, int]]] = {}
     for (width, height), count in sizes.items():
         shape = min(

@@ -1,9 +1,9 @@
 """mllmsubj demo [--workdir=demo] [--reference=IMG] [--prompt=TEXT]
 
-The whole method on this machine, in minutes: both stages of training in short, from the shipped foundation; what that
-and the shipped model draw of subjects and prompts that training never saw, judged; and a photograph of yours
-(scikit-image's cat, unless you give one) drawn anew by the shipped model. Writes report.html, reference.png and
-picture.png into WORKDIR, and the training run into WORKDIR/run. Run again, it goes on.
+Runs the whole method on this machine, in minutes: trains both stages for a few steps on the shipped frozen components,
+evaluates the result and the shipped model on held-out subjects and prompts, and generates an image of your own subject
+(scikit-image's cat by default) with the shipped model. Writes report.html, reference.png and picture.png into WORKDIR,
+and the training run into WORKDIR/run. Run again, it resumes.
 """
 
 import sys
@@ -25,28 +25,30 @@ if TYPE_CHECKING:
     from mllmsubj.toyworld.paper_tables.report import Found
 
 STEPS = (80, 100)
-"""Of the two stages, in short."""
+"""Steps of the two stages."""
 BATCH_SIZE = 8
 WARMUP = 20
-"""Steps."""
+"""Warm-up steps of each stage."""
 EXAMPLES = 48
-"""That each model is judged by."""
+"""Held-out examples that each model is evaluated on."""
 LEAD = (
-    "The method on the drawn world: what minutes of training give, and what the shipped model does. Both are judged on "
-    "subjects and prompts that training never saw."
+    "The method on toyworld, after minutes of training and as shipped. Both models are evaluated on subjects and "
+    "prompts that training never saw."
 )
-ASKS = "Reference and prompt go in; a probe network reads off the picture what is right."
+ASKS = "Inputs are a reference and a prompt; a probe network scores the attributes of the generated image."
 
 
 def define(values: flags.FlagValues) -> None:
-    """The command's flags."""
+    """Defines the command's flags."""
     flags.DEFINE_string("workdir", "demo", "folder to write to", flag_values=values)
-    flags.DEFINE_string("reference", None, "picture of the subject, instead of the cat", flag_values=values)
-    flags.DEFINE_string("prompt", "the cat in the picture, on the moon", "what to draw", flag_values=values)
+    flags.DEFINE_string("reference", None, "image of the subject, instead of the cat", flag_values=values)
+    flags.DEFINE_string(
+        "prompt", "the cat in the picture, on the moon", "text of the image to generate", flag_values=values
+    )
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
-    """Trains, judges, draws, and says what was done."""
+    """Trains, evaluates, generates, and prints the files."""
     parse(values, argv)
     workdir = workdir_path(values.workdir)
     need_train_extra("the demo trains and needs")
@@ -62,25 +64,25 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     from mllmsubj.train.loop import train
 
     photograph = open_image(values.reference) if values.reference else _cat()
-    RequestReader(Experiment.from_config(read_config(TINY)), TINY)([photograph], values.prompt, 1, 0)  # what is wrong
+    RequestReader(Experiment.from_config(read_config(TINY)), TINY)([photograph], values.prompt, 1, 0)  # raises errors
     config = short_config()
     print(f"1/3  both stages of training, {STEPS[0]} + {STEPS[1]} steps of {BATCH_SIZE}", file=sys.stderr)
     with stopped():
         train(config, workdir / "run", evaluators)
-    print(f"2/3  {EXAMPLES} pictures of what was trained and of the shipped model, judged", file=sys.stderr)
+    print(f"2/3  {EXAMPLES} images of each of the trained and the shipped model, evaluated", file=sys.stderr)
     report(workdir, config)
-    print("3/3  your picture, by the shipped model", file=sys.stderr)
+    print("3/3  an image of your subject, by the shipped model", file=sys.stderr)
     result = Pipeline.load("tiny").generate(photograph, values.prompt, progress=sys.stderr.isatty())
     result.save(workdir / "picture.png")
     write_png(photograph, workdir / "reference.png")
     print(f"reference  {workdir / 'reference.png'}")
     print(f"prompt     {values.prompt}")
-    print(f"picture    {workdir / 'picture.png'}")
+    print(f"image      {workdir / 'picture.png'}")
     print(f"report     {workdir / 'report.html'}")
 
 
 def short_config() -> "ConfigDict":
-    """The shipped model's own, with fewer steps and nothing judged on the way."""
+    """The shipped model's config with fewer steps and no evaluation during training."""
     from mllmsubj.checkpoints.format import TINY, read_config
 
     config = read_config(TINY)
@@ -94,7 +96,7 @@ def short_config() -> "ConfigDict":
 
 
 def report(workdir: Path, config: "ConfigDict") -> None:
-    """Judges the run in `WORKDIR/run` and the shipped model, and writes and prints their table."""
+    """Evaluates the run in `WORKDIR/run` and the shipped model, and writes and prints their table."""
     from mllmsubj.checkpoints.format import config_text
     from mllmsubj.toyworld.paper_tables.report import Filled, as_text, page
     from mllmsubj.toyworld.paper_tables.tables import Row, Table
@@ -111,7 +113,7 @@ def report(workdir: Path, config: "ConfigDict") -> None:
 
 
 def _found(checkpoint: str | Path) -> "tuple[Found, dict[str, str]]":
-    """What a checkpoint draws and how it is judged; and how that was made."""
+    """Metrics and images of a checkpoint, and the settings of its evaluation."""
     from mllmsubj.checkpoints.format import folder_of, read_config
     from mllmsubj.config.schema import Experiment
     from mllmsubj.evals.benchmarks import Request

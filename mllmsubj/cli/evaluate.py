@@ -18,17 +18,19 @@ from mllmsubj.evals.benchmarks import check_benchmark, names
 
 
 def define(values: flags.FlagValues) -> None:
-    """The command's flags."""
+    """Defines the command's flags."""
     flags.DEFINE_string("checkpoint", "tiny", "checkpoint folder, a run's workdir, or 'tiny'", flag_values=values)
     flags.DEFINE_string("benchmark", None, " or ".join(names()), flag_values=values)
     flags.DEFINE_string("output", None, "folder to write", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "of the noise; 0 is what training takes", 0, 2**32 - 1, flag_values=values)
-    flags.DEFINE_integer("limit", None, "examples to judge by, heldout's loss or toyworld's 500", 1, flag_values=values)
-    flags.DEFINE_string("probe", None, "folder of toyworld's probe, if not the one that is shipped", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "seed of the noise; training uses 0", 0, 2**32 - 1, flag_values=values)
+    flags.DEFINE_integer(
+        "limit", None, "number of examples: of heldout's loss, or of toyworld's 500", 1, flag_values=values
+    )
+    flags.DEFINE_string("probe", None, "folder of toyworld's probe, by default the shipped one", flag_values=values)
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
-    """Judges and writes; nothing is written unless all of it was made."""
+    """Evaluates and writes; nothing is written unless the whole evaluation succeeded."""
     argv, overrides = split_overrides(argv)
     parse(values, argv)
 

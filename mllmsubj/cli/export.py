@@ -13,9 +13,9 @@ from mllmsubj.errors import UserError
 
 
 def define(values: flags.FlagValues) -> None:
-    """The command's flags."""
+    """Defines the command's flags."""
     flags.DEFINE_string("checkpoint", None, "a training run's workdir, or a checkpoint folder", flag_values=values)
-    flags.DEFINE_string("output", None, "folder to write, which must not be there yet", flag_values=values)
+    flags.DEFINE_string("output", None, "folder to write, which must not exist", flag_values=values)
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:

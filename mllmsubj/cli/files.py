@@ -1,4 +1,4 @@
-"""Where a command's files go, checked before any work."""
+"""Output paths of commands, checked before any work."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ def png_path(output: str | None) -> Path:
         raise UserError("no output; name the PNG to write with --output=FILE.png")
     path = Path(output).expanduser()
     if path.suffix.lower() != ".png":
-        raise UserError(f"output {output!r} is no .png file; only PNGs are written")
+        raise UserError(f"output {output!r} is not a .png file; only PNGs are written")
     if path.is_dir():
         raise UserError(f"output {output!r} is a folder; name a file in it")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
@@ -22,9 +22,9 @@ def png_path(output: str | None) -> Path:
 
 
 def workdir_path(workdir: str) -> Path:
-    """The folder in `--workdir`, which may still be missing; raises UserError if it can be none."""
+    """The folder in `--workdir`, which may be missing; raises UserError if it cannot be a folder."""
     if "://" in workdir:
-        raise UserError(f"workdir {workdir!r} is no folder; name one, such as where it is mounted")
+        raise UserError(f"workdir {workdir!r} is not a folder; give a local one")
     path = Path(workdir).expanduser()
     if path.exists() and not path.is_dir():
         raise UserError(f"workdir {workdir!r} is a file; name a folder")

@@ -1,7 +1,7 @@
 """mllmsubj generate --checkpoint=DIR|tiny --reference=IMG [--reference=IMG …] --prompt=TEXT --output=PNG
 
 Settings that are not given are the checkpoint's; any key of its config can be replaced with --config.KEY=VALUE.
-Several pictures are written as OUTPUT-0.png, OUTPUT-1.png, …
+Several images are written as OUTPUT-0.png, OUTPUT-1.png, …
 """
 
 import math
@@ -20,11 +20,11 @@ SETTINGS = {
     "frozen_dtype": "model.frozen_dtype",
     "offload": "compute.offload",
 }
-"""Flag -> the config's key that it replaces."""
+"""Flag -> config key that it replaces."""
 
 
 def define(values: flags.FlagValues) -> None:
-    """The command's flags."""
+    """Defines the command's flags."""
 
     def text(name: str, default: str | None, what: str) -> None:
         flags.DEFINE_string(name, default, what, flag_values=values)
@@ -33,21 +33,21 @@ def define(values: flags.FlagValues) -> None:
         flags.DEFINE_integer(name, default, what, low, high, flag_values=values)
 
     text("checkpoint", "tiny", "checkpoint folder, or 'tiny', the one that is shipped")
-    flags.DEFINE_multi_string("reference", [], "picture of the subject; may be repeated", flag_values=values)
+    flags.DEFINE_multi_string("reference", [], "image of the subject; may be repeated", flag_values=values)
     flags.DEFINE_multi_string(
         "lora", [], "LoRA for the transformer, file or folder, PATH[:WEIGHT]; may be repeated", flag_values=values
     )
-    text("prompt", None, "what to draw")
+    text("prompt", None, "text of the image to generate")
     text("output", None, "PNG to write")
-    number("num_images", 1, "pictures to draw", low=1)
-    number("seed", 0, "picture i depends on (seed, i) alone", low=0, high=2**32 - 1)
+    number("num_images", 1, "number of images", low=1)
+    number("seed", 0, "random seed; image i depends on (seed, i) alone", low=0, high=2**32 - 1)
     number("height", None, "pixels, multiple of 16")
     number("width", None, "pixels, multiple of 16")
     number("steps", None, "denoising steps")
     for name, what in (
-        ("tau1", "the MLLM alone leads while t >= tau1; t = 1 is noise"),
-        ("tau2", "MLLM and VAE while tau2 <= t < tau1, then the VAE alone"),
-        ("guidance", "distilled guidance scale, of models that have been distilled"),
+        ("tau1", "condition on the MLLM alone while t >= tau1; t = 1 is noise"),
+        ("tau2", "condition on MLLM and VAE while tau2 <= t < tau1, then on the VAE alone"),
+        ("guidance", "distilled guidance scale, for guidance-distilled models such as FLUX.1-dev"),
         ("text_guidance", "classifier-free guidance scale of the prompt, as the MLLM reads it; 1: off"),
         ("reference_guidance", "classifier-free guidance scale of the VAE's reference; 1: off"),
     ):
@@ -60,19 +60,19 @@ def define(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
-    """Draws and writes; nothing is written unless every picture was made."""
+    """Generates and writes the images; nothing is written unless all of them were generated."""
     argv, overrides = split_overrides(argv)
     parse(values, argv)
     outputs = output_paths(values.output, values.num_images)
     loras = [lora_of(text) for text in values.lora]
     if not (values.prompt or "").strip():
-        raise UserError('no prompt; say what to draw with --prompt="…"')
+        raise UserError('no prompt; give one with --prompt="…"')
     given = {key: values[name].value for name, key in SETTINGS.items() if values[name].value is not None}
     overrides += [f"--config.{key}={value}" for key, value in given.items()]
 
-    from mllmsubj.data.images import open_image  # starts JAX: only after the flags are right
+    from mllmsubj.data.images import open_image  # imports JAX: only after the flags are checked
 
-    for path in values.reference:  # the most likely mistake, found before the slow imports
+    for path in values.reference:  # checked before the slow imports
         open_image(path)
 
     from mllmsubj.checkpoints.format import folder_of, read_config
@@ -83,7 +83,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     request = (values.reference, values.prompt, values.num_images, values.seed)
     folder = folder_of(values.checkpoint)
     config = apply_overrides(read_config(folder), overrides)
-    RequestReader(Experiment.from_config(config), folder)(*request)  # what is wrong with it, before weights are read
+    RequestReader(Experiment.from_config(config), folder)(*request)  # raises its errors before weights are read
     result = Pipeline.load(values.checkpoint, config, loras).generate(*request, progress=sys.stderr.isatty())
     for i, path in enumerate(outputs):
         result.save(path, i)
@@ -91,13 +91,13 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def output_paths(output: str | None, num_images: int) -> list[Path]:
-    """Where the pictures go; raises UserError before any work if they could not be written there."""
+    """Files of the images; raises UserError if they cannot be written."""
     path = png_path(output)
     return [path] if num_images == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(num_images)]
 
 
 def lora_of(text: str) -> tuple[Path, float]:
-    """The path and weight (1 unless told) in `--lora`; raises UserError if nothing is there."""
+    """Path and weight (1 by default) in a value of `--lora`; raises UserError if the path does not exist."""
     name, colon, number = text.rpartition(":")
     path, weight = Path(text).expanduser(), 1.0
     if colon and not path.exists():
@@ -105,10 +105,10 @@ def lora_of(text: str) -> tuple[Path, float]:
             path, weight = Path(name).expanduser(), float(number)
         except ValueError:
             raise UserError(
-                f"lora {text!r}: no such file, and {number!r} is no weight; give PATH or PATH:0.8"
+                f"lora {text!r}: no such file, and {number!r} is not a weight; give PATH or PATH:0.8"
             ) from None
     if not path.exists():
-        raise UserError(f"lora {str(path)!r} is not there; give a .safetensors file or a folder with one")
+        raise UserError(f"lora {str(path)!r} does not exist; give a .safetensors file or a folder with one")
     if not math.isfinite(weight):
         raise UserError(f"lora {text!r}: the weight must be a finite number, such as 0.8")
     return path, weight

@@ -18,25 +18,25 @@ REQUIRED = ("mllm", "transformer", "vae", "workdir")
 
 
 def define(values: flags.FlagValues) -> None:
-    """The command's flags."""
+    """Defines the command's flags."""
     for name, what in (
         ("mllm", "folder of InternVL, with its tokenizer"),
         ("transformer", "folder of FLUX's transformer, or of all of FLUX"),
         ("vae", "folder of FLUX's autoencoder, or of all of FLUX"),
-        ("clip", "folder of CLIP's text tower; unless told, text_encoder beside the transformer"),
-        ("tokenizer", "folder of the MLLM's tokenizer, if it is another"),
+        ("clip", "folder of CLIP's text encoder; by default text_encoder beside the transformer"),
+        ("tokenizer", "folder of the MLLM's tokenizer, by default that of --mllm"),
         ("clip_tokenizer", "folder of CLIP's tokenizer; unless told, tokenizer beside CLIP, or CLIP's folder"),
         ("workdir", "checkpoint to write"),
     ):
         flags.DEFINE_string(name, None, what, flag_values=values)
-    flags.DEFINE_string(
-        "config", "paper", "config, by name or file, whose settings the checkpoint gets", flag_values=values
+    flags.DEFINE_string("config", "paper", "config of the checkpoint, by name or file", flag_values=values)
+    flags.DEFINE_enum(
+        "dtype", "bfloat16", ("bfloat16", "float32"), "dtype of the parameters on disk", flag_values=values
     )
-    flags.DEFINE_enum("dtype", "bfloat16", ("bfloat16", "float32"), "of the parameters on disk", flag_values=values)
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
-    """Imports; all that can be known to be wrong is said before a tensor is read."""
+    """Imports; reports mistakes in the flags and folders before any tensor is read."""
     argv, overrides = split_overrides(argv)
     parse(values, argv)
     for name in REQUIRED:
@@ -66,7 +66,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _folders(values: flags.FlagValues) -> dict[str, Path]:
-    """Part of the model -> where its files lie."""
+    """Component of the model -> folder of its files."""
     from mllmsubj.checkpoints.importing.models import part_folder
 
     def given(name: str) -> Path:
@@ -82,7 +82,7 @@ def _folders(values: flags.FlagValues) -> dict[str, Path]:
 
 
 def _tokenizers(values: flags.FlagValues, folders: Mapping[str, Path]) -> dict[str, Path]:
-    """Name in the checkpoint -> where the tokenizer lies."""
+    """Name in the checkpoint -> folder of the tokenizer."""
     beside = folders["clip"].absolute().parent / "tokenizer"
     clip = values.clip_tokenizer or (beside if beside.is_dir() else folders["clip"])
     mllm = values.tokenizer or folders["mllm"]

@@ -11,14 +11,14 @@ from mllmsubj.cli.train import begin, stopped
 
 
 def define(values: flags.FlagValues) -> None:
-    """The command's flags; the config's own come when its file is known."""
+    """The command's flags; those of the config are added when its file is known."""
     flags.DEFINE_string("config", None, "config, by name or file, such as tiny", flag_values=values)
-    flags.DEFINE_string("part", None, "what to make: vae, probe, mllm, dit or dla", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder of all parts, made if it is not there", flag_values=values)
+    flags.DEFINE_string("part", None, "component to train: vae, probe, mllm, dit or dla", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of all components, made if missing", flag_values=values)
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
-    """Trains; exits 143 after SIGTERM, when all is saved."""
+    """Trains; exits with 143 after SIGTERM, when everything is saved."""
     config, workdir = begin(values, argv, "pretrain", config="tiny", part="vae", workdir="DIR")
 
     from mllmsubj.toyworld.pretrain.run import pretrain

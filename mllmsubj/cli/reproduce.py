@@ -37,28 +37,32 @@ if TYPE_CHECKING:
 
 BENCHMARK = "toyworld"
 ALL = 10_000
-"""Held-out examples that there are."""
+"""Number of held-out examples."""
 LEAD = (
-    "Every variant of the config is trained from the same frozen weights and judged on subjects, combinations and "
-    "prompts of the drawn world that training never saw. The paper's numbers are of another model on other pictures: "
-    "only their order is compared."
+    "Every variant of the config is trained from the same frozen weights and evaluated on subjects, combinations and "
+    "prompts of toyworld that training never saw. The paper's numbers come from another model and other images: only "
+    "their order is compared."
 )
 
 
 def define(values: flags.FlagValues) -> None:
-    """The command's flags; the config's own come when its file is known."""
+    """Defines the command's flags; those of the config are added when its file is known."""
     flags.DEFINE_string("config", None, "config file that every variant starts from", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder of the runs, made if it is not there", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the runs, made if missing", flag_values=values)
     flags.DEFINE_list(
-        "tables", [], "branches, connection, stages, sampler, last_stage; all unless told", flag_values=values
+        "tables", [], "branches, connection, stages, sampler, last_stage; all by default", flag_values=values
     )
-    flags.DEFINE_integer("limit", ALL, "held-out examples that each variant is judged by", 1, ALL, flag_values=values)
-    flags.DEFINE_integer("parallel", 1, "runs at once; they share the machine's devices", 1, flag_values=values)
-    flags.DEFINE_bool("dry_run", False, "print the commands that are due, run none", flag_values=values)
+    flags.DEFINE_integer(
+        "limit", ALL, "held-out examples that each variant is evaluated on", 1, ALL, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "parallel", 1, "runs at the same time; they share the machine's devices", 1, flag_values=values
+    )
+    flags.DEFINE_bool("dry_run", False, "print the commands without running them", flag_values=values)
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
-    """Trains and judges what is due, then writes; exits 1 if something failed."""
+    """Trains and evaluates the missing variants, then writes the tables; exits with 1 if a run failed."""
     argv, common = split_overrides(argv)
     parse(values, argv)
     for name, example in (("config", "tiny"), ("workdir", "DIR")):
@@ -102,7 +106,7 @@ def _tables(names: list[str], config: ConfigDict) -> "list[Table]":
 
 
 def _write(workdir: Path, config: ConfigDict, tables: "list[Table]", record: "Record") -> None:
-    """Report, CSV, and the tables on the terminal."""
+    """Writes the report and the CSV file, and prints the tables."""
     from mllmsubj.checkpoints.format import config_text
     from mllmsubj.config.schema import Experiment
     from mllmsubj.toyworld.benchmark.benchmark import first_prompts
@@ -122,7 +126,7 @@ def _write(workdir: Path, config: ConfigDict, tables: "list[Table]", record: "Re
 
 
 def _found(workdir: Path, record: "Record", row: "Row", prompts: list[str]) -> "Found | None":
-    """What a row's evaluation wrote; None before it did."""
+    """Results of a row's evaluation, or None if it has not run."""
     import numpy as np
     from PIL import Image
 

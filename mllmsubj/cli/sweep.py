@@ -38,21 +38,25 @@ FAILED = 1
 
 
 def define(values: flags.FlagValues) -> None:
-    """The command's flags; the config's own come when its file is known."""
+    """Defines the command's flags; those of the config are added when its file is known."""
     flags.DEFINE_string("config", None, "config file that every run starts from", flag_values=values)
     flags.DEFINE_string("sweep", None, "sweep, by name or file, such as tau", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder of the sweep, made if it is not there", flag_values=values)
-    flags.DEFINE_string("checkpoint", None, "judge this one in every run, train none", flag_values=values)
-    flags.DEFINE_integer("parallel", 1, "runs at once; they share the machine's devices", 1, flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the sweep, made if missing", flag_values=values)
+    flags.DEFINE_string(
+        "checkpoint", None, "checkpoint to evaluate in every run, instead of training", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "parallel", 1, "runs at the same time; they share the machine's devices", 1, flag_values=values
+    )
     flags.DEFINE_string("benchmark", "heldout", " or ".join(names()), flag_values=values)
     flags.DEFINE_integer("limit", None, "as of `mllmsubj evaluate`", 1, flag_values=values)
-    flags.DEFINE_string("launch", None, "launcher that the commands are handed to", flag_values=values)
-    flags.DEFINE_bool("dry_run", False, "print the commands that are due, run none", flag_values=values)
-    flags.DEFINE_bool("summary", False, "only sum up what is finished", flag_values=values)
+    flags.DEFINE_string("launch", None, "launcher that runs the commands", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "print the commands without running them", flag_values=values)
+    flags.DEFINE_bool("summary", False, "only summarize finished runs", flag_values=values)
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
-    """Runs what is due, then sums up; exits 1 if something failed, 130 or 143 after SIGINT or SIGTERM."""
+    """Runs what is missing, then summarizes; exits with 1 if a run failed, 130 or 143 after SIGINT or SIGTERM."""
     argv, common = split_overrides(argv)
     parse(values, argv)
     workdir = _workdir(values.workdir)
@@ -64,7 +68,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _carry_out(values: flags.FlagValues, workdir: Path, common: list[str]) -> None:
-    """What is due, or only its commands."""
+    """Runs the missing runs, or prints their commands."""
     from mllmsubj.sweeps.commands import HERE, Commands, launched, make_jobs
     from mllmsubj.sweeps.plan import Record, check_record, load_sweep
 
@@ -93,11 +97,11 @@ def _carry_out(values: flags.FlagValues, workdir: Path, common: list[str]) -> No
 
 
 def say(outcome: "Outcome") -> None:
-    """What failed; exits if a signal ended it."""
+    """Prints failed runs; exits if a signal stopped the sweep."""
     for name, why in outcome.failures.items():
         print(f"mllmsubj: cannot {name}: {why}", file=sys.stderr)
     if outcome.signal is not None:
-        print("mllmsubj: stopped; run the same command to go on", file=sys.stderr)
+        print("mllmsubj: stopped; run the same command to resume", file=sys.stderr)
         sys.exit(128 + outcome.signal)
 
 
@@ -108,11 +112,13 @@ def _workdir(name: str | None) -> Path:
 
 
 def _check(values: flags.FlagValues) -> None:
-    """What can be said before anything is loaded."""
+    """Raises UserError for mistakes in the flags."""
     if not values.sweep:
         raise UserError("no sweep; name its file, such as --sweep=tau")
     if bool(values.config) == bool(values.checkpoint):
-        raise UserError("give either --config=FILE, to train every run, or --checkpoint=DIR, to judge it in every run")
+        raise UserError(
+            "give either --config=FILE, to train every run, or --checkpoint=DIR, to evaluate it in every run"
+        )
     check_benchmark(values.benchmark)
     if values.launch and not values.dry_run:
         program = (shlex.split(values.launch) or [""])[0]

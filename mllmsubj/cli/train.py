@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 STOPPED = 143
-"""Exit code after SIGTERM, as a shell gives it: not 0, so that a scheduler starts the run again."""
+"""Exit code after SIGTERM, as shells report it: not 0, so that a scheduler restarts the run."""
 
 
 def define(values: flags.FlagValues) -> None:
-    """The command's flags; the config's own come when its file is known."""
+    """Defines the command's flags; those of the config are added when its file is known."""
     flags.DEFINE_string("config", None, "config, by name or file, such as tiny", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder of the run, made if it is not there", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run, made if missing", flag_values=values)
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
-    """Trains; exits 143 after SIGTERM, when all is saved."""
+    """Trains; exits with 143 after SIGTERM, when everything is saved."""
     config, workdir = begin(values, argv, "train", config="tiny", workdir="DIR")
 
     from mllmsubj.evals.suite import evaluators
@@ -41,11 +41,11 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
     with stopped():
         train(config, workdir, evaluators)
-    print(f"{workdir / 'model'}: draw with mllmsubj generate --checkpoint={workdir} …")
+    print(f"{workdir / 'model'}: generate images with mllmsubj generate --checkpoint={workdir} …")
 
 
 def begin(values: flags.FlagValues, argv: list[str], command: str, **needed: str) -> "tuple[ConfigDict, Path]":
-    """Reads the flags of a command that trains and starts JAX; the config with its overrides, and the workdir.
+    """Reads the flags of a command that trains, starts JAX, and returns the config with its overrides and the workdir.
 
     `needed`: flags that must be given, each with an example of its value. Raises UserError for one that is missing or
     wrong.
@@ -71,7 +71,7 @@ def begin(values: flags.FlagValues, argv: list[str], command: str, **needed: str
 
 @contextmanager
 def stopped() -> Iterator[None]:
-    """Around training: exits 143 after SIGTERM, when all is saved."""
+    """Around training: exits with 143 after SIGTERM, when everything is saved."""
     from mllmsubj.train.hooks import Preempted
 
     _hush_orbax()
@@ -83,8 +83,10 @@ def stopped() -> Iterator[None]:
 
 
 def _hush_orbax() -> None:
-    """When a write fails, as on a full disk, orbax gives up hundreds of others; each leaves a traceback, at any time
-    later and from any thread. What matters reaches us as one exception."""
+    """Suppresses orbax's reports of writes that it gave up after one failed, as on a full disk.
+
+    Each of hundreds would leave a traceback, later and from any thread; the failure itself is raised as an exception.
+    """
     logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
     before = sys.unraisablehook
 

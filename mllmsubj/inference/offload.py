@@ -5,7 +5,7 @@ An 80 GB accelerator cannot hold FLUX, an 8B MLLM and activations in bfloat16 at
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
@@ -26,6 +26,7 @@ PARAMETER_GROUPS: Mapping[str, re.Pattern[str]] = {
 """Program -> the paths of the parameters that it reads. No program reads the MLLM's head."""
 
 
+@runtime_checkable
 class RunProgram(Protocol):
     """Calls a program with its parameter group on the devices, and returns its result."""
 

@@ -1,4 +1,4 @@
-"""Networks as pure functions of (params, arrays); they know nothing of disk, datasets or meshes."""
+"""Networks as pure functions of (params, arrays), independent of files and datasets."""
 
 from mllmsubj.models.clip import CLIPTextConfig, CLIPTextModel
 from mllmsubj.models.dit import FluxConfig, FluxTransformer

@@ -1,7 +1,7 @@
 """The FLUX transformer. Source: diffusers `FluxTransformer2DModel`; black-forest-labs/flux `src/flux/model.py`.
 
-Two streams share every attention: `txt` (the condition's tokens) and `img` (noisy tokens, then the reference's).
-Double blocks keep the streams' weights apart, single blocks run both through one set of weights.
+Two streams share every attention: `txt` (condition tokens) and `img` (noisy tokens, then reference tokens).
+Double blocks have separate weights per stream, single blocks apply one set of weights to both.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ THETA = 10_000.0
 MLP_RATIO = 4
 
 Keys = Bool[Array, "b 1 1 m"] | None
-"""False at tokens that nobody may attend to."""
+"""False at tokens that are masked out of attention."""
 
 
 @dataclass(frozen=True)
@@ -35,31 +35,34 @@ class FluxConfig:
     in_channels: int
     """Channels of a token: latent channels × 2 × 2."""
     num_layers: int
-    """Double blocks."""
+    """Number of double blocks."""
     num_single_layers: int
+    """Number of single blocks."""
     attention_head_dim: int
     num_attention_heads: int
     joint_attention_dim: int
-    """Width of the condition's tokens before `context_embedder`."""
+    """Width of the condition tokens, the input of `context_embedder`."""
     pooled_projection_dim: int
     """Width of the CLIP vector."""
     guidance_embeds: bool
     axes_dims_rope: tuple[int, ...]
-    """Channels of a head turned by each of the three id axes; they add up to `attention_head_dim`."""
+    """Channels of a head rotated by each of the three id axes; their sum is `attention_head_dim`."""
 
     @property
     def width(self) -> int:
+        """Width of a token inside the transformer."""
         return self.num_attention_heads * self.attention_head_dim
 
 
 class FluxTransformer(nn.Module):
-    """Velocity of a flow-matching step over packed tokens."""
+    """Network that predicts the flow-matching velocity of packed tokens."""
 
     config: FluxConfig
     compute: Compute = Compute()
     lora: LoRAConfig | None = None
 
     def setup(self) -> None:
+        """Creates the submodules."""
         config = self.config
         self.x_embedder = Dense(config.width)
         self.context_embedder = Dense(config.width)
@@ -83,11 +86,11 @@ class FluxTransformer(nn.Module):
         output_tokens: int | None = None,
         modulation: Modulation | None = None,
     ) -> Float[Array, "b o c"]:
-        """Velocity of the first `output_tokens` image tokens (all of them by default).
+        """Returns the velocity of the first `output_tokens` image tokens (all of them by default).
 
-        `timestep` lies in [0, 1], 1 is noise; `guidance` is the distilled scale (2.5, not 2500). `mask` [b, s + n]
-        is False at tokens, condition first, that nobody may attend to; dropping them gives the same velocity.
-        `modulation`, from `modulate`, stands for time, guidance and pooled vector, which are then not read.
+        `timestep` is in [0, 1], 1 is noise; `guidance` is the distilled scale (2.5, not 2500). `mask` [b, s + n],
+        condition tokens first, is False at tokens that are not attended to; removing them gives the same velocity.
+        `modulation`, from `modulate`, replaces `timestep`, `guidance` and `pooled_projections`, which are then unused.
         """
         config, dtype = self.config, self.compute.dtype
         keys = None if mask is None else mask[:, None, None, :]
@@ -111,23 +114,23 @@ class FluxTransformer(nn.Module):
         pooled_projections: Float[Array, "b p"],
         guidance: Float[Array, " b"] | None,
     ) -> Modulation:
-        """Every block's scales, shifts and gates, for one step or, with axes in front, for many at once.
+        """Returns scales, shifts and gates of every block, for one step or, with leading axes, for many at once.
 
-        A quarter of FLUX's parameters do only this. A sampler knows all its times beforehand: it makes the
-        modulation of every step in one product and reads those 3.2 B parameters once, not once a step.
+        A quarter of FLUX's parameters, 3.2 B, serve only this. A sampler's times are fixed in advance, so one product
+        gives the modulation of every step and these parameters are read once instead of once per step.
         """
         vec = jax.nn.silu(self.time_text_embed(timestep, guidance, pooled_projections.astype(self.compute.dtype)))
         return self.modulation(vec)
 
     def example(self) -> tuple[Array | None, ...]:
-        """The smallest inputs that touch every parameter."""
+        """Returns the smallest inputs that use every parameter."""
         c, one, ids = self.config, jnp.ones((1,)), jnp.zeros((1, 3))
         img, txt = jnp.zeros((1, 1, c.in_channels)), jnp.zeros((1, 1, c.joint_attention_dim))
         return img, txt, jnp.zeros((1, c.pooled_projection_dim)), one, ids, ids, one if c.guidance_embeds else None
 
 
 class DoubleBlock(nn.Module):
-    """Joint attention of both streams, each with its own weights, then an MLP each."""
+    """Joint attention of both streams, then one MLP per stream; each stream has its own weights."""
 
     config: FluxConfig
     compute: Compute
@@ -140,6 +143,7 @@ class DoubleBlock(nn.Module):
         modulation: tuple[Float[Array, "b e"], Float[Array, "b e"]],
         shared: tuple[Rotation, Keys],
     ) -> tuple[tuple[Float[Array, "b n d"], Float[Array, "b s d"]], None]:
+        """Applies the block to (img, txt)."""
         img, txt = streams
         width = self.config.width
         img_mod, txt_mod = (_parts(part, 6) for part in modulation)
@@ -154,7 +158,7 @@ class DoubleBlock(nn.Module):
 
 
 class JointAttention(nn.Module):
-    """Queries, keys and values of both streams, one softmax over all of them."""
+    """Attention over the tokens of both streams, whose projections are separate."""
 
     config: FluxConfig
     compute: Compute
@@ -168,6 +172,7 @@ class JointAttention(nn.Module):
         rotation: Rotation,
         keys: Keys,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b s d"]]:
+        """Returns the outputs for img and txt."""
         enter, leave = _heads(self.config, self.lora)
         q, k, v = (enter(name=f"to_{part}")(img) for part in "qkv")
         txt_q, txt_k, txt_v = (enter(name=f"add_{part}_proj")(txt) for part in "qkv")
@@ -180,7 +185,7 @@ class JointAttention(nn.Module):
 
 
 class SingleBlock(nn.Module):
-    """Attention and MLP side by side over both streams, joined by one output projection."""
+    """Parallel attention and MLP over both streams, with one output projection."""
 
     config: FluxConfig
     compute: Compute
@@ -193,6 +198,7 @@ class SingleBlock(nn.Module):
         modulation: Float[Array, "b f"],
         shared: tuple[Rotation, Keys],
     ) -> tuple[Float[Array, "b m d"], None]:
+        """Applies the block to the concatenated streams, txt first."""
         width = self.config.width
         shift, scale, gate = _parts(modulation, 3)
         h = _enter(x, shift, scale)
@@ -213,12 +219,13 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """Applies the MLP to each token."""
         hidden = gelu(Dense(MLP_RATIO * self.width, name="ff_in")(x))
         return Dense(self.width, name="ff_out")(constrain(hidden, "batch", "seq", "hidden"))
 
 
 def _parts(modulation: Array, count: int) -> list[jax.Array]:
-    """[b, count·d] -> `count` arrays [b, 1, d] that broadcast over tokens."""
+    """Splits [b, count·d] into `count` arrays [b, 1, d] that broadcast over tokens."""
     return jnp.split(modulation[:, None, :], count, axis=-1)
 
 
@@ -227,7 +234,7 @@ def _enter(x: Array, shift: Array, scale: Array) -> Array:
 
 
 def _heads(config: FluxConfig, lora: LoRAConfig | None) -> tuple[Callable[..., Dense], Callable[..., Dense]]:
-    """Constructors of projections to heads and back."""
+    """Returns constructors of the projections to heads and back."""
     dense = partial(Dense, config.width, lora=lora)
     return partial(dense, head_dim=config.attention_head_dim), partial(dense, reads_heads=True)
 

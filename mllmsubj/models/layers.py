@@ -1,7 +1,7 @@
-"""Layers that several models share.
+"""Layers shared by several models.
 
-Activations carry the compute dtype: a model casts its inputs once, every parameter is cast where it is used,
-and norms, rotations and softmax work in float32 and come back in the dtype they were given.
+Activations have the compute dtype: a model casts its inputs once and every parameter is cast where it is used.
+Norms, rotations and softmax compute in float32 and return the dtype of their input.
 """
 
 import math
@@ -26,26 +26,26 @@ from mllmsubj.typing import Array, Float, Params, PyTree
 
 @dataclass(frozen=True)
 class Compute:
-    """How a model runs, as opposed to what it is; parameters are the same, but for what `scan_layers` says."""
+    """How a model is executed; of these options only `scan_layers` changes the layout of parameters."""
 
     dtype: Any = jnp.float32
     """Dtype of activations: bfloat16 on accelerators, float32 on CPUs."""
     remat: bool = False
-    """Recompute each block in the backward pass instead of storing what is inside it, but for a kernel's attention."""
+    """Recompute each block in the backward pass instead of storing its activations, except residuals named `KEPT`."""
     attention: Implementation = "auto"
     scan_layers: bool = True
-    """One compiled block in a loop over layers; False lays the layers out, for parameters that `unstack` took apart."""
+    """Run one compiled block in a loop over layers; False unrolls the layers, for parameters from `unstack`."""
 
     @property
     def loops(self) -> bool:
-        """Whether programs may loop, over layers and over pictures; they compile faster so."""
+        """Whether programs may loop over layers and images, which shortens compilation."""
         return self.scan_layers and not loops_overlap()
 
 
 def parameter(module: nn.Module, name: str, initializer: Callable[..., Array], shape: tuple[int, ...]) -> Array:
-    """A module's parameter, made by the initializer if it is not there; raises ValueError where it has another shape.
+    """Returns a module's parameter, initialized if it does not exist; raises ValueError if its shape differs.
 
-    `module.param` is slower: to compare shapes, it traces the initializer of a parameter that is there.
+    `module.param` is slower, since it traces the initializer of an existing parameter to compare shapes.
     """
     if not module.has_variable("params", name):
         return module.param(name, initializer, shape)
@@ -56,7 +56,7 @@ def parameter(module: nn.Module, name: str, initializer: Callable[..., Array], s
 
 
 class Dense(nn.Module):
-    """Linear projection, perhaps with a low-rank adapter; parameters `kernel` [in, out], `bias`, `lora_a`, `lora_b`.
+    """Linear projection with an optional low-rank adapter; parameters `kernel` [in, out], `bias`, `lora_a`, `lora_b`.
 
     A kernel in 8 bits has a `kernel_scale` [out] (models/quantize.py).
     """
@@ -66,13 +66,13 @@ class Dense(nn.Module):
     lora: LoRAConfig | None = None
     kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
     reads_heads: bool = False
-    """The first input is heads, [*rows, h, k]: projected as they lie, for a TPU copies to lay them side by side."""
+    """Whether the first input is [*rows, h, k]; both axes are contracted, since merging them first costs a TPU a copy."""
     head_dim: int | None = None
-    """Channels of a head, k, if the output is [*rows, features / k, k]."""
+    """Channels of a head, k; if set, the output is [*rows, features / k, k]."""
 
     @nn.compact
     def __call__(self, *parts: Float[Array, "..."]) -> Float[Array, "..."]:
-        """[*rows, d] -> [*rows, features]; of several inputs it projects their channels as if side by side."""
+        """Projects [*rows, d] to [*rows, features]; several inputs count as concatenated along their channels."""
         dtype = parts[0].dtype
         channels = [part.shape[-2 if i == 0 and self.reads_heads else -1 :] for i, part in enumerate(parts)]
         product, width = partial(_product, parts, channels), sum(map(math.prod, channels))
@@ -87,18 +87,18 @@ class Dense(nn.Module):
         return y
 
     def _apart(self, x: Array) -> Array:
-        """Its last axis as heads."""
+        """Splits the last axis into heads if `head_dim` is set."""
         return x if self.head_dim is None else x.reshape(*x.shape[:-1], -1, self.head_dim)
 
 
 def scaled(module: nn.Module, y: Array) -> Array:
-    """What a module's `kernel` made, times the `kernel_scale` that it has if it is in 8 bits."""
+    """Multiplies the output of a module's `kernel` by its `kernel_scale`, if the kernel is in 8 bits."""
     scale: Array | None = module.get_variable("params", "kernel_scale")
-    return y if scale is None else (y * scale.reshape(-1, y.shape[-1])).astype(y.dtype)  # apart as y is, if by heads
+    return y if scale is None else (y * scale.reshape(-1, y.shape[-1])).astype(y.dtype)  # [heads, k] if y has heads
 
 
 def _product(parts: tuple[Array, ...], channels: list[tuple[int, ...]], kernel: Array) -> Array:
-    """Of inputs whose last axes are `channels`, and their rows of a kernel."""
+    """Sums the products of inputs, whose last axes are `channels`, with their rows of a kernel."""
     kernel, splits = kernel.astype(parts[0].dtype), list(accumulate(map(math.prod, channels)))[:-1]
     rows = jnp.split(kernel, splits) if splits else [kernel]
     shaped = (row.reshape(*axes, *kernel.shape[1:]) for row, axes in zip(rows, channels, strict=True))
@@ -106,9 +106,9 @@ def _product(parts: tuple[Array, ...], channels: list[tuple[int, ...]], kernel: 
 
 
 def _matmul(x: Array, kernel: Array, axes: int = 1) -> Array:
-    """Over the last `axes` of x and the first of the kernel.
+    """Contracts the last `axes` of x with the first of the kernel.
 
-    On CPUs with all rows in one axis, so that the kernel's gradient, a sum over them, copies nothing.
+    On CPUs all rows are merged into one axis, so that the kernel's gradient, a sum over rows, needs no copies.
     """
     if platform() != "cpu":
         return jnp.tensordot(x, kernel, axes)
@@ -118,27 +118,28 @@ def _matmul(x: Array, kernel: Array, axes: int = 1) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    """Approximated by tanh."""
+    """Returns GELU in its tanh approximation."""
     return _frugal(partial(jax.nn.gelu, approximate=True))(x)
 
 
 def swiglu(gate: Array, up: Array) -> Array:
-    """silu(gate) · up."""
+    """Returns silu(gate) · up."""
     return _frugal(lambda gate, up: jax.nn.silu(gate) * up)(gate, up)
 
 
 def _frugal(elementwise: Callable[..., Array]) -> Callable[..., Array]:
-    """On CPUs the gradient starts again from the inputs: fresh memory for what lies between costs more than a tanh."""
+    """Recomputes from the inputs in the backward pass on CPUs, where storing intermediates costs more than a tanh."""
     return jax.checkpoint(elementwise) if platform() == "cpu" else elementwise
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · scale over the last axis, in float32."""
+    """RMS norm, x / rms(x) · scale, over the last axis, in float32."""
 
     eps: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+        """Normalizes; the result has the dtype of `x`."""
         scale = parameter(self, "scale", nn.initializers.ones_init(), (x.shape[-1],))
         return rms_norm(x, scale, self.eps)
 
@@ -150,20 +151,21 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+        """Normalizes; the result has the dtype of `x`."""
         scale = parameter(self, "scale", nn.initializers.ones_init(), (x.shape[-1],))
         bias = parameter(self, "bias", nn.initializers.zeros_init(), (x.shape[-1],))
         return (layer_norm(x.astype(jnp.float32), self.eps) * scale + bias).astype(x.dtype)
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    """x / rms(x) · scale over the last axis, in float32, returned in the dtype of `x`."""
+    """Returns x / rms(x) · scale over the last axis, computed in float32, in the dtype of `x`."""
     wide = x.astype(jnp.float32)
     wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (wide * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 def layer_norm(x: Array, eps: float) -> Array:
-    """Layer norm without parameters over the last axis, in float32, returned in the dtype of `x`."""
+    """Applies layer norm without parameters over the last axis, computed in float32, in the dtype of `x`."""
     wide = x.astype(jnp.float32)
     wide -= jnp.mean(wide, axis=-1, keepdims=True)
     return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)).astype(x.dtype)
@@ -172,11 +174,12 @@ def layer_norm(x: Array, eps: float) -> Array:
 def stack(
     block: type[nn.Module], length: int, compute: Compute, *, own_input: bool = False
 ) -> Callable[..., nn.Module]:
-    """The constructor of `length` equal blocks as one module, scanned: each leaf has a leading axis of layers.
+    """Returns the constructor of one module of `length` equal blocks.
 
-    `block.__call__(x, *shared)` returns `(x, out)`: `x` goes on to the next block, `shared` is the same for all of
-    them, and the `out`s come back stacked (None stays None). With `own_input` it is `block.__call__(x, own, shared)`,
-    `own` being the block's slice of a tree with a leading axis of layers.
+    With `scan_layers` each leaf has a leading axis of layers, else see `LaidOut`. `block.__call__(x, *shared)` returns
+    `(x, out)`: `x` is passed to the next block, `shared` is the same for all, and `out` is stacked over blocks (None
+    stays None). With `own_input` it is `block.__call__(x, own, shared)`, `own` being the block's slice of a tree with a
+    leading axis of layers.
     """
     policy = jax.checkpoint_policies.save_only_these_names(KEPT)
     body = nn.remat(block, prevent_cse=not compute.loops, policy=policy) if compute.remat else block
@@ -194,10 +197,10 @@ def stack(
 
 
 class LaidOut(nn.Module):
-    """A stack without a loop: the layers' parameters lie apart under "0", "1", …
+    """Stack of layers without a loop; each layer's parameters are a subtree, "0", "1", …
 
-    A CPU copies each layer's slice out of a stacked leaf before it multiplies by it; this saves that, at the cost
-    of compiling every layer. All layers are one traced function, which is inlined when it is compiled.
+    A CPU copies each layer's slice out of a stacked leaf before multiplying by it; separate leaves avoid the copy, at
+    the cost of compiling every layer. The layers share one traced function, which the compiler inlines.
     """
 
     block: Callable[..., nn.Module]
@@ -206,6 +209,7 @@ class LaidOut(nn.Module):
 
     @nn.compact
     def __call__(self, x: PyTree, *args: PyTree) -> tuple[PyTree, PyTree]:
+        """Applies all blocks, as the scanned stack does."""
         outs = []
         for i in range(self.length):
             own = [jax.tree.map(lambda leaf, i=i: leaf[i], args[0])] if self.own_input else []
@@ -220,12 +224,12 @@ class LaidOut(nn.Module):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _one_layer(block: nn.Module, platform: str, params: Params, *inputs: PyTree) -> tuple[PyTree, PyTree]:
-    """A block with its parameters; `platform` only keeps apart what is traced for different ones."""
+    """Applies a block with its parameters; `platform` is part of the key of the trace cache only."""
     return block.apply({"params": params}, *inputs)
 
 
 def unstack(params: Params) -> Params:
-    """Parameters for `scan_layers=False` from stacked ones: every stack of layers taken apart."""
+    """Converts stacked parameters to those of `scan_layers=False`, where every layer is a subtree."""
     leaves: Params = {}
     for path, leaf in flatten(params).items():
         if match := STACKED.match(path):
@@ -237,20 +241,20 @@ def unstack(params: Params) -> Params:
 
 
 def init_params(model: nn.Module, key: jax.Array) -> Params:
-    """Random parameters, from the model's own `example()` inputs."""
+    """Returns random parameters, traced with the model's `example()` inputs."""
     return model.init(key, *model.example())["params"]
 
 
 def abstract_params(model: nn.Module) -> Params:
-    """Shapes and dtypes of a model's parameters; nothing is allocated. Traced once a model, if that can be hashed."""
+    """Returns shapes and dtypes of a model's parameters without allocating; cached if the model can be hashed."""
     try:
         hash(model)
-    except TypeError:  # it has a dict among its fields
+    except TypeError:  # one of its fields is a dict
         return _traced_shapes.__wrapped__(model)
     return jax.tree.map(lambda leaf: leaf, _traced_shapes(model))
 
 
 @lru_cache(maxsize=32)
 def _traced_shapes(model: nn.Module) -> Params:
-    """Nobody may change what this returns."""
+    """Returns the cached tree itself, which callers must not change."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

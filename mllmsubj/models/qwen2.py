@@ -1,4 +1,4 @@
-"""The Qwen2 decoder, run once over a whole sequence. Source: transformers `Qwen2Model`."""
+"""The Qwen2 decoder over a whole sequence, without a cache. Source: transformers `Qwen2Model`."""
 
 from dataclasses import dataclass
 
@@ -23,24 +23,26 @@ class Qwen2Config:
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
-    """Each serves `num_attention_heads / num_key_value_heads` neighbouring query heads."""
+    """Each is shared by `num_attention_heads / num_key_value_heads` neighboring query heads."""
     rms_norm_eps: float
     rope_theta: float
     max_position_embeddings: int
-    """Longest sequence, tokens. Up to here "dynamic" RoPE scaling is the same as none."""
+    """Longest sequence, in tokens. Up to this length "dynamic" RoPE scaling changes nothing."""
 
     @property
     def head_dim(self) -> int:
+        """Width of one head."""
         return self.hidden_size // self.num_attention_heads
 
 
 class Qwen2Decoder(nn.Module):
-    """Hidden states of every layer; the token embedding is a method apart."""
+    """Hidden states of every layer from embeddings; `embed` is the token embedding."""
 
     config: Qwen2Config
     compute: Compute = Compute()
 
     def setup(self) -> None:
+        """Creates the submodules."""
         config, initial = self.config, nn.initializers.normal(0.02)
         self.embed_tokens = nn.Embed(
             config.vocab_size, config.hidden_size, dtype=self.compute.dtype, embedding_init=initial
@@ -51,11 +53,11 @@ class Qwen2Decoder(nn.Module):
     def __call__(
         self, inputs_embeds: Float[Array, "b s d"], attention_mask: Int[Array, "b s"] | Bool[Array, "b s"]
     ) -> Float[Array, "states b s d"]:
-        """Element 0 is `inputs_embeds`, element i the output of layer i, the last one after the final norm.
+        """Returns `inputs_embeds` as element 0, the output of layer i as element i, the last one after the final norm.
 
-        A token looks at itself and at what comes before it, where `attention_mask` is nonzero; positions count
-        from 0 whatever the padding, and what stands at padding is finite but means nothing. Raises ValueError
-        where the sequence is longer than `max_position_embeddings`.
+        Attention is causal and limited to tokens where `attention_mask` is nonzero; positions count from 0 whatever
+        the padding, and states at padding are finite but meaningless. Raises ValueError if the sequence is longer
+        than `max_position_embeddings`.
         """
         config, length = self.config, inputs_embeds.shape[1]
         if length > config.max_position_embeddings:
@@ -71,20 +73,20 @@ class Qwen2Decoder(nn.Module):
         return jnp.concatenate([entered, self.norm(last)[None]])
 
     def embed(self, input_ids: Int[Array, "b s"]) -> Float[Array, "b s d"]:
-        """Rows of the token embedding."""
+        """Returns rows of the token embedding."""
         return self.embed_tokens(input_ids)
 
     def unembed(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s vocab"]:
-        """Logits by the token embedding, for models that tie it to their head."""
+        """Returns logits by the token embedding, for models whose output head is tied to it."""
         return self.embed_tokens.attend(hidden)
 
     def example(self) -> tuple[Array, ...]:
-        """The smallest inputs that touch every parameter."""
+        """Returns the smallest inputs that use every parameter."""
         return jnp.zeros((1, 1, self.config.hidden_size)), jnp.ones((1, 1), jnp.int32)
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm causal attention and gated MLP; hands out what came in, so that the stack keeps it."""
+    """Pre-norm causal attention and gated MLP; also returns its input, which the stack collects."""
 
     config: Qwen2Config
     compute: Compute
@@ -93,6 +95,7 @@ class DecoderLayer(nn.Module):
     def __call__(
         self, x: Float[Array, "b s d"], turn: Rotation, keys: Bool[Array, "b 1 1 s"]
     ) -> tuple[Float[Array, "b s d"], Float[Array, "b s d"]]:
+        """Returns the output and the input."""
         config, entered = self.config, x
         attention = DecoderAttention(config, self.compute, name="attn")
         x = x + attention(RMSNorm(config.rms_norm_eps, name="input_layernorm")(x), turn, keys)
@@ -108,6 +111,7 @@ class DecoderAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b s d"], turn: Rotation, keys: Bool[Array, "b 1 1 s"]) -> Float[Array, "b s d"]:
+        """Applies attention; `keys` is True at tokens that may be attended to."""
         config = self.config
 
         def heads(name: str, count: int) -> Array:
@@ -122,12 +126,13 @@ class DecoderAttention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(SiLU(gate x) · up x), without biases."""
+    """SwiGLU, down(SiLU(gate x) · up x), without biases."""
 
     config: Qwen2Config
 
     @nn.compact
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        """Applies the MLP to each token."""
         gate, up = (
             Dense(self.config.intermediate_size, use_bias=False, name=f"{part}_proj")(x) for part in ("gate", "up")
         )

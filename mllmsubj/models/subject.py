@@ -1,7 +1,7 @@
-"""The whole model: `encode` (frozen encoders) → `aggregate` (trained) = `condition`, then `velocity` at every step.
+"""The complete model: `condition` (`encode`, then `aggregate`) runs once, `velocity` runs at every step.
 
-Parameters are one dict with a subtree a part: mllm, dla, vae, clip, transformer. Training and sampling share
-everything here; there is no second copy for inference.
+Parameters are one dict with a subtree per component: mllm, dla, vae, clip, transformer. Training and sampling use the
+same code.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ from mllmsubj.typing import ActiveTokens, Array, Float, Leaf, Params
 
 @dataclass(frozen=True)
 class SubjectConfig:
-    """Sizes of every part."""
+    """Sizes of every component."""
 
     mllm: InternVLConfig
     dla: DLAConfig
@@ -39,15 +39,15 @@ class SubjectConfig:
     transformer: FluxConfig
     lora: LoRAConfig | None
     frozen_dtype: Literal["auto", "int8"] = "auto"
-    """What frozen projections are held in: the compute dtype, or 8 bits (models/quantize.py)."""
+    """Storage of frozen projections: "auto" is the compute dtype, "int8" is 8 bits (models/quantize.py)."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a prompt's tokens lie in the MLLM's sequence; the same for every row of a batch."""
+    """Positions of a prompt's tokens in the MLLM's sequence; the same for every row of a batch."""
 
     text: tuple[int, int]
-    """Start and stop of the prompt and what follows it, padding included."""
+    """Start and stop of the prompt and everything after it, padding included."""
     images: tuple[tuple[int, int], ...]
     """Start and stop of each reference's visual tokens."""
 
@@ -65,41 +65,41 @@ class SubjectInputs:
     clip_ids: Leaf
     """[b, u] int32."""
     pixel_values: Leaf
-    """[b · references, height, width, 3]: a tile per row and reference, row-major, normalised as the MLLM wants it."""
+    """[b · references, height, width, 3]: one tile per row and reference, row-major, normalized for the MLLM."""
     references: tuple[Leaf, ...]
-    """The same references for the VAE, each [b, height, width, 3] in [-1, 1], sides multiples of 16; perhaps none."""
+    """The same references for the VAE, each [b, height, width, 3] in [-1, 1], sides multiples of 16; may be empty."""
     layout: Layout = flax.struct.field(pytree_node=False)
     null_text: tuple[int, int] = flax.struct.field(pytree_node=False)
     """Start and stop of the text in `null_ids`."""
     reference_mask: Leaf = None
-    """[b, n], False at tokens that only fill a reference's array; None: all are there."""
+    """[b, n], False at padding of a reference's array; None means that there is no padding."""
 
 
 @flax.struct.dataclass
 class Features:
-    """Outputs of the frozen encoders; constant in training, so that they can be cached."""
+    """Outputs of the frozen encoders; constant during training, so they can be cached."""
 
     text: Leaf
-    """[l, b, s, d]: every layer's state of the prompt's tokens."""
+    """[l, b, s, d]: hidden states of the prompt's tokens from every layer."""
     text_mask: Leaf
     """[b, s], False at padding."""
     image: Leaf
-    """[l, b, m, d]: every layer's state of the references' visual tokens."""
+    """[l, b, m, d]: hidden states of the references' visual tokens from every layer."""
     null: Leaf
-    """[l, 1, z, d]: as `text`, of the empty prompt."""
+    """[l, 1, z, d]: as `text`, for the empty prompt."""
     pooled: Leaf
-    """[b, p]."""
+    """[b, p]: CLIP's pooled prompt vector."""
     references: Leaf
-    """[b, n, c]: packed VAE latents of all references, one behind the other."""
+    """[b, n, c]: packed VAE latents of all references, concatenated."""
     reference_mask: Leaf
-    """[b, n] or None."""
+    """[b, n], as in `SubjectInputs`, or None."""
     reference_sizes: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False)
-    """Rows and columns of tokens of each reference."""
+    """Token rows and columns of each reference."""
 
 
 @flax.struct.dataclass
 class Condition:
-    """All that `velocity` reads besides latents and time; made once per sample."""
+    """Inputs of `velocity` besides latents and time; computed once per sample."""
 
     text: Leaf
     """[b, s, e]."""
@@ -112,9 +112,9 @@ class Condition:
     pooled: Leaf
     """[b, p]."""
     guidance: Leaf
-    """[b], the distilled scale: 1.0 in training, 2.5 in the paper's sampling."""
+    """[b], the distilled guidance scale: 1.0 in training, 2.5 in the paper's sampling."""
     text_mask: Leaf
-    """[b, s], False at padding and where a row's condition is dropped; so the masks below. None: all are there."""
+    """[b, s], False at padding and where a row's condition is dropped, as are the masks below; None masks nothing."""
     image_mask: Leaf = None
     """[b, m]."""
     null_mask: Leaf = None
@@ -129,51 +129,56 @@ Latents = tuple[Float[Array, "b _ c"], Float[Array, "b _ c"]]
 
 @dataclass(frozen=True)
 class SubjectModel:
-    """Pure functions of (params, arrays) over the five parts."""
+    """Pure functions of (params, arrays) over the five components."""
 
     config: SubjectConfig
     compute: Compute
 
     @property
     def stacked(self) -> "SubjectModel":
-        """The same with its parameters as checkpoints and parts hold them: layers in one array, however it computes."""
+        """The same model with layers stacked in one array per parameter, as in checkpoints, whatever `scan_layers` is."""
         return replace(self, compute=replace(self.compute, scan_layers=True))
 
     @property
     def mllm(self) -> InternVL:
+        """The frozen multimodal language model."""
         return InternVL(self.config.mllm, self.compute)
 
     @property
     def dla(self) -> DualLayerAggregator:
+        """The trained Dual Layer Aggregator."""
         return DualLayerAggregator(self.config.dla, self.compute)
 
     @property
     def vae(self) -> AutoencoderKL:
+        """The frozen VAE."""
         return AutoencoderKL(self.config.vae, self.compute)
 
     @property
     def clip(self) -> CLIPTextModel:
+        """The frozen CLIP text encoder."""
         return CLIPTextModel(self.config.clip, self.compute)
 
     @property
     def transformer(self) -> FluxTransformer:
+        """The FLUX transformer, frozen but for its low-rank adapters."""
         return FluxTransformer(self.config.transformer, self.compute, self.config.lora)
 
     def init(self, key: Array) -> Params:
-        """Random parameters of every part."""
+        """Returns random parameters of every component."""
         parts = {name: getattr(self, name) for name in ("mllm", "dla", "vae", "clip", "transformer")}
         return {name: init_params(part, jax.random.fold_in(key, i)) for i, (name, part) in enumerate(parts.items())}
 
     def abstract_params(self, mesh: Mesh | None = None) -> Params:
-        """Shapes and dtypes without allocating: trained parameters in float32, frozen ones in the compute dtype.
+        """Returns shapes and dtypes without allocating: float32 if trained, the compute dtype if frozen.
 
-        With a mesh, also how they lie on it.
+        With a mesh, the shapes also have shardings.
         """
         shapes = unflatten(dict(_stored_leaves(self)))
         return shapes if mesh is None else sharded_shapes(shapes, mesh)
 
     def encode(self, params: Params, inputs: SubjectInputs) -> Features:
-        """The frozen encoders: MLLM over prompt and references together, CLIP over the prompt, VAE over references."""
+        """Runs the frozen encoders: MLLM on prompt and references together, CLIP on the prompt, VAE on references."""
         states = self._call("mllm", params, inputs.input_ids, inputs.attention_mask, inputs.pixel_values)
         null = self._call("mllm", params, inputs.null_ids, jnp.ones_like(inputs.null_ids, bool), None)
         text, layout = slice(*inputs.layout.text), inputs.layout
@@ -191,7 +196,7 @@ class SubjectModel:
         )
 
     def aggregate(self, params: Params, features: Features, guidance: Float[Array, " b"]) -> Condition:
-        """The trained part: DLA over all layers' states, for the prompt and for the empty one."""
+        """Runs the trained DLA on the states of all layers, for the prompt and for the empty prompt."""
         text, image = self._call("dla", params, features.text, features.image, features.text_mask)
         null = self._call("dla", params, features.null, method="aggregate_text")
         return Condition(
@@ -207,7 +212,7 @@ class SubjectModel:
         )
 
     def condition(self, params: Params, inputs: SubjectInputs, guidance: Float[Array, " b"]) -> Condition:
-        """`aggregate` after `encode`."""
+        """Runs `encode`, then `aggregate`."""
         return self.aggregate(params, self.encode(params, inputs), guidance)
 
     def velocity(
@@ -219,10 +224,11 @@ class SubjectModel:
         condition: Condition,
         active_tokens: ActiveTokens,
     ) -> Float[Array, "b n c"]:
-        """Velocity of noisy tokens on a `grid` of rows × columns; `t` in [0, 1], or what `prepare` made of it.
+        """Returns the velocity of noisy tokens on a `grid` of rows × columns.
 
-        Context is [null; text; image] and the image stream [noisy; references], of which only what `active_tokens`
-        names is there. With `params` and `grid` bound it is what `diffusion` calls a velocity.
+        `t` is in [0, 1], or one step of the modulation from `prepare`. The context is [null; text; image], the image
+        stream [noisy; references]; groups of tokens that are off in `active_tokens` are left out. With `params` and
+        `grid` bound, this is a `typing.Velocity`.
         """
         context = [part for part in ("null", "text", "image") if getattr(active_tokens, part)]
         states = jnp.concatenate([getattr(condition, part) for part in context], axis=1)
@@ -251,40 +257,40 @@ class SubjectModel:
         )
 
     def prepare(self, params: Params, times: Float[Array, "steps b"], condition: Condition) -> Modulation:
-        """All that the transformer makes of time alone, for many steps at once."""
+        """Returns the transformer's modulation for many steps at once, with a leading axis of steps."""
         return self._call("transformer", params, times, condition.pooled, condition.guidance, method="modulate")
 
     def decode(
         self, params: Params, latents: Float[Array, "b n c"], grid: tuple[int, int]
     ) -> Float[Array, "b height width 3"]:
-        """Pictures in [-1, 1] from packed latents."""
+        """Returns images, about in [-1, 1] and not clipped, from packed latents."""
         spatial = unpack(latents, *(side * PATCH for side in grid))
         return self._call("vae", params, self.vae.from_latents(spatial), method="decode")
 
     def encode_images(self, params: Params, pictures: tuple[Array, ...]) -> list[Latents]:
-        """`encode_image` of each; images of one shape in a loop, since compiling the VAE takes half a minute."""
+        """Encodes each image; those of one shape in a loop, since compiling the VAE takes half a minute per copy."""
         encode = partial(self.encode_image, params)
         if self.compute.loops and len({picture.shape for picture in pictures}) == 1:
             return list(zip(*jax.lax.map(encode, jnp.stack(pictures)), strict=True))
         return [encode(picture) for picture in pictures]
 
     def concatenate_references(self, references: list[Latents], rows: int) -> Float[Array, "b n c"]:
-        """The means: a reference always reads the same. Of no reference, `rows` without tokens."""
+        """Concatenates the latent means, which are deterministic; the result is [rows, 0, c] without references."""
         none = jnp.zeros((rows, 0, self.config.transformer.in_channels), self.compute.dtype)
         return jnp.concatenate([none, *(mean for mean, _ in references)], axis=1)
 
     def encode_image(self, params: Params, picture: Float[Array, "b height width 3"]) -> Latents:
-        """Packed mean and deviation of the VAE's posterior."""
+        """Returns the latent mean and standard deviation of the VAE's posterior, packed and scaled."""
         mean, logvar = self._call("vae", params, picture, method="encode")
         return pack(self.vae.to_latents(mean)), pack(jnp.exp(0.5 * logvar) * self.config.vae.scaling_factor)
 
     def _call(self, part: str, params: Params, *args: Any, **kwargs: Any) -> Any:
-        """One part with its own subtree of the parameters."""
+        """Applies one component with its subtree of the parameters."""
         return getattr(self, part).apply({"params": params[part]}, *args, **kwargs)
 
 
 def _joined(parts: list[tuple[Array, Array | None]]) -> Array | None:
-    """One mask over the tokens of all parts, or None if nothing is masked anywhere."""
+    """Returns one mask over the tokens of all parts, or None if no part is masked."""
     if all(mask is None for _, mask in parts):
         return None
     masks = [jnp.ones(tokens.shape[:2], bool) if mask is None else mask for tokens, mask in parts]
@@ -293,7 +299,7 @@ def _joined(parts: list[tuple[Array, Array | None]]) -> Array | None:
 
 @cache
 def _stored_leaves(model: SubjectModel) -> tuple[tuple[str, jax.ShapeDtypeStruct], ...]:
-    """Once a model: tracing its initialisation takes seconds, and loading, checking and training all ask."""
+    """Returns the path and shape of every parameter; cached, since tracing the initialization takes seconds."""
 
     def stored(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if is_trained(path) else model.compute.dtype)
@@ -303,5 +309,5 @@ def _stored_leaves(model: SubjectModel) -> tuple[tuple[str, jax.ShapeDtypeStruct
 
 
 def is_trained(path: str) -> bool:
-    """Whether training changes a parameter: the DLA's and the adapters'; all others stay frozen."""
+    """Returns whether a parameter is trained: those of the DLA and the adapters are, all others are frozen."""
     return path.startswith("dla/") or is_lora(path)

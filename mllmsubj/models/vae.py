@@ -1,7 +1,7 @@
-"""FLUX's autoencoder. Source: diffusers `AutoencoderKL` without quant convolutions; black-forest-labs/flux
-`src/flux/modules/autoencoder.py`.
+"""FLUX's autoencoder, channels last.
 
-Channels last. Each level but the last halves height and width, so four levels make latents of an eighth the size.
+Each level but the last halves height and width, so four levels give latents of an eighth of the size.
+Source: diffusers `AutoencoderKL` without quant convolutions; black-forest-labs/flux `src/flux/modules/autoencoder.py`.
 """
 
 from dataclasses import dataclass
@@ -39,52 +39,54 @@ class VAEConfig:
 
 
 class AutoencoderKL(nn.Module):
-    """Pictures to a Gaussian over latents, and latents to pictures."""
+    """Encoder from images to a Gaussian over latents, and decoder from latents to images."""
 
     config: VAEConfig
     compute: Compute = Compute()
 
     def setup(self):
+        """Creates the submodules."""
         self.encoder = Encoder(self.config, self.compute)
         self.decoder = Decoder(self.config, self.compute)
 
     def __call__(self, images: Float[Array, "b height width c"]) -> Float[Array, "b height width c"]:
-        """Reconstruction from the mean: touches every parameter."""
+        """Returns the reconstruction from the latent mean, which uses every parameter."""
         return self.decode(self.encode(images)[0])
 
     def encode(
         self, images: Float[Array, "b height width c"]
     ) -> tuple[Float[Array, "b y x z"], Float[Array, "b y x z"]]:
-        """Mean and log variance (in [−30, 20]) of raw latents, from images in [−1, 1]."""
+        """Returns mean and log variance (in [−30, 20]) of raw latents, from images in [−1, 1]."""
         mean, logvar = jnp.split(self.encoder(images.astype(self.compute.dtype)), 2, axis=-1)
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
     def decode(self, latents: Float[Array, "b y x z"]) -> Float[Array, "b height width c"]:
-        """Images, about in [−1, 1] and not clipped, from raw latents (`from_latents` of what a transformer makes)."""
+        """Returns images, about in [−1, 1] and not clipped, from raw latents (see `from_latents`)."""
         return self.decoder(latents.astype(self.compute.dtype))
 
     def to_latents(self, raw: Float[Array, "b y x z"]) -> Float[Array, "b y x z"]:
-        """(raw − shift) · scale: what the transformer sees, near unit variance."""
+        """Returns (raw − shift) · scale, the transformer's latents, whose variance is near one."""
         return (raw - self.config.shift_factor) * self.config.scaling_factor
 
     def from_latents(self, latents: Float[Array, "b y x z"]) -> Float[Array, "b y x z"]:
-        """Inverse of `to_latents`."""
+        """Inverts `to_latents`."""
         return latents / self.config.scaling_factor + self.config.shift_factor
 
     def example(self) -> tuple[Array, ...]:
-        """The smallest inputs that touch every parameter: one latent pixel."""
+        """Returns the smallest inputs that use every parameter: one latent pixel."""
         size = 2 ** (len(self.config.block_out_channels) - 1)
         return (jnp.zeros((1, size, size, self.config.in_channels)),)
 
 
 class Encoder(nn.Module):
-    """Images to mean and log variance, side by side in the channels."""
+    """Images to latent mean and log variance, concatenated along the channels."""
 
     config: VAEConfig
     compute: Compute
 
     @nn.compact
     def __call__(self, x: Float[Array, "b height width c"]) -> Float[Array, "b y x z"]:
+        """Encodes images; z is twice `latent_channels`."""
         config, widths = self.config, self.config.block_out_channels
         x = _conv("conv_in", x, widths[0])
         for level, width in enumerate(widths):
@@ -98,13 +100,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to images: the encoder's levels backwards, each one residual block deeper."""
+    """Latents to images: the encoder's levels in reverse, each with one residual block more."""
 
     config: VAEConfig
     compute: Compute
 
     @nn.compact
     def __call__(self, x: Float[Array, "b y x z"]) -> Float[Array, "b height width c"]:
+        """Decodes latents."""
         config, widths = self.config, self.config.block_out_channels[::-1]
         x = _conv("conv_in", x, widths[0])
         x = MidBlock(config, self.compute, name="mid_block")(x)
@@ -118,17 +121,18 @@ class Decoder(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one width, then a change of resolution by two."""
+    """Residual blocks of one width, then at most one change of resolution by a factor of two."""
 
     config: VAEConfig
     compute: Compute
     width: int
     depth: int
     resample: str | None
-    """"downsample", "upsample" or neither."""
+    """Either "downsample", "upsample" or None."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b height width c"]) -> Float[Array, "b y x d"]:
+        """Applies the blocks, then resamples."""
         resnet = _resnet(self.compute)
         for i in range(self.depth):
             x = resnet(self.width, self.config.norm_num_groups, name=f"resnets_{i}")(x)
@@ -145,6 +149,7 @@ class MidBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b y x d"]) -> Float[Array, "b y x d"]:
+        """Applies the blocks."""
         resnet, groups = _resnet(self.compute), self.config.norm_num_groups
         x = resnet(x.shape[-1], groups, name="resnets_0")(x)
         if self.config.mid_block_add_attention:
@@ -153,13 +158,14 @@ class MidBlock(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1 × 1 convolution on x where the width changes."""
+    """Residual block, x + conv(silu(norm(conv(silu(norm(x)))))); a 1 × 1 convolution on x changes the width."""
 
     width: int
     groups: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "b height width c"]) -> Float[Array, "b height width d"]:
+        """Applies the block."""
         h = _conv("conv1", jax.nn.silu(GroupNorm(self.groups, name="norm1")(x)), self.width)
         h = _conv("conv2", jax.nn.silu(GroupNorm(self.groups, name="norm2")(h)), self.width)
         if x.shape[-1] != self.width:
@@ -168,15 +174,16 @@ class ResnetBlock(nn.Module):
 
 
 class PixelAttention(nn.Module):
-    """One-head attention of every pixel to every pixel, added to its input.
+    """Single-head attention over all pixels, added to its input.
 
-    Always the plain implementation: the head is as wide as the level (512), more than fused kernels take.
+    The head is as wide as the level (512), which is more than fused kernels support.
     """
 
     groups: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "b y x d"]) -> Float[Array, "b y x d"]:
+        """Applies attention."""
         height, width, channels = x.shape[1:]
         h = rearrange(GroupNorm(self.groups, name="group_norm")(x), "b y x d -> b (y x) d")
         q, k, v = (Dense(channels, name=f"to_{part}")(h)[:, :, None, :] for part in "qkv")
@@ -185,28 +192,31 @@ class PixelAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """3 × 3 convolution of stride 2, padded below and to the right only."""
+    """Convolution, 3 × 3 with stride 2, padded at the bottom and right only."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b height width d"]) -> Float[Array, "b y x d"]:
+        """Halves height and width."""
         return _conv("conv", x, x.shape[-1], stride=2, padding=((0, 1), (0, 1)))
 
 
 class Upsample(nn.Module):
-    """Every pixel twice in both directions, then a 3 × 3 convolution."""
+    """Nearest-neighbor upsampling by two, then a 3 × 3 convolution."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b y x d"]) -> Float[Array, "b height width d"]:
+        """Doubles height and width."""
         return _conv("conv", repeat(x, "b y x d -> b (y p) (x q) d", p=2, q=2), x.shape[-1])
 
 
 class GroupNorm(nn.Module):
-    """Norm over all pixels and the channels of a group, then scale and bias per channel, in float32."""
+    """Group norm over all pixels and the channels of a group, with scale and bias per channel, in float32."""
 
     groups: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "b height width d"]) -> Float[Array, "b height width d"]:
+        """Normalizes; the result has the dtype of `x`."""
         scale = parameter(self, "scale", nn.initializers.ones_init(), (x.shape[-1],))
         bias = parameter(self, "bias", nn.initializers.zeros_init(), (x.shape[-1],))
         wide = x.astype(jnp.float32)
@@ -215,9 +225,9 @@ class GroupNorm(nn.Module):
         return (wide * scale + bias).astype(x.dtype)
 
     def _mean(self, x: Float[Array, "b height width d"]) -> Float[Array, "b 1 1 d"]:
-        """Of each channel's group.
+        """Returns the mean of each channel's group.
 
-        One axis after the other, and groups last: a channel axis that is never split stays vectorised on CPUs.
+        Axes are reduced one by one, groups last: the code is vectorized on CPUs while the channel axis is not split.
         """
         channels = jnp.mean(jnp.mean(x, axis=1), axis=1)
         groups = jnp.mean(rearrange(channels, "b (g c) -> b g c", g=self.groups), axis=2)
@@ -236,9 +246,9 @@ def _conv(
     stride: int = 1,
     padding: tuple[tuple[int, int], ...] | None = None,
 ) -> Array:
-    """A square convolution; without `padding` the picture keeps its size.
+    """Applies a square convolution; without `padding` the image keeps its size.
 
-    Pictures stay apart on both sides of it: left alone, XLA gathers all of a batch rather than the small kernel.
+    The constraints keep the batch sharded: otherwise XLA gathers the whole batch instead of the small kernel.
     """
     padding = padding or ((kernel // 2, kernel // 2),) * 2
     x = constrain(x, "batch", "seq", "seq", "embed")

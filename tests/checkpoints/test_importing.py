@@ -1,3 +1,5 @@
+"""The streaming import of model folders: results, resuming, damaged sources and memory."""
+
 import hashlib
 import json
 import resource
@@ -42,7 +44,7 @@ FOLDERS = {"transformer": "transformer", "vae": "vae", "clip": "text_encoder", "
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The small model in folders, in shards."""
+    """The small model as folders of sharded files."""
     root = tmp_path_factory.mktemp("models")
     write_models(root, small_model(lora=True).config, shard=20_000)
     return root
@@ -50,7 +52,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def root(written, tmp_path):
-    """A copy that a test may damage."""
+    """A copy of `written` that a test may modify."""
     return shutil.copytree(written, tmp_path / "models")
 
 
@@ -63,7 +65,7 @@ def imported(root, workdir, dtype=BFLOAT16, advance=lambda count: None):
 
 
 def expected(root, dtype):
-    """What the loaders that hold all in memory make of the same folders."""
+    """Parameters of the same folders, read by the loaders that hold everything in memory."""
     load = (convert.load_transformer, convert.load_vae, convert.load_clip_text, convert.load_mllm)
     params = {role: f(root / name)[1] for f, (role, name) in zip(load, FOLDERS.items(), strict=True)}
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
@@ -80,12 +82,12 @@ def assert_equal(found, want):
 
 @pytest.fixture
 def in_pieces(monkeypatch):
-    """Small leaves in as many pieces as large ones."""
+    """Splits small leaves into as many pieces as large ones."""
     monkeypatch.setattr(leaves, "LEAST_PIECE", 8)
 
 
 @pytest.mark.parametrize("dtype", [BFLOAT16, np.dtype(np.float32)], ids=str)
-def test_what_is_imported_is_restored_in_shards(written, tmp_path, dtype, in_pieces):
+def test_import_restore_sharded(written, tmp_path, dtype, in_pieces):
     workdir, params = imported(written, tmp_path / "new" / "workdir", dtype), expected(written, dtype)
     found = restored(workdir, params, make_mesh(fsdp=4, tensor=2))
     assert_equal(found, params)
@@ -95,7 +97,8 @@ def test_what_is_imported_is_restored_in_shards(written, tmp_path, dtype, in_pie
     assert [path.name for path in workdir.parent.iterdir()] == ["workdir"]
 
 
-def test_what_a_checkpoint_of_an_import_says(written, tmp_path):
+def test_import_metadata(written, tmp_path):
+    """files.json has the sizes and hashes of the checkpoint's files, import.json those of the sources."""
     workdir = imported(written, tmp_path / "workdir")
     listing = json.loads((workdir / "files.json").read_text())
     files = {name: [size, sha256(workdir / name)] for name, size in checkpoint.sizes(workdir).items()}
@@ -115,9 +118,10 @@ def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_training_starts_from_it(written, tmp_path):
+def test_load_params_imported(written, tmp_path):
+    """Training starts from the imported parameters; all others are trained ones."""
     workdir, model = imported(written, tmp_path / "workdir"), small_model(lora=True)
-    mesh = make_mesh(devices=jax.devices()[:1])  # what starts at random compiles for a long time on several
+    mesh = make_mesh(devices=jax.devices()[:1])  # initialization compiles for a long time on several devices
     params = flatten(load_params(workdir, model, model.abstract_params(mesh), 0))
     want = flatten(expected(written, np.float32))
     assert_equal({path: params[path] for path in want}, want)
@@ -125,7 +129,8 @@ def test_training_starts_from_it(written, tmp_path):
     assert set(params) - set(want)
 
 
-def test_a_layer_is_a_file_and_its_pieces_follow_fsdp(tmp_path):
+def test_leaf_files_plan(tmp_path):
+    """Each layer is a file, whose pieces are split along the "fsdp" axis."""
     spec = PartitionSpec(None, "tensor", "fsdp")
     leaf = LeafFiles.plan("transformer/single_blocks/proj_out/kernel", (38, 15360, 3072), spec, BFLOAT16, 0)
     assert (leaf.shard, leaf.piece) == ((1, 15360, 3072), (1, 15360, 48))
@@ -139,7 +144,8 @@ def test_a_layer_is_a_file_and_its_pieces_follow_fsdp(tmp_path):
 @pytest.mark.parametrize("source", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda kind: np.dtype(kind).name)
 @pytest.mark.parametrize("dtype", [BFLOAT16, np.dtype(np.float32)], ids=str)
 @pytest.mark.parametrize("laid_out", [lambda x: x, lambda x: x.T, lambda x: x[:, 2:6]], ids=["same", "linear", "rows"])
-def test_what_a_file_holds(tmp_path, source, dtype, laid_out):
+def test_write_layer_contents(tmp_path, source, dtype, laid_out):
+    """A file has the pieces of a layer in order, then the index of their offsets and sizes."""
     layer = laid_out(np.random.default_rng(0).standard_normal((8, 600)).astype(source))
     leaf = LeafFiles("x", (3, *layer.shape), dtype, 0, 2, 2)
     size, digest = write_layer(tmp_path / "file", leaf, layer)
@@ -153,11 +159,11 @@ def test_what_a_file_holds(tmp_path, source, dtype, laid_out):
 
 
 class Stopped(Exception):
-    """Instead of SIGKILL, where the process must go on."""
+    """Stops an import in this process, in place of SIGKILL."""
 
 
 def after(count):
-    """Stops an import after some tensors."""
+    """Returns a callback that stops an import after `count` tensors."""
     left = iter(range(count))
 
     def advance(_):
@@ -195,7 +201,8 @@ imported(Path(sys.argv[1]), Path(sys.argv[2]), advance=advance)
 """
 
 
-def test_a_killed_import_goes_on(root, tmp_path):
+def test_import_resume_after_kill(root, tmp_path):
+    """Finished files are kept, and damaged ones are written again."""
     workdir, draft = tmp_path / "workdir", tmp_path / ".workdir.import"
     killed = subprocess.run([sys.executable, "-c", KILLED, str(root), str(workdir)], cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
@@ -227,7 +234,8 @@ def flip(path):
 
 
 @pytest.mark.parametrize("change", ["number", "file", "dtype"])
-def test_a_stopped_import_goes_on_with_the_same_only(root, tmp_path, change):
+def test_import_resume_mismatch(root, tmp_path, change):
+    """A stopped import does not resume with other data, source files or dtype."""
     draft, dtype = stop(root, tmp_path / "workdir"), BFLOAT16
     first = shards(root)[0]
     if change == "number":
@@ -244,7 +252,9 @@ def test_a_stopped_import_goes_on_with_the_same_only(root, tmp_path, change):
     assert not (tmp_path / "workdir").exists()
 
 
-def test_one_import_at_a_time(root, tmp_path):
+def test_import_locked_workdir(root, tmp_path):
+    """A second import into the same workdir is an error."""
+
     def advance(_):
         with pytest.raises(UserError, match="is being written by another import"):
             imported(root, tmp_path / "workdir")
@@ -254,14 +264,15 @@ def test_one_import_at_a_time(root, tmp_path):
         imported(root, tmp_path / "workdir", advance=advance)
 
 
-def test_nothing_is_overwritten(written, tmp_path):
+def test_import_existing_workdir(written, tmp_path):
     (tmp_path / "workdir").mkdir()
     with pytest.raises(UserError, match=r"workdir exists already; give another folder or delete it"):
         imported(written, tmp_path / "workdir")
     assert [path.name for path in tmp_path.iterdir()] == ["workdir"]
 
 
-def test_a_full_disk(written, tmp_path, monkeypatch):
+def test_import_disk_full(written, tmp_path, monkeypatch):
+    """Free space is checked first; an import resumes after a failed write."""
     workdir = tmp_path / "workdir"
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
@@ -285,7 +296,7 @@ def shards(root, role="transformer"):
 
 
 def edited(path, edit):
-    """Saves a file again with its tensors changed."""
+    """Changes the tensors of a file with `edit`; returns its path."""
     tensors = load_file(path)
     edit(tensors)
     save_file(tensors, path)
@@ -293,7 +304,7 @@ def edited(path, edit):
 
 
 def replaced(make):
-    """An edit of the first tensor with two axes."""
+    """Returns an edit of the first tensor with two axes."""
 
     def edit(tensors):
         name = next(name for name, tensor in tensors.items() if tensor.ndim == 2)
@@ -409,7 +420,8 @@ BAD += (missing_tensor, twice, other_model, text_encoder_2, mixed_files, pickled
 
 
 @pytest.mark.parametrize("damage", BAD, ids=lambda damage: damage.__name__)
-def test_what_cannot_be_imported(root, tmp_path, damage):
+def test_import_invalid_source(root, tmp_path, damage):
+    """The error is one line; no workdir is written."""
     says = damage(root)
     with pytest.raises(UserError, match=says) as error:
         imported(root, tmp_path / "workdir")
@@ -420,8 +432,8 @@ def test_what_cannot_be_imported(root, tmp_path, damage):
     assert not (draft / "checkpoint" / "config.json").exists()
 
 
-def test_the_hubs_cache_knows_its_files(root, tmp_path):
-    """It names a file by its SHA-256 and links to it."""
+def test_import_hub_cache_hash(root, tmp_path):
+    """The Hugging Face cache names files by SHA-256; a file with another hash is an error."""
     path = shards(root)[1]
     blob = tmp_path / sha256(path)
     path.rename(blob)
@@ -432,7 +444,8 @@ def test_the_hubs_cache_knows_its_files(root, tmp_path):
         imported(root, tmp_path / "again")
 
 
-def test_sizes_of_what_is_trained(written):
+def test_with_sizes_dla(written):
+    """Sizes of the DLA follow from the imported models; sizes that disagree are an error."""
     sizes = small_model(lora=True).config
     parts = {role: getattr(sizes, role) for role in FOLDERS}
     config = with_sizes(load_config(str(ROOT / "configs" / "paper.py")), parts)
@@ -445,14 +458,14 @@ def test_sizes_of_what_is_trained(written):
         with_sizes(small_config(), parts | {"clip": narrow})
 
 
-def test_folders_in_the_folder_of_all_of_flux(written):
+def test_part_folder_flux(written):
     assert part_folder("transformer", written) == written / "transformer"
     assert part_folder("clip", written) == written / "text_encoder"
     assert part_folder("vae", written / "vae") == written / "vae"
 
 
-def test_memory_is_bounded(written, tmp_path, monkeypatch):
-    """Never more in hand than the largest tensor."""
+def test_import_memory_bound(written, tmp_path, monkeypatch):
+    """No more bytes are in memory at once than the largest tensor has."""
     held, most = [0], [0]
 
     class Counted(passing._Room):
@@ -502,7 +515,8 @@ def shapes_in(workdir):
 
 
 @pytest.mark.slow
-def test_each_host_reads_its_own_part(tmp_path, monkeypatch):
+def test_restore_multihost_bytes_read(tmp_path, monkeypatch):
+    """Each of two hosts reads about as many bytes as its own shards have."""
     monkeypatch.setattr(leaves, "LEAST_PIECE", 1 << 16)
     sizes = small_model(lora=True).config
     wide = dict(num_attention_heads=4, attention_head_dim=128, axes_dims_rope=(16, 56, 56))
@@ -523,4 +537,4 @@ def test_each_host_reads_its_own_part(tmp_path, monkeypatch):
         count, held = map(int, host.communicate(timeout=300)[0].split()[-2:])
         assert host.returncode == 0
         assert held < 0.6 * total
-        assert count < held + 4e6  # files.json, shapes, and where the pieces lie
+        assert count < held + 4e6  # files.json, shapes, and offsets of the pieces

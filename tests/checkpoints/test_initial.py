@@ -1,4 +1,4 @@
-"""The parts of the tiny model that are shipped, and random numbers for the others."""
+"""Initial parameters: shipped components of the tiny model, and random values for the others."""
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ from tests.small import small_model
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """A shipped folder with a VAE alone, and a table that is no part of the model, for the small model."""
+    """Shipped weights for the small model: a VAE, and a table that the model does not have."""
     monkeypatch.setattr(checkpoint, "TINY", tmp_path)
     vae = jax.tree.map(
         lambda leaf: np.full(leaf.shape, 0.1, np.float32), small_model(lora=True).abstract_params()["vae"]
@@ -41,22 +41,25 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def random(mesh):
-    """Path -> leaf of CLIP and the DLA of the small model with random numbers."""
+    """Random parameters of CLIP and the DLA of the small model, by path."""
     model = small_model(lora=True)
     only = {path for path in flatten(model.abstract_params()) if path.startswith(("clip/", "dla/"))}
     return flatten(random_params(model, split(model.abstract_params(mesh), only)[0], 0))
 
 
 def ship(folder, part, begins, value):
-    """Writes a part of the small model, without adapters; returns its paths. What is not there has to be initialized,
-    which takes most of the time of these tests."""
+    """Writes a component of the small model, without adapters; returns its paths.
+
+    Components that are not shipped are initialized, which takes most of the time of these tests.
+    """
     leaves = flatten(small_model(lora=True).abstract_params()).items()
     found = {p: np.full(leaf.shape, value) for p, leaf in leaves if p.startswith(begins) and "/lora_" not in p}
     components.write(folder, part, unflatten(found), {})
     return found.keys()
 
 
-def test_what_is_shipped_replaces_random_numbers(tiny, mesh, random):
+def test_tiny_params_shipped(tiny, mesh, random):
+    """Shipped components replace random parameters; the others equal `random_params`."""
     model = small_model(lora=True)
     there = ship(tiny, "mllm", "mllm/", 0.1) | ship(tiny, "dit", "transformer/", 0.1)
     found = flatten(tiny_params(model, model.abstract_params(mesh), 0))
@@ -72,7 +75,8 @@ def test_what_is_shipped_replaces_random_numbers(tiny, mesh, random):
     assert components.provenance(tiny, "vae") == {"seed": 3}
 
 
-def test_what_is_random_is_named(tiny, mesh):
+def test_trained_params_untrained_warning(tiny, mesh):
+    """The warning names the components that are random."""
     assert untrained(tiny) == ("mllm", "clip", "transformer", "dla")
     assert untrained(tiny / "other") == ()
     ship(tiny, "mllm", "mllm/", 0.1)
@@ -81,7 +85,8 @@ def test_what_is_random_is_named(tiny, mesh):
     np.testing.assert_array_equal(drawn["vae"]["decoder"]["conv_in"]["bias"], np.float32(np.float16(0.1)))
 
 
-def test_what_the_method_trained_is_for_drawing_alone(tiny, mesh, random):
+def test_trained_params_subject(tiny, mesh, random):
+    """`trained_params` has the shipped DLA and adapters; `tiny_params`, from which training starts, has not."""
     model = small_model(lora=True)
     leaves = {path: np.full(leaf.shape, 0.25) for path, leaf in flatten(model.abstract_params()).items()}
     trained = {path: leaf for path, leaf in leaves.items() if is_trained(path)}
@@ -100,7 +105,8 @@ def test_what_the_method_trained_is_for_drawing_alone(tiny, mesh, random):
         np.testing.assert_array_equal(begun[path], random[path])
 
 
-def test_no_random_numbers_where_everything_is_shipped(tiny, monkeypatch):
+def test_tiny_params_no_init(tiny, monkeypatch):
+    """Nothing is initialized if all components are shipped."""
     model = small_model(lora=True)
     everything = {p: np.full(leaf.shape, 0.25) for p, leaf in flatten(model.abstract_params()).items()}
     components.write(tiny, "vae", unflatten(everything), {})
@@ -113,7 +119,8 @@ def test_no_random_numbers_where_everything_is_shipped(tiny, monkeypatch):
     assert all((np.asarray(leaf) == 0.25).all() for leaf in found.values())
 
 
-def test_a_dla_alone_is_a_start(tiny, mesh):
+def test_tiny_params_warm_started_dla(tiny, mesh):
+    """A shipped DLA is used with `WARM_STARTED`, but not with `FROZEN`."""
     model = small_model(lora=True)
     for part, begins in (("mllm", "mllm/"), ("dit", "transformer/")):
         ship(tiny, part, begins, 0.1)  # so that little is initialized
@@ -124,7 +131,7 @@ def test_a_dla_alone_is_a_start(tiny, mesh):
         np.testing.assert_array_equal(leaf, np.float32(0.25) if path in dla else cold[path])
 
 
-def test_other_sizes_than_what_is_shipped(tiny):
+def test_tiny_params_shape_mismatch(tiny):
     leaves = components.read(tiny)
     leaves["vae/decoder/conv_in/bias"] = np.zeros(3, np.float32)
     components.write(tiny, "vae", unflatten(leaves), {})
@@ -132,20 +139,22 @@ def test_other_sizes_than_what_is_shipped(tiny):
         tiny_params(small_model(lora=True), small_model(lora=True).abstract_params(make_mesh()), 0)
 
 
-def test_a_shipped_file_that_is_cut_short(tiny):
+def test_components_read_truncated(tiny):
     file = components.path(tiny, "vae")
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"vae\.safetensors is damaged"):
         components.read(tiny)
 
 
-def test_a_number_beyond_16_bits_is_not_written(tmp_path):
+def test_components_write_overflow(tmp_path):
+    """A value beyond float16 is an error, and no file is written."""
     with pytest.raises(UserError, match="part vae: vae/bias has numbers beyond 16 bits"):
         components.write(tmp_path, "vae", {"vae": {"bias": np.asarray([1e6])}}, {})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_takes_what_is_shipped_into_its_workdir(tmp_path):
+def test_base_folder_location(tmp_path):
+    """Shipped and random parameters are copied to the workdir; another checkpoint stays where it is."""
     for name in ("tiny", "random"):
         assert initial.base_folder(name, tmp_path) == (tmp_path / "base", True)
     assert initial.base_folder(str(tmp_path), tmp_path) == (tmp_path, False)

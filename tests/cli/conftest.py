@@ -1,4 +1,4 @@
-"""Folders as the libraries that the weights come from write them."""
+"""Fixtures: model folders as diffusers and transformers save them."""
 
 import shutil
 
@@ -10,14 +10,14 @@ from mllmsubj.data.byte_tokenizer import save_tokenizers
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A command in a folder of its own, in this process."""
+    """Runs commands in this process, with `tmp_path` as the working directory."""
     monkeypatch.setattr(main, "_set_up", lambda: None)
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def flux(tmp_path_factory):
-    """FLUX's folder and InternVL's, as their own libraries write them, with tokenizers of bytes."""
+    """FLUX and InternVL folders as diffusers and transformers save them, with byte tokenizers."""
     from diffusers import FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, InternVLConfig, InternVLForConditionalGeneration
 

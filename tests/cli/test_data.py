@@ -1,4 +1,4 @@
-"""`mllmsubj data pack` and `data check`; its `preview` is tested with toyworld."""
+"""`mllmsubj data pack` and `data check`; `data preview` is tested with toyworld."""
 
 import signal
 import subprocess
@@ -26,7 +26,7 @@ def data(*flags):
 
 
 def refused(capsys, *flags):
-    """The one line of the error, and what came before it on stdout."""
+    """Returns the error line and the standard output of a command that fails."""
     with pytest.raises(SystemExit) as stopped:
         data(*flags)
     assert stopped.value.code == 2
@@ -36,7 +36,7 @@ def refused(capsys, *flags):
     return line, printed.out
 
 
-def test_pack_then_check(pairs, tmp_path, capsys):
+def test_data_pack_check_output(pairs, tmp_path, capsys):
     output = tmp_path / "new" / "pack"
     data("pack", f"--source={pairs}", f"--output={output}", "--shards=2", "--threads=2")
     assert f"6 examples, 0 skipped, in {output}: 2 shards, " in capsys.readouterr().out
@@ -55,7 +55,8 @@ def test_pack_then_check(pairs, tmp_path, capsys):
     ]
 
 
-def test_check_lists_all_that_is_broken(pairs, capsys):
+def test_data_check_broken_examples(pairs, capsys):
+    """`data check` lists every broken example with its cause."""
     folder = pairs.parent
     lines = write_folder(folder)
     (folder / "target0.jpg").unlink()
@@ -80,7 +81,8 @@ def test_check_lists_all_that_is_broken(pairs, capsys):
     assert "6 examples, 4 broken" in out
 
 
-def test_pack_says_what_it_skips(pairs, tmp_path, capsys):
+def test_data_pack_skipped_examples(pairs, tmp_path, capsys):
+    """`data pack` skips unreadable examples and names each one on stderr."""
     (pairs.parent / "target3.jpg").write_bytes(b"")
     data("pack", f"--source={pairs}", f"--output={tmp_path / 'pack'}")
     printed = capsys.readouterr()
@@ -99,16 +101,17 @@ def test_pack_says_what_it_skips(pairs, tmp_path, capsys):
         (["pack", "--source=toyworld"], "no output; name the pack's folder"),
         (["pack", "--source=toyworld", "--output=gs://a/b"], "'gs://a/b' is a bucket"),
         (["pack", "--source=toyworld", "--output=/dev/null/pack"], "cannot write the pack '/dev/null/pack'"),
-        (["pack", "--source=toyworld", "--output=pack", "--count=3"], "--count is no flag of data pack"),
-        (["check", "--source=toyworld", "--output=a"], "--output is no flag of data check"),
-        (["preview", "--output=a.png", "--source=toyworld"], "--source is no flag of data preview"),
+        (["pack", "--source=toyworld", "--output=pack", "--count=3"], "--count is not a flag of data pack"),
+        (["check", "--source=toyworld", "--output=a"], "--output is not a flag of data check"),
+        (["preview", "--output=a.png", "--source=toyworld"], "--source is not a flag of data preview"),
         (["check", "--source=toyworld", "--split=dev"], "split 'dev' of toyworld"),
         (["check", "--source=nowhere"], "source 'nowhere' is not there"),
         (["check", "--source=toyworld", "--examples=0"], "examples"),
         (["pick"], "did you mean 'pack'"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, flags, says):
+def test_data_invalid_arguments(tmp_path, monkeypatch, capsys, flags, says):
+    """The error is one line, and no file is written."""
     monkeypatch.chdir(tmp_path)
     error, out = refused(capsys, *flags)
     assert says in error
@@ -116,7 +119,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_pack_goes_on_to_the_same_pack(tmp_path):
+def test_data_pack_resume_after_kill(tmp_path):
+    """A killed `data pack` resumes with its finished shards, and the pack equals an uninterrupted one."""
     flags = ["--source=toyworld", "--examples=120", "--size=256", "--shards=6", "--threads=2", "--seed=5"]
     command = [sys.executable, "-m", "mllmsubj", "data", "pack", f"--output={tmp_path / 'pack'}", *flags]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

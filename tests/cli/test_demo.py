@@ -1,4 +1,4 @@
-"""`mllmsubj demo`: mistakes before anything is trained, and the whole of it, shorter still."""
+"""`mllmsubj demo`: argument errors, and a full run with fewer steps."""
 
 import pytest
 from PIL import Image
@@ -16,7 +16,8 @@ pytestmark = pytest.mark.usefixtures("here")
         (["--prompt= "], "no prompt"),
     ],
 )
-def test_mistakes(tmp_path, capsys, words, says):
+def test_demo_invalid_arguments(tmp_path, capsys, words, says):
+    """The error comes before any file is written."""
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as stopped:
         main.main(["mllmsubj", "demo", *words])
@@ -26,7 +27,7 @@ def test_mistakes(tmp_path, capsys, words, says):
 
 
 @pytest.mark.slow
-def test_demo(tmp_path, monkeypatch, capsys):
+def test_demo_report(tmp_path, monkeypatch, capsys):
     for name, value in dict(STEPS=(1, 1), BATCH_SIZE=8, EXAMPLES=3).items():
         monkeypatch.setattr(demo, name, value)
     main.main(["mllmsubj", "demo", "--workdir=out"])

@@ -1,4 +1,4 @@
-"""`mllmsubj evaluate` on a small run's workdir: trained parameters, and a base that has the others."""
+"""`mllmsubj evaluate` on a small workdir: trained parameters on top of a base checkpoint."""
 
 import json
 import types
@@ -29,11 +29,11 @@ from tests.evals.small_run import config, params, save
 from tests.small import random_like
 
 SAME = ("--seed=3", "--limit=6")
-"""What tests/evals/test_loss.py compiles, too."""
+"""Flags that need the same compiled programs as tests/evals/test_loss.py."""
 
 
 class Nothing:
-    """An evaluator that finds nothing."""
+    """An evaluator whose only metric is NaN."""
 
     every_steps, examples, meanings = 0, 1, types.MappingProxyType({})
 
@@ -46,14 +46,14 @@ class Nothing:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """`run`, a finished workdir, and files that are none."""
+    """A folder with a finished workdir, `run`, a probe, and files that are not checkpoints."""
     folder = tmp_path_factory.mktemp("evaluate")
     base = save(folder / "base")
     trained = split(params(), {path for path in flatten(params()) if "lora" in path or "dla/" in path})[0]
     checkpoint.save(folder / "run" / "model", config(), trained, base, base=base)
     look = LookConfig(stem=4, widths=(8, 8), blocks=(1, 1))
     network = ProbeConfig(whole=look, close=look, cut=16, span=1.5, norm_num_groups=4, maps=1)
-    probe = random_like(abstract_params(make_network(network, 16)))  # pictures are 32 pixels wide
+    probe = random_like(abstract_params(make_network(network, 16)))  # images are 32 pixels wide
     (folder / "probe").mkdir()
     components.write(folder / "probe", "probe", {"probe": probe}, {"pretrain": {"network": asdict(network)}})
     (folder / "file").touch()
@@ -64,7 +64,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def one_device(folder, monkeypatch):
-    """As most users have it, and compiled faster."""
+    """Uses one device, as most users do; programs compile faster for one."""
     make = sharding.make_mesh
     monkeypatch.setattr(sharding, "make_mesh", lambda **sizes: make(**sizes, devices=jax.devices()[:1]))
     monkeypatch.setattr(main, "_set_up", lambda: None)
@@ -72,12 +72,12 @@ def one_device(folder, monkeypatch):
 
 
 def evaluate(*more, **changes):
-    """The command with flags that are right but for `changes`; None leaves one out."""
+    """Runs the command with valid flags, changed by `changes`; None omits a flag."""
     flags = dict(checkpoint="run", benchmark="heldout", output="out") | changes
     main.main(["mllmsubj", "evaluate", *(f"--{n}={v}" for n, v in flags.items() if v is not None), *more])
 
 
-def test_a_run(folder, capsys):
+def test_evaluate_heldout(folder, capsys):
     evaluate(*SAME)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == [f"loss/{n}" for n in ("all", "both", "mllm", "vae", "none")]
@@ -96,7 +96,7 @@ def test_a_run(folder, capsys):
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["metrics.json", "report.html", "samples.png"]
 
 
-def test_toyworld(folder, capsys):
+def test_evaluate_toyworld(folder, capsys):
     evaluate("--limit=3", "--probe=probe", "--config.sampling.batch_size=2", benchmark="toyworld", output="world")
     printed = capsys.readouterr().out.splitlines()
     metrics = json.loads((folder / "world" / "metrics.json").read_text())
@@ -118,12 +118,12 @@ def test_toyworld(folder, capsys):
 
 
 def shown_first(folder, count):
-    """Numbers of the first held-out examples."""
+    """Indices of the first held-out examples, which the benchmark shows."""
     data = held_out(Experiment.from_config(config()))
     return Plan(open_source(data, SEED).index(), data, count, SEED).batch(0).examples.tolist()
 
 
-def test_a_probe_of_other_sizes_is_refused(folder, capsys):
+def test_evaluate_probe_size_mismatch(folder, capsys):
     other = folder / "other_probe"
     about = components.provenance(folder / "probe", "probe")
     about["pretrain"]["network"]["close"]["widths"] = (8, 16)
@@ -135,8 +135,8 @@ def test_a_probe_of_other_sizes_is_refused(folder, capsys):
     assert "the probe in other_probe is not one of this version's" in capsys.readouterr().err
 
 
-def test_a_checkpoint_without_weights_says_so(folder, monkeypatch):
-    """As "tiny" is for now; small here."""
+def test_evaluate_untrained_components(folder, monkeypatch):
+    """Untrained components give a warning and a note in the report; a small model stands in for "tiny"."""
     monkeypatch.setattr(checkpoint, "read_config", lambda folder: config())
     monkeypatch.setattr(initial, "untrained", lambda folder: ("vae", "dla"))
     monkeypatch.setattr(initial, "tiny_params", lambda *_: params())
@@ -176,7 +176,8 @@ def test_a_checkpoint_without_weights_says_so(folder, monkeypatch):
         (["--config.data.source=pairs.jsonl"], {}, ["'pairs.jsonl' has no test split", "--config.evals.source="]),
     ],
 )
-def test_mistakes_are_found_before_weights_are_read(folder, monkeypatch, capsys, more, changes, says):
+def test_evaluate_invalid_arguments(folder, monkeypatch, capsys, more, changes, says):
+    """The error comes before weights are read, and no file is written."""
     monkeypatch.setattr(train_setup, "restored", lambda *_: pytest.fail("weights were read"))
     before = sorted(folder.rglob("*"))
     with pytest.raises(SystemExit) as stopped:
@@ -191,7 +192,7 @@ def test_mistakes_are_found_before_weights_are_read(folder, monkeypatch, capsys,
     assert sorted(folder.rglob("*")) == before
 
 
-def test_counts_of_the_config(capsys):
+def test_evaluate_sample_count_zero(capsys):
     with pytest.raises(SystemExit):
         evaluate("--config.evals.samples.count=0")
     assert "config key evals.samples.count is 0; it must be at least 1" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A trained checkpoint that refers to its base -> files that diffusers and we load."""
+"""`mllmsubj export`: from a trained checkpoint to files that diffusers and `convert` load; LoRAs for `generate`."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def workdir(params, tmp_path_factory):
-    """A run's workdir: its result refers to frozen weights elsewhere, which are gone."""
+    """A workdir whose model refers to a base checkpoint; the base's parameters are deleted."""
     folder, leaves = tmp_path_factory.mktemp("run"), flatten(params)
     frozen = unflatten({path: leaf for path, leaf in leaves.items() if not is_trained(path)})
     trained = unflatten({path: leaf for path, leaf in leaves.items() if is_trained(path)})
@@ -52,26 +52,26 @@ def exported(workdir, tmp_path_factory):
     return output
 
 
-def test_files(exported):
+def test_export_files(exported):
     names = ["README.md", "dla.safetensors", "dla_config.json", "pytorch_lora_weights.safetensors"]
     assert sorted(path.name for path in exported.iterdir()) == names
     assert list(exported.parent.iterdir()) == [exported]
 
 
-def test_relative_checkpoint(workdir, tmp_path, monkeypatch):
+def test_export_relative_path(workdir, tmp_path, monkeypatch):
     monkeypatch.chdir(workdir.parent)
     main.run(["mllmsubj", "export", f"--checkpoint={workdir.name}", f"--output={tmp_path / 'out'}"])
     assert (tmp_path / "out" / "dla.safetensors").is_file()
 
 
-def test_dla_is_the_same_bit_for_bit(exported, params):
+def test_export_dla_bit_exact(exported, params):
     config, found = convert.load_dla(exported)
     assert config == small_model().config.dla
     jax.tree.map(np.testing.assert_array_equal, found, params["dla"])
 
 
-def test_lora_is_the_same(exported, params):
-    """Rank 4, alpha 8: a power of two is multiplied into one factor."""
+def test_export_lora_bit_exact(exported, params):
+    """The scale, alpha 8 / rank 4, is a power of two; it is multiplied into `lora_b` without rounding."""
     model = small_model(lora=True).config
     lora, found = convert.load_lora(exported, model.transformer)
     assert (lora.rank, lora.scale, set(lora.targets)) == (4, 1.0, set(model.lora.targets))
@@ -81,7 +81,7 @@ def test_lora_is_the_same(exported, params):
     assert not want
 
 
-def test_card(exported):
+def test_model_card_small(exported):
     text = (exported / "README.md").read_text()
     header = text.split("---")[1]
     assert "license: apache-2.0" in header
@@ -91,8 +91,8 @@ def test_card(exported):
     assert "per_class" not in text
 
 
-def test_card_of_the_paper():
-    """FLUX's licence goes on to what is trained from it."""
+def test_model_card_paper():
+    """A model trained from FLUX.1-dev has the license of FLUX.1-dev; without guidance embedding it is Apache 2.0."""
     yaml = pytest.importorskip("yaml")
     experiment = Experiment.from_config(load_config(str(ROOT / "configs" / "paper.py")))
     text = model_card(experiment, {}, "0123456789ab")
@@ -134,7 +134,8 @@ def bad(workdir, tmp_path, params):
         ("part", "file/out", "lacks|cannot write"),
     ],
 )
-def test_mistakes(bad, source, output, says):
+def test_export_invalid_arguments(bad, source, output, says):
+    """The error comes before any file is written."""
     given = {"checkpoint": source and bad / source, "output": output and bad / output}
     before = sorted(path.name for path in bad.iterdir())
     with pytest.raises(UserError, match=says):
@@ -142,7 +143,9 @@ def test_mistakes(bad, source, output, says):
     assert sorted(path.name for path in bad.iterdir()) == before
 
 
-def test_nothing_is_left_of_what_broke_off(workdir, tmp_path, monkeypatch):
+def test_export_disk_full(workdir, tmp_path, monkeypatch):
+    """A failed export leaves no files."""
+
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -161,16 +164,16 @@ def test_lora_flag(tmp_path, text, name, weight):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("c", "is not there"), ("c:0.5", "c' is not there"), ("a:x", "'x' is no weight"), ("a:nan", "finite")],
+    [("c", "does not exist"), ("c:0.5", "c' does not exist"), ("a:x", "'x' is not a weight"), ("a:nan", "finite")],
 )
-def test_lora_flag_mistakes(tmp_path, text, says):
+def test_lora_flag_invalid(tmp_path, text, says):
     (tmp_path / "a").touch()
     with pytest.raises(UserError, match=says):
         lora_of(f"{tmp_path}/{text}")
 
 
-def test_pipeline_folds_loras_in(params, exported, tmp_path):
-    """On top of the checkpoint's own adapters, before layers are taken apart; all of it is in the metadata."""
+def test_pipeline_merge_loras(params, exported, tmp_path):
+    """LoRAs are merged on top of the checkpoint's adapters, before layers are unstacked, and are listed in `loras`."""
     checkpoint.save(tmp_path / "whole", small_config(), params, TINY)
     plain = Pipeline.load(tmp_path / "whole")
     pipe = Pipeline.load(tmp_path / "whole", loras=[(exported, 0.5), (exported / FILE, -2.0)])
@@ -184,7 +187,7 @@ def test_pipeline_folds_loras_in(params, exported, tmp_path):
     assert np.abs(found[path] - without[path]).max() > 0.1
 
 
-def test_lora_of_another_model(params, exported, tmp_path):
+def test_pipeline_lora_mismatch(params, exported, tmp_path):
     checkpoint.save(tmp_path / "whole", small_config(), params, TINY)
     config = small_config()
     with config.unlocked():

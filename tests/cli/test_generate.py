@@ -1,3 +1,5 @@
+"""`mllmsubj generate`, in this process and in subprocesses."""
+
 import json
 import os
 import signal
@@ -17,14 +19,14 @@ from mllmsubj.inference.pipeline import Pipeline
 from tests.environment import environment
 
 HEARS_SIGINT = ["env", "--default-signal=INT", sys.executable]
-"""Python that hears Ctrl-C even if the tests run in a shell's background, whose processes and their children do not."""
+"""Python with the default SIGINT handler; processes of a shell's background job ignore SIGINT otherwise."""
 SECONDS = 5.0
-"""After which a command is at work: it starts JAX, reads parameters or draws."""
+"""Delay before an interrupt; by then, the command starts JAX, reads parameters or generates."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A photograph, and files that are none."""
+    """A folder with a photograph, and files that are not images."""
     folder = tmp_path_factory.mktemp("cli")
     Image.fromarray(skimage.data.chelsea()).save(folder / "cat.jpg")
     Image.new("RGB", (900, 10)).save(folder / "thin.png")
@@ -35,13 +37,13 @@ def folder(tmp_path_factory):
 
 
 def generate(**changes):
-    """`mllmsubj generate` with a request that is right but for `changes`; None leaves a flag out."""
+    """Arguments of a valid `mllmsubj generate`, changed by `changes`; None omits a flag."""
     flags = dict(reference="cat.jpg", prompt="a cat on the moon", output="out.png") | changes
     return ["generate", *(f"--{name}={value}" for name, value in flags.items() if value is not None)]
 
 
 def command(folder, *args):
-    """A process as a user starts one: one device, a cache of its own."""
+    """Starts a process as a user does, with one device and its own compilation cache."""
     env = environment(XDG_CACHE_HOME=str(folder / "cache"))
     del env["JAX_COMPILATION_CACHE_DIR"]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -56,11 +58,11 @@ def assert_one_line(out, err, says):
         assert word in err
 
 
-EARLY = {  # name -> (arguments, what the error says); found before JAX starts
+EARLY = {  # name -> (arguments, text of the error); found before JAX starts
     "no prompt": (generate(prompt=None), ["no prompt", "--prompt"]),
     "empty prompt": (generate(prompt="  "), "no prompt"),
     "no output": (generate(output=None), ["no output", "--output"]),
-    "no png": (generate(output="out.jpg"), ["'out.jpg'", "no .png"]),
+    "no png": (generate(output="out.jpg"), ["'out.jpg'", "not a .png"]),
     "output a folder": (generate(output="folder.png"), ["'folder.png'", "folder"]),
     "output in a file": (generate(output="file/out.png"), ["file/out.png", "not a folder"]),
     "unknown flag": ([*generate(), "--stepz=3"], ["--stepz", "'steps'"]),
@@ -101,7 +103,7 @@ LATE = {
 
 
 @pytest.mark.parametrize("case", [*EARLY, *REFERENCES])
-def test_mistakes_of_a_process(folder, case):
+def test_generate_invalid_arguments_subprocess(folder, case):
     args, says = (EARLY | REFERENCES)[case]
     before = sorted(folder.iterdir())
     process = command(folder, *args)
@@ -111,8 +113,8 @@ def test_mistakes_of_a_process(folder, case):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_has_seen_enough(folder, unbuffered):
-    """As `mllmsubj --help | head -0`: the reader is gone before the first line comes."""
+def test_help_broken_pipe(folder, unbuffered):
+    """The command exits as on SIGPIPE, without a message; `mllmsubj --help | head -0` is such a case."""
     ours, its = os.pipe()
     os.close(ours)
     with os.fdopen(its, "w") as output:
@@ -122,16 +124,16 @@ def test_a_reader_that_has_seen_enough(folder, unbuffered):
     assert (done.stderr, done.returncode) == ("", 128 + signal.SIGPIPE)
 
 
-def test_nobody_listens(folder):
-    """As `mllmsubj --help >&-`: Python has no sys.stdout then."""
+def test_help_closed_stdout(folder):
+    """The command exits with 0 without `sys.stdout`, as in `mllmsubj --help >&-`."""
     program = ["sh", "-c", 'exec "$0" -m mllmsubj --help >&-', sys.executable]
     done = subprocess.run(program, cwd=folder, capture_output=True, text=True)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 
 
 @pytest.mark.parametrize("case", EARLY)
-def test_jax_is_not_started_for(folder, case):
-    """In a process where importing JAX fails."""
+def test_generate_invalid_arguments_without_jax(folder, case):
+    """These errors come before JAX is imported; its import fails in this process."""
     code = (
         "import sys; sys.modules['jax'] = None; from mllmsubj.cli.main import main; main(['mllmsubj', *sys.argv[1:]])"
     )
@@ -140,7 +142,8 @@ def test_jax_is_not_started_for(folder, case):
 
 
 @pytest.mark.parametrize("case", LATE)
-def test_mistakes_are_found_before_parameters_are_read(folder, case, monkeypatch, capsys):
+def test_generate_invalid_request(folder, case, monkeypatch, capsys):
+    """These errors come before parameters are read, and no file is written."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(Pipeline, "load", lambda *_: pytest.fail("the checkpoint was loaded"))
     monkeypatch.setattr(main, "_set_up", lambda: None)
@@ -153,7 +156,8 @@ def test_mistakes_are_found_before_parameters_are_read(folder, case, monkeypatch
     assert sorted(folder.iterdir()) == before
 
 
-def test_flags_and_overrides_reach_the_pipeline(folder, monkeypatch, capsys):
+def test_generate_flags_and_overrides(folder, monkeypatch, capsys):
+    """The pipeline is loaded with the config that flags and `--config.` overrides give."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(main, "_set_up", lambda: None)
     loaded = []
@@ -175,21 +179,21 @@ def test_flags_and_overrides_reach_the_pipeline(folder, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("args", [[], ["--help"], ["help"], ["generate", "--help"], ["bench", "-h"]])
-def test_help(args, capsys):
+def test_help_output(args, capsys):
     main.main(["mllmsubj", *args])
     out, err = capsys.readouterr()
     assert err == ""
     assert ("--reference" if "generate" in args else "mllmsubj") in out
 
 
-def test_help_of_a_process(folder):
+def test_help_subprocess(folder):
     process = command(folder, "generate", "--help")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert "--tau1" in out
 
 
-def test_output_names(tmp_path, monkeypatch):
+def test_output_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert [str(path) for path in output_paths("new/a.b.PNG", 1)] == ["new/a.b.PNG"]
@@ -215,13 +219,14 @@ main.main(["mllmsubj"])
 """
 
 
-def test_an_interrupt_that_a_finalizer_ignores_is_repeated():
+def test_interrupt_in_finalizer():
+    """An interrupt is raised again after Python has ignored it in a finalizer."""
     done = subprocess.run([*HEARS_SIGINT, "-c", INTERRUPTED_IN_A_FINALIZER], capture_output=True, text=True, timeout=30)
     assert (done.stdout, done.stderr, done.returncode) == ("", "mllmsubj: interrupted\n", 130)
 
 
-def test_two_pictures_of_a_photograph_then_interrupted(folder):
-    """The front door as users have it; then once more, interrupted, with what was compiled."""
+def test_generate_two_images_then_interrupt(folder):
+    """A process generates two images; SIGINT stops a second process, which uses the compilation cache."""
     unguided = dict(text_guidance=1, reference_guidance=1)  # a third of the program
     request = generate(output="new/moon.png", num_images=2, steps=2, height=64, width=80, seed=5, **unguided)
     process = command(folder, *request)

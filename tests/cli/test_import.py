@@ -1,3 +1,5 @@
+"""`mllmsubj import`."""
+
 import jax
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ CONFIG = f"--config={ROOT / 'configs' / 'tiny.py'}"
 
 @pytest.mark.parity
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
-def test_round_trip(flux, tmp_path, dtype, capsys):
+def test_import_checkpoint(flux, tmp_path, dtype, capsys):
+    """The checkpoint has the weights and sizes of the sources; it can be trained, but not used to generate."""
     workdir = tmp_path / "workdir"
     sources = (f"--mllm={flux / 'mllm'}", f"--transformer={flux}", f"--vae={flux / 'vae'}")
     main.run(["mllmsubj", "import", *sources, CONFIG, f"--workdir={workdir}", f"--dtype={dtype}"])
@@ -60,7 +63,8 @@ BAD = {
 
 
 @pytest.mark.parametrize(("changes", "says"), BAD.values(), ids=list(BAD))
-def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, changes, says):
+def test_import_invalid_arguments(tmp_path, monkeypatch, capsys, changes, says):
+    """The error is one line, and no file is written."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     words = [f"--{name}={value}" for name, value in (FOLDERS | changes).items() if value is not None]

@@ -1,4 +1,4 @@
-"""How the command line ends a command, in this process."""
+"""Interrupts and missing extras on the command line, in this process."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ from mllmsubj.errors import UserError
 
 
 class Exited(BaseException):
-    """In the place of the end of this process."""
+    """Raised in place of `os._exit`."""
 
 
 def exited(code):
@@ -32,7 +32,7 @@ def test_main_interrupt(monkeypatch, capsys):
     assert capsys.readouterr().err == "mllmsubj: interrupted\n"
 
 
-def test_need_train_extra(monkeypatch):
+def test_need_train_extra_missing(monkeypatch):
     main.need_train_extra("training needs")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^training needs the extra 'train': pip install 'mllmsubj\[train\]'$"):
@@ -41,7 +41,7 @@ def test_need_train_extra(monkeypatch):
 
 @pytest.fixture
 def sigint(monkeypatch):
-    """SIGINT as Python handles it by default, whatever it was."""
+    """Installs Python's default SIGINT handler during a test."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     interrupts.end()
@@ -54,14 +54,15 @@ def test_interrupts_install(sigint):
         signal.raise_signal(signal.SIGINT)
 
 
-def test_interrupts_leave_other_handlers(sigint):
+def test_interrupts_other_handler(sigint):
+    """A handler other than Python's default one is not replaced."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     interrupts.install()
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
-def test_interrupts_repeat_lost(sigint, monkeypatch):
-    """An exception that is gone is raised again in the main thread; one that still exists is not."""
+def test_interrupts_lost_exception(sigint, monkeypatch):
+    """SIGINT is sent again to the main thread once the exception is deleted, but not before."""
     sent = []
     monkeypatch.setattr(signal, "pthread_kill", lambda thread, number: sent.append((thread, number)))
     error = interrupts.Interrupted()
@@ -78,7 +79,7 @@ def test_interrupts_repeat_lost(sigint, monkeypatch):
 
 
 def test_interrupts_report_ignored():
-    """What is raised again is not reported; other ignored exceptions are, as before."""
+    """An ignored `Interrupted` is not reported; other ignored exceptions are."""
     reported = []
 
     class Ignored:

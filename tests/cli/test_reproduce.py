@@ -1,4 +1,4 @@
-"""`mllmsubj reproduce`: mistakes, the commands that it would run, and one table for real."""
+"""`mllmsubj reproduce`: argument errors, the commands of a dry run, and a run of one table."""
 
 import csv
 import re
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("here")
         ([f"--config={TINY}", "--workdir=out", "--config.train.stage1.stepz=1"], ["train.stage1.stepz", "'steps'"]),
     ],
 )
-def test_mistakes(tmp_path, capsys, words, says):
+def test_reproduce_invalid_arguments(tmp_path, capsys, words, says):
     with pytest.raises(SystemExit) as stopped:
         main.main(["mllmsubj", "reproduce", *words])
     assert stopped.value.code == 2
@@ -37,12 +37,13 @@ def test_mistakes(tmp_path, capsys, words, says):
     assert not (tmp_path / "out").exists()
 
 
-def test_all_is_all():
+def test_reproduce_all_examples():
+    """`reproduce.ALL` is the number of held-out examples."""
     assert reproduce.ALL == held_out.EXAMPLES
 
 
-def test_commands(capsys):
-    """A row's own steps come behind those for all."""
+def test_reproduce_dry_run(capsys):
+    """The overrides of a row follow those for all rows."""
     words = [f"--config={TINY}", "--workdir=out", "--dry_run", "--limit=5", "--config.train.stage1.steps=7"]
     main.main(["mllmsubj", "reproduce", *words, "--config.train.stage2.steps=3"])
     lines = capsys.readouterr().out.splitlines()
@@ -56,7 +57,7 @@ def test_commands(capsys):
 
 
 @pytest.mark.slow
-def test_a_table(tmp_path, capsys):
+def test_reproduce_table(tmp_path, capsys):
     words = [f"--config={CONFIG}", "--workdir=out", "--tables=last_stage", "--limit=3"]
     words += ["--config.train.stage1.steps=1", "--config.train.stage2.steps=1"]
     main.main(["mllmsubj", "reproduce", *words])

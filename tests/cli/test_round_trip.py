@@ -1,4 +1,4 @@
-"""Somebody else's weights in, a few steps of training, pictures and a LoRA for diffusers out."""
+"""Import of FLUX weights, two training steps, generation, and export of a LoRA that diffusers loads."""
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ from tests.train.runs import on_one_device
 
 @pytest.fixture(scope="module")
 def trained(flux, tmp_path_factory):
-    """The workdir of a run of two steps on imported weights."""
+    """The workdir of a training of two steps that starts from imported weights."""
     root = tmp_path_factory.mktemp("run")
     sources = (f"--mllm={flux / 'mllm'}", f"--transformer={flux}", f"--vae={flux / 'vae'}")
     config = f"--config={ROOT / 'configs' / 'tiny.py'}"
@@ -47,7 +47,7 @@ def trained(flux, tmp_path_factory):
 
 
 @pytest.mark.parity
-def test_pictures(trained, monkeypatch):
+def test_round_trip_generate(trained, monkeypatch):
     on_one_device(monkeypatch, pipeline)
     reference = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
     [image] = Pipeline.load(trained).generate(reference, "the thing in the picture, on the moon").images
@@ -55,7 +55,8 @@ def test_pictures(trained, monkeypatch):
 
 
 @pytest.mark.parity
-def test_its_lora_in_diffusers(trained, flux, tmp_path):
+def test_round_trip_lora_in_diffusers(trained, flux, tmp_path):
+    """FLUX in diffusers with the exported LoRA gives the outputs of the trained transformer."""
     import torch
     from diffusers import FluxPipeline, FluxTransformer2DModel
 

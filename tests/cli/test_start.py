@@ -1,4 +1,4 @@
-"""What a command imports before it does anything: a fresh process each."""
+"""Modules that a command imports, in a new process each."""
 
 import json
 import subprocess
@@ -18,13 +18,13 @@ import mllmsubj
 mllmsubj.Pipeline.load("tiny")
 """
 UNREAD = "clu diffusers grain numba optax orbax pandas pyarrow qwix scipy tensorflow torch transformers"
-"""Packages that generating from "tiny" has no use for."""
+"""Packages that are not imported to load "tiny"."""
 
 
 @pytest.mark.parametrize(
     ("code", "unread"), [(HELP, f"flax jax numpy {UNREAD}"), (LOAD, UNREAD)], ids=["--help", "generate"]
 )
-def test_imports(code, unread):
+def test_startup_imports(code, unread):
     program = f"{code}\nimport json, sys\nprint(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     imported = json.loads(done.stdout.splitlines()[-1])

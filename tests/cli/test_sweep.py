@@ -1,4 +1,4 @@
-"""`mllmsubj sweep`: mistakes, commands, the launcher, and a sweep that is killed and goes on."""
+"""`mllmsubj sweep`: argument errors, commands, the launcher, and a sweep that is killed and resumes."""
 
 import csv
 import json
@@ -72,7 +72,8 @@ def call(capsys, *words, code=0):
         ("listed('seed', (1,))", ["--summary"], ["out holds no sweep"]),
     ],
 )
-def test_mistakes_are_found_before_anything_is_written(tmp_path, capsys, runs, more, says):
+def test_sweep_invalid_arguments(tmp_path, capsys, runs, more, says):
+    """The error is one line, and no file is written."""
     flags = [f"--config={TINY}", sweep_file(runs), "--workdir=out", *more]
     out, err = call(capsys, *flags, code=2)
     assert out == ""
@@ -83,7 +84,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, capsys, runs, m
     assert [path.name for path in tmp_path.iterdir()] == ["some.py"]
 
 
-def test_dry_run(tmp_path, capsys):
+def test_sweep_dry_run(tmp_path, capsys):
     runs = "grid({'model.dla.states': ((0, 3), (3, 7)), 'sampling.tau1': (0.9, 0.95)})"
     flags = [f"--config={TINY}", sweep_file(runs), "--workdir=out", "--limit=5", "--config.seed=7", "--dry_run"]
     train = (
@@ -103,8 +104,8 @@ def test_dry_run(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["some.py"]
 
 
-def test_the_launcher_gets_words(tmp_path, capsys):
-    """Training first; evaluation where its result is; nothing of what failed is summed up as finished."""
+def test_sweep_launcher(tmp_path, capsys):
+    """The launcher gets the command as separate words; a run without a trained model is not evaluated."""
     (tmp_path / "launch.py").write_text(
         "import json, sys\nopen(sys.argv[1], 'w').write(json.dumps(sys.argv[2:]))\nsys.exit(sys.argv[1] == '3')"
     )
@@ -119,11 +120,12 @@ def test_the_launcher_gets_words(tmp_path, capsys):
     assert not (tmp_path / "2").exists()
 
 
-def test_another_sweep_or_config_in_the_same_workdir(capsys):
+def test_sweep_workdir_mismatch(capsys):
+    """A workdir accepts more runs of its sweep, but no other sweep or config."""
     launch = f"--launch={sys.executable} -c pass"
     flags = [f"--config={TINY}", "--workdir=out", launch]
     call(capsys, *flags, sweep_file("listed('seed', (1,))"))
-    call(capsys, *flags, sweep_file("listed('seed', (1, 2))"))  # more runs of the same sweep are welcome
+    call(capsys, *flags, sweep_file("listed('seed', (1, 2))"))  # more runs of the same sweep are allowed
     err = call(capsys, *flags, sweep_file("listed('seed', (1,))", "other"), code=2).err
     assert "out holds the sweep some of its own trainings, this is other" in err
     err = call(capsys, *flags, sweep_file("listed('seed', (1,))"), "--config.train.clip_norm=3.0", code=2).err
@@ -131,8 +133,8 @@ def test_another_sweep_or_config_in_the_same_workdir(capsys):
 
 
 @pytest.mark.slow
-def test_killed_and_run_again(tmp_path, capsys):
-    """The sweep and its training with SIGKILL; then all of it; then there is nothing to do. Two runs, one training."""
+def test_sweep_resume_after_kill(tmp_path, capsys):
+    """The sweep and its training are killed; the next sweep finishes both runs, and a third one has nothing to do."""
     flags = [f"--config={CONFIG}", sweep_file("[{}, {'sampling.tau1': 0.9}]"), "--workdir=out", "--limit=2"]
     flags += ["--config.train.stage1.steps=0", "--config.train.stage2.steps=20", "--config.evals.samples.count=1"]
 
@@ -148,7 +150,7 @@ def test_killed_and_run_again(tmp_path, capsys):
         time.sleep(0.05)
     process.kill()
     process.communicate()
-    assert is_locked(base)  # the training goes on; a new sweep would wait for it
+    assert is_locked(base)  # the training still runs; a new sweep would wait for it
     os.kill(int((base / ".lock").read_text()), signal.SIGKILL)
     out = call(capsys, "--workdir=out", "--summary").out
     assert re.search(r"^0\.9 +at step \d+$", out, re.MULTILINE)

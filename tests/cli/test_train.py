@@ -1,4 +1,4 @@
-"""`mllmsubj train` as its user meets it: what it says, what it leaves, and every mistake as one line."""
+"""`mllmsubj train`: output, files and error messages."""
 
 import json
 import os
@@ -37,7 +37,7 @@ ONE_STAGE = dict(train__stage1__steps=0, train__stage2__steps=4)
 
 
 def refused(capsys, monkeypatch, workdir, *flags, config=CONFIG):
-    """The one line that `mllmsubj train` says before it exits with 2."""
+    """Returns the one-line error of `mllmsubj train`, which exits with 2."""
     monkeypatch.setattr(main, "_set_up", lambda: None)
     words = [f"--config={config}", f"--workdir={workdir}", *flags]
     with pytest.raises(SystemExit) as stopped:
@@ -66,13 +66,15 @@ MISTAKES = {
 }
 
 
-def test_data_are_looked_for_before_anything_is_made(tmp_path, monkeypatch, capsys):
+def test_train_missing_data(tmp_path, monkeypatch, capsys):
+    """The workdir is not created if the data source does not exist."""
     refused(capsys, monkeypatch, tmp_path / "run", "--config.data.source=nowhere.jsonl")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_mistakes_bind_nobody(tmp_path, monkeypatch, capsys, case):
+def test_train_invalid_config(tmp_path, monkeypatch, capsys, case):
+    """The error is one line; neither the config nor a base checkpoint is written to the workdir."""
     flags, says = MISTAKES[case]
     line = refused(capsys, monkeypatch, tmp_path / "run", *flags)
     for word in says:
@@ -81,7 +83,8 @@ def test_mistakes_bind_nobody(tmp_path, monkeypatch, capsys, case):
     assert not (tmp_path / "run" / "base").exists()
 
 
-def test_workdirs_that_cannot_be(tmp_path, monkeypatch, capsys):
+def test_train_invalid_workdir(tmp_path, monkeypatch, capsys):
+    """The workdir is a file, cannot be written, is in use, or has another config."""
     (tmp_path / "file").touch()
     assert "is a file; name a folder" in refused(capsys, monkeypatch, tmp_path / "file")
     assert "cannot write workdir" in refused(capsys, monkeypatch, tmp_path / "file" / "below")
@@ -93,8 +96,8 @@ def test_workdirs_that_cannot_be(tmp_path, monkeypatch, capsys):
     assert "holds a run with another config: train.batch_size: 8 there, 16 here" in line
 
 
-def test_nan(tmp_path, monkeypatch):
-    """The run stops at the last update of those in a row, and leaves its state and batch to look at; see `hooks`."""
+def test_train_nonfinite_updates(tmp_path, monkeypatch):
+    """The training stops after `max_nonfinite_steps` such updates in a row and saves its state and batch."""
     rates = (("dla/.*", 1e30), (".*/lora_[ab]", 1e30))
     stage = dict(train__stage2__learning_rates=rates, train__stage2__warmup_steps=0, train__stage2__steps=20)
     says = r"^3 updates in a row had NaN or Inf and were left out, up to step (\d+); state and batch are in (.*); start"
@@ -111,7 +114,7 @@ def test_nan(tmp_path, monkeypatch):
 
 
 def manifest(folder, examples, broken):
-    """Pairs of pictures, the first `broken` of which no decoder reads."""
+    """Writes image pairs, the first `broken` of them truncated, and returns the path of their manifest."""
     folder.mkdir()
     lines = []
     for i in range(examples):
@@ -124,8 +127,8 @@ def manifest(folder, examples, broken):
     return str(folder / "pairs.jsonl")
 
 
-def test_unreadable_examples(tmp_path, monkeypatch, caplog):
-    """Some are passed over, counted and named; too many end the run."""
+def test_train_unreadable_examples(tmp_path, monkeypatch, caplog):
+    """Unreadable examples are skipped, counted and logged; more than `data.max_skipped` of them end the training."""
     source = manifest(tmp_path / "data", 24, broken=2)
     train_here(monkeypatch, tmp_path / "run", data__source=source, data__max_skipped=0.5, **ONE_STAGE)
     counts = [line["examples_skipped"] for line in metrics(tmp_path / "run")]
@@ -139,8 +142,8 @@ def test_unreadable_examples(tmp_path, monkeypatch, caplog):
         train_here(monkeypatch, tmp_path / "other", data__source=source, **ONE_STAGE)
 
 
-def test_stage_two_goes_on_from_another_run_s_stage_one(tmp_path, monkeypatch):
-    """With the DLA frozen in stage 2: `None` in `learning_rates`. The second run starts from the first one's model."""
+def test_train_start_from_stage1(tmp_path, monkeypatch):
+    """Stage 2 starts from the stage 1 of another training; the DLA is frozen with `None` in `learning_rates`."""
     frozen = (("dla/.*", None), (".*/lora_[ab]", 1e-3))
     train_here(monkeypatch, tmp_path / "one", train__stage1__steps=4, train__stage2__steps=0)
     changes = dict(train__start_from=str(tmp_path / "one"), train__stage2__learning_rates=frozen)
@@ -154,15 +157,15 @@ def test_stage_two_goes_on_from_another_run_s_stage_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("writes", ["profile", pytest.param("everything", marks=pytest.mark.slow)])
-def test_a_process_from_its_start_to_its_end(tmp_path, writes):
-    """Nothing on stderr but its own lines; with the model a profile, if asked for pictures and TensorBoard's files."""
+def test_train_subprocess(tmp_path, writes):
+    """Stderr has only mllmsubj's lines; a profile, samples and TensorBoard files are written if the config has them."""
     asked, everything = ("log.profile_steps=2", "log.profile_start=1"), writes == "everything"
     if everything:
         asked += ("log.tensorboard=True", "evals.samples.every_steps=2")
     process = start(tmp_path, "train.stage1.steps=0", "train.stage2.steps=4", *asked)
     out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
-    assert out == f"{tmp_path / 'model'}: draw with mllmsubj generate --checkpoint={tmp_path} …\n"
+    assert out == f"{tmp_path / 'model'}: generate images with mllmsubj generate --checkpoint={tmp_path} …\n"
     assert [line for line in err.splitlines() if not line.startswith(("mllmsubj: ", "stage "))] == []
     assert re.search(r"mllmsubj: first step after [\d.]+ s \((cold|warm): \d+ of \d+ programs", err)
     assert metrics(tmp_path)[0]["first_step_seconds"] > 0
@@ -179,7 +182,8 @@ def test_a_process_from_its_start_to_its_end(tmp_path, writes):
             assert picture.size == (3 * 32, 2 * 32)
 
 
-def test_compiled_programs_stay_in_the_workdir_unless_the_user_names_a_place(tmp_path, monkeypatch):
+def test_compilation_cache_location(tmp_path, monkeypatch):
+    """The compilation cache is in the workdir, unless JAX_COMPILATION_CACHE_DIR is set."""
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for named, kept in (None, f"{tmp_path}/run/compiled"), ("gs://bucket/compiled", "gs://bucket/compiled"):
@@ -202,8 +206,8 @@ main.main(["mllmsubj", "train", "--config={CONFIG}", f"--workdir={{sys.argv[1]}}
 
 
 @pytest.mark.slow
-def test_a_grace_too_short(tmp_path):
-    """What cannot be saved in time is given up: exit code 143, and the save before is whole."""
+def test_train_grace_period_exceeded(tmp_path):
+    """A save that exceeds `grace_seconds` is aborted with exit code 143; the previous checkpoint is complete."""
     flags = [
         f"train.weights={weights()}",
         "train.stage1.steps=0",
@@ -253,8 +257,8 @@ main.main(["mllmsubj", "train", "--config={CONFIG}", f"--workdir={{workdir}}", *
 
 
 @pytest.mark.slow
-def test_a_full_disk(small_disk, monkeypatch, caplog):
-    """One line; with space again, the run goes on from the save before."""
+def test_train_disk_full(small_disk, monkeypatch, caplog):
+    """The error is one line; with free space, the training resumes from the previous checkpoint."""
     workdir, steps = small_disk / "run", ("train.stage1.steps=0", "train.stage2.steps=12")
     flags = [f"--config.{flag}" for flag in (f"train.weights={weights()}", *steps)]
     command = [sys.executable, "-c", FILLED_UP, str(workdir), *flags]

@@ -1,4 +1,4 @@
-"""Parameters come to the devices for their turn and leave after it; the pictures are the same."""
+"""CPU offload: a parameter group is on the device only while its program runs; images do not change."""
 
 import gc
 
@@ -44,7 +44,8 @@ def turns(mesh):
     return cpu_offload(mesh)
 
 
-def test_every_parameter_has_one_turn(waiting):
+def test_parameter_groups_partition(waiting):
+    """Each parameter is in exactly one group."""
     paths = [path for turn in PARAMETER_GROUPS for path in flatten(parameters_of(waiting, turn))]
     assert sorted(paths) == sorted(path for path in flatten(waiting))
     assert not is_read("mllm/lm_head/kernel")
@@ -53,7 +54,8 @@ def test_every_parameter_has_one_turn(waiting):
 @pytest.mark.parametrize(
     ("waiting", "watched"), [("auto", False), ("auto", True), ("int8", False)], indirect=["waiting"]
 )
-def test_pictures_are_the_same_again_and_again(waiting, turns, watched):
+def test_cpu_offload_equal_images(waiting, turns, watched):
+    """Repeated calls with offload give the same images as parameters on the device."""
     steps = []
     progress = (lambda *at: steps.append(at)) if watched else None
     model = small_model(lora=True)
@@ -66,7 +68,8 @@ def test_pictures_are_the_same_again_and_again(waiting, turns, watched):
     assert len(steps) == (3 * 8 if watched else 0)
 
 
-def test_only_the_parameters_of_a_turn_are_on_the_device(waiting, turns, mesh):
+def test_cpu_offload_device_memory(waiting, turns, mesh):
+    """Only the parameters of one group are on the device at a time."""
     found = {}
 
     def measured(params, turn, program):
@@ -78,7 +81,7 @@ def test_only_the_parameters_of_a_turn_are_on_the_device(waiting, turns, mesh):
 
         return turns(params, turn, inside)
 
-    gc.collect()  # arrays that tests before left in cycles
+    gc.collect()  # arrays of earlier tests in reference cycles
     before = live_bytes()
     Generator(small_model(lora=True), SHIFT, measured)(waiting, small_inputs(), SETTINGS, seed=3)
     assert found == group_bytes(waiting, mesh)
@@ -86,20 +89,22 @@ def test_only_the_parameters_of_a_turn_are_on_the_device(waiting, turns, mesh):
     assert sum(found.values()) == sum(leaf.nbytes for leaf in jax.tree.leaves(waiting))
 
 
-def test_they_leave_after_a_failure_too(waiting, turns):
+def test_cpu_offload_after_error(waiting, turns):
+    """Parameters are removed from the device after an error."""
     before = live_bytes()
     with pytest.raises(RuntimeError, match="in the middle"):
         turns(waiting, "denoise", lambda here: (_ for _ in ()).throw(RuntimeError("in the middle")))
     assert live_bytes() == before
 
 
-def test_bytes_are_those_of_one_device(waiting):
+def test_group_bytes_sharded(waiting):
+    """`group_bytes` gives the bytes on one device."""
     whole, split = (group_bytes(waiting, make_mesh(fsdp=n, devices=jax.devices()[:n])) for n in (1, 2))
-    assert split.pop("decode") == whole["decode"]  # a VAE of four channels is not worth splitting
+    assert split.pop("decode") == whole["decode"]  # a VAE of four channels is not sharded
     assert all(whole[turn] / 2 <= split[turn] < whole[turn] for turn in split)
 
 
-def test_devices_without_room():
+def test_check_room_insufficient_memory():
     turns = {"encode": 10 * 10**9, "prepare": 3 * 10**9, "denoise": 11 * 10**9, "decode": 10**9}
     with pytest.raises(UserError, match=r"take 25\.0 GB of a device that has 16\.0 .*denoise 11\.0.* --offload"):
         check_room(turns, False, 16 * 10**9)

@@ -1,4 +1,4 @@
-"""How parameters are read to draw with: what is kept at full size, and how much memory it takes to get there."""
+"""Parameters for inference: their size in memory, and the peak memory of loading."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ from tests.environment import ROOT
 from tests.small import small_config, small_model
 
 SMALLER = 16
-"""How much smaller the groups of the model are whose memory is measured."""
+"""Factor by which loading groups are reduced for the model whose memory is measured."""
 
 LOAD = """
 import json, sys
@@ -57,8 +57,8 @@ print(json.dumps(dict(before=before, peak=peak(), kept=sum(leaf.nbytes for leaf 
         ("auto", dict(encode=16.57, prepare=6.56, denoise=17.24, decode=0.10)),
     ],
 )
-def test_bytes_of_the_full_size_model(frozen_dtype, gigabytes):
-    """In 8 bits every turn leaves 5 GB of a chip of 16, and all of them together fit in 40 GB of the host's memory."""
+def test_group_bytes_full_size(frozen_dtype, gigabytes):
+    """With int8, each group leaves 5 GB of a 16 GB chip free, and all groups fit in 40 GB of host memory."""
     sizes = Experiment.from_config(load_config(str(ROOT / "configs" / "paper.py"))).model
     stored = SubjectModel(replace(sizes, frozen_dtype=frozen_dtype), Compute(jnp.bfloat16))
     turns = group_bytes(held_shapes(stored), make_mesh(devices=jax.devices()[:1]))
@@ -66,7 +66,8 @@ def test_bytes_of_the_full_size_model(frozen_dtype, gigabytes):
 
 
 @pytest.mark.parametrize("frozen_dtype", ["auto", "int8"])
-def test_every_parameter_is_in_one_group(frozen_dtype):
+def test_groups_partition(frozen_dtype):
+    """Each parameter is in exactly one group."""
     model = small_model(lora=True)
     model = replace(model, config=replace(model.config, frozen_dtype=frozen_dtype))
     paths = [path for group in groups(model) for path in group]
@@ -75,7 +76,7 @@ def test_every_parameter_is_in_one_group(frozen_dtype):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A checkpoint of 1.2 GB in bfloat16, most of it in the projections that 8 bits halve."""
+    """A bfloat16 checkpoint of 1.2 GB, most of it in projections that are quantized to int8."""
     config = small_config()
     with config.unlocked():
         config.compute.update(dtype="bfloat16", layers="scan", offload=True)
@@ -95,8 +96,11 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_loading_takes_little_more_memory_than_what_is_kept(large):
-    """Beyond it: a group as stored, on CPUs its numbers in float32 while 8 bits are made of them, and compiling."""
+def test_load_peak_memory(large):
+    """The peak memory is little more than the loaded parameters.
+
+    The rest is a group as stored, its float32 copy during quantization (on CPUs only), and compilation.
+    """
     folder, stored = large
     shapes = flatten(stored.abstract_params())
     env = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PATH": "", "PYTHONPATH": str(ROOT)}

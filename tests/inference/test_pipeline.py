@@ -1,4 +1,4 @@
-"""Everything that needs the loaded pipeline is in this file, so that one worker loads it once."""
+"""`Pipeline`; all tests that need a loaded one are here, so that a single pytest worker loads it."""
 
 import errno
 import json
@@ -39,7 +39,7 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def params():
-    """Random parameters of the small config, as a checkpoint holds them; adapters are not zero."""
+    """Random parameters of the small config, as in a checkpoint; adapters are not zero."""
     experiment = Experiment.from_config(CONFIG)
     model = SubjectModel(experiment.model, experiment.compute.resolve()).stacked
     return jax.tree.map(np.asarray, random_like(model.abstract_params()))
@@ -64,7 +64,7 @@ def drawn(pipe):
 
 @pytest.fixture
 def saved(folder, tmp_path):
-    """A folder with links to the checkpoint's files, to be damaged."""
+    """A folder with hard links to the checkpoint's files, which a test may damage."""
     for path in folder.rglob("*"):
         if path.is_file():
             copy = tmp_path / "copy" / path.relative_to(folder)
@@ -77,7 +77,7 @@ def pixels(result):
     return np.stack([np.asarray(image) for image in result.images]).astype(int)
 
 
-def test_sizes_and_metadata(folder, drawn):
+def test_generate_size_and_metadata(folder, drawn):
     assert [image.size for image in drawn.images] == [(48, 64)] * 3
     assert pixels(drawn).std() > 1
     for i, metadata in enumerate(drawn.metadata):
@@ -86,19 +86,22 @@ def test_sizes_and_metadata(folder, drawn):
         assert metadata["checkpoint"] == checkpoint.fingerprint(folder)
 
 
-def test_the_same_seed_is_the_same_picture(pipe, drawn):
+def test_generate_deterministic(pipe, drawn):
+    """The same seed gives the same images."""
     again = pipe.generate(CAT, PROMPT, num_images=3, seed=7, **FAST)
     np.testing.assert_array_equal(pixels(again), pixels(drawn))
 
 
-def test_pictures_do_not_depend_on_their_number(pipe, drawn):
+def test_generate_batch_invariance(pipe, drawn):
+    """Images do not depend on their number or on the batch size."""
     alone = pipe.generate([CAT], PROMPT, seed=7, **FAST)
     np.testing.assert_allclose(pixels(alone)[0], pixels(drawn)[0], atol=1)
     batched = pipe.generate([CAT], PROMPT, num_images=3, seed=7, batch_size=1, **FAST)
     np.testing.assert_allclose(pixels(batched), pixels(drawn), atol=1)
 
 
-def test_what_changes_pictures(pipe, drawn):
+def test_generate_input_dependence(pipe, drawn):
+    """Images change with their index, the seed, the prompt, the references and the guidance."""
     first = pixels(drawn)
     assert np.abs(first[0] - first[1]).mean() > 1
     for change in (dict(seed=8), dict(prompt="a dog"), dict(references=COFFEE), dict(guidance=9.0)):
@@ -106,13 +109,15 @@ def test_what_changes_pictures(pipe, drawn):
         assert (other != first).any(), change
 
 
-def test_progress_changes_nothing(pipe, drawn, capsys):
+def test_generate_progress(pipe, drawn, capsys):
+    """A progress bar does not change the images."""
     watched = pipe.generate(CAT, PROMPT, num_images=3, seed=7, progress=True, **FAST)
     np.testing.assert_allclose(pixels(watched), pixels(drawn), atol=1)
     assert "/3 [" in capsys.readouterr().err
 
 
-def test_references_may_be_paths_pictures_or_one(pipe, drawn, tmp_path):
+def test_generate_reference_types(pipe, drawn, tmp_path):
+    """References may be paths or images, in a sequence or alone."""
     path = tmp_path / "cat.png"
     CAT.save(path)
     for references, names in ((str(path), ["cat.png"]), (path, ["cat.png"]), ([path], ["cat.png"]), ((CAT,), [None])):
@@ -121,7 +126,8 @@ def test_references_may_be_paths_pictures_or_one(pipe, drawn, tmp_path):
         assert result.metadata[0]["references"] == names
 
 
-def test_several_references(pipe):
+def test_generate_two_references(pipe):
+    """The order of references changes the image."""
     pair, swapped = (pipe.generate(images, "x", **FAST) for images in ([CAT, COFFEE], [COFFEE, CAT]))
     assert pixels(pair).shape == (1, 64, 48, 3)
     assert (pixels(pair) != pixels(swapped)).any()
@@ -147,17 +153,19 @@ def test_several_references(pipe):
         (dict(references=[CAT, Image.new("RGB", (900, 10))]), "reference image 2 is 900x10"),
     ],
 )
-def test_what_cannot_be_drawn(pipe, change, says):
+def test_generate_invalid_request(pipe, change, says):
     with pytest.raises(UserError, match=says):
         pipe.generate(**dict(references=CAT, prompt="x") | change)
 
 
-def test_extreme_seeds_and_numpys_numbers(pipe):
+def test_generate_seed_limits(pipe):
+    """The smallest and largest seeds are valid, and so are NumPy scalars."""
     for seed in (0, 2**32 - 1):
         assert len(pipe.generate(CAT, "x", seed=seed, guidance=np.float64(0.5), **FAST).images) == 1
 
 
-def test_parameters_are_those_that_were_saved(pipe, params):
+def test_load_params(pipe, params):
+    """Loaded parameters are the saved ones with adapters merged and layers unstacked."""
     config = pipe.experiment.model.lora
     merged = jax.jit(lambda params: unstack(params | {"transformer": merge_lora(params["transformer"], config)}))(
         params
@@ -165,21 +173,23 @@ def test_parameters_are_those_that_were_saved(pipe, params):
     jax.tree.map(np.testing.assert_array_equal, pipe.params, merged)
 
 
-def test_a_checkpoint_loaded_again_draws_the_same(pipe, folder, drawn):
+def test_load_again_equal_images(pipe, folder, drawn):
     again = Pipeline.load(str(folder))
     again._generator = pipe._generator  # compiled already
     result = again.generate(CAT, PROMPT, num_images=3, seed=7, **FAST)
     np.testing.assert_array_equal(pixels(result), pixels(drawn))
 
 
-def test_parameters_that_take_turns_draw_the_same(folder, drawn):
+def test_load_offload(folder, drawn):
+    """With CPU offload, parameters are in host memory, and images are the same."""
     turns = Pipeline.load(folder, offload=True)
     assert {type(leaf) for leaf in jax.tree.leaves(turns.params)} == {np.ndarray}
     np.testing.assert_array_equal(pixels(turns.generate(CAT, PROMPT, num_images=3, seed=7, **FAST)), pixels(drawn))
 
 
 @pytest.mark.slow
-def test_eight_bits_take_turns_too_and_keep_the_adapters(folder, params, drawn):
+def test_load_int8_offload(folder, params, drawn):
+    """With int8, images are the same with and without offload, and adapters are not quantized."""
     here, turns = (Pipeline.load(folder, frozen_dtype="int8", offload=offload) for offload in (False, True))
     first, again = (pixels(each.generate(CAT, PROMPT, num_images=3, seed=7, **FAST)) for each in (here, turns))
     np.testing.assert_array_equal(again, first)
@@ -189,7 +199,8 @@ def test_eight_bits_take_turns_too_and_keep_the_adapters(folder, params, drawn):
     np.testing.assert_array_equal(block["lora_a"], whole["double_blocks"]["attn"]["to_q"]["lora_a"][0])
 
 
-def test_adapters_are_not_needed(params, folder, pipe, tmp_path):
+def test_load_without_adapters(params, folder, pipe, tmp_path):
+    """A checkpoint with merged adapters gives the same parameters."""
     config = checkpoint.read_config(folder)
     scale, config.model.lora = pipe.experiment.model.lora, None
     merged = params | {"transformer": jax.jit(lambda tree: merge_lora(tree, scale))(params["transformer"])}
@@ -199,7 +210,7 @@ def test_adapters_are_not_needed(params, folder, pipe, tmp_path):
     assert plain.checkpoint != pipe.checkpoint
 
 
-def test_another_shape_is_an_error(saved):
+def test_load_shape_mismatch(saved):
     config = checkpoint.read_config(saved)
     config.model.lora.rank = 8
     with pytest.raises(UserError, match=r"lora_\w is \(.*16.*\), the config says \(.*8.*\(and \d+ more\)"):
@@ -207,14 +218,14 @@ def test_another_shape_is_an_error(saved):
 
 
 @pytest.mark.parametrize("missing", ["config.json", "params", "tokenizer", "clip_tokenizer", "folder"])
-def test_missing_pieces_are_named(saved, missing):
+def test_load_missing_files(saved, missing):
     (saved if missing == "folder" else saved / missing).rename(saved.parent / "elsewhere")
     with pytest.raises(UserError, match="copy.*config.json" if missing == "folder" else f"copy.*{missing}") as error:
         Pipeline.load(saved)
     assert "\n" not in str(error.value)
 
 
-def test_a_damaged_parameter_file_is_named(saved):
+def test_load_truncated_file(saved):
     largest = max((saved / "params").rglob("*"), key=lambda path: path.stat().st_size)
     half = largest.read_bytes()[: largest.stat().st_size // 2]
     largest.unlink()  # a link
@@ -223,7 +234,7 @@ def test_a_damaged_parameter_file_is_named(saved):
         Pipeline.load(saved)
 
 
-def test_a_saved_picture_holds_its_metadata(drawn, tmp_path):
+def test_result_save_metadata(drawn, tmp_path):
     path = tmp_path / "new" / "cat.png"
     drawn.save(path, 1)
     assert [file.name for file in path.parent.iterdir()] == ["cat.png"]
@@ -238,7 +249,8 @@ def small_result():
     return Result([CAT], [dict(prompt="x", index=0)])
 
 
-def test_saving_replaces_only_whole_pictures(tmp_path, monkeypatch):
+def test_result_save_disk_full(tmp_path, monkeypatch):
+    """A failed save leaves the existing file as it was."""
     path = tmp_path / "cat.png"
     path.write_text("before")
 
@@ -257,7 +269,7 @@ def test_saving_replaces_only_whole_pictures(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["file/cat.png", "file/deep/cat.png", "folder"])
-def test_saving_where_nothing_can_be(tmp_path, where):
+def test_result_save_invalid_path(tmp_path, where):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=rf"cannot write .*{where}") as error:

@@ -1,4 +1,4 @@
-"""Requests as arrays."""
+"""`RequestReader`: requests as arrays."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from mllmsubj.inference.request import RequestReader
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_request_reader_range(count):
-    """The VAE reads [-1, 1], as in training: black is -1 and white 1, of one reference and of several."""
+    """References are in [-1, 1], as in training: black is -1 and white is 1, for one or several references."""
     reader = RequestReader(Experiment.from_config(read_config(TINY)), TINY)
     for color, value in (("black", -1.0), ("white", 1.0)):
         inputs = reader([Image.new("RGB", (64, 64), color)] * count, "a mug", 1, 0)

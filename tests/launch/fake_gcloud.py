@@ -1,7 +1,7 @@
-"""Google's side of `gcloud compute tpus`, on this machine: a request that a file describes, workers that are folders.
+"""A local replacement for `gcloud compute tpus`: the request is a file, and the workers are folders.
 
-FAKE_CLOUD names the folder: `calls.jsonl` (argv of every call), `state` (of the request; absent: there is none),
-`workers/0`, `workers/1` (their homes), `metadata` (port of each worker's metadata server, one a line).
+FAKE_CLOUD names the folder: `calls.jsonl` (argv of every call), `state` (of the request; absent if there is none),
+`workers/0`, `workers/1` (their homes), `metadata` (port of each worker's metadata server, one per line).
 """
 
 import json
@@ -45,7 +45,7 @@ def main(words: list[str]) -> int:
 
 
 def chosen(flags: dict[str, str]) -> list[int]:
-    """The workers that a call is for; their homes are made on the first one."""
+    """The workers that a call is for; the first call makes their home folders."""
     ports = (CLOUD / "metadata").read_text().split()
     for index in range(len(ports)):
         (CLOUD / "workers" / str(index)).mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def chosen(flags: dict[str, str]) -> list[int]:
 
 
 def ssh(_: list[str], flags: dict[str, str]) -> int:
-    """gcloud splits the command at spaces, ssh joins it again, and the login shell reads it."""
+    """Runs the command in a shell on each worker, as ssh does: gcloud splits it at spaces, and ssh joins it again."""
     code = 0
     ports = (CLOUD / "metadata").read_text().split()
     for index in chosen(flags):
@@ -64,7 +64,7 @@ def ssh(_: list[str], flags: dict[str, str]) -> int:
 
 
 def scp(names: list[str], flags: dict[str, str]) -> int:
-    """Onto a file that is there scp writes with that file's mode; elsewhere it makes one with the source's."""
+    """Copies files as scp does: an existing file keeps its mode, and a new file gets that of the source."""
     *sources, target = names
     for index in chosen(flags):
         place = CLOUD / "workers" / str(index) / target.partition(":")[2]

@@ -1,4 +1,4 @@
-"""The launchers as processes, what they print, and the shells that read it."""
+"""Helpers that run the launchers as processes, and the commands that they print in a shell."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ NASTY = (
     "Ü – 图",
     "first\nsecond",
 )
-"""Words of a command that every shell on the way would like to change."""
+"""Words of a command that a shell changes if they are not quoted."""
 
 
 def launch(script, *words, env=None, root=ROOT):
@@ -27,7 +27,7 @@ def launch(script, *words, env=None, root=ROOT):
 
 
 def dry_run(script, *words, **options):
-    """The lines that a step prints with --dry-run, which goes before the command."""
+    """The output of a step with --dry-run, which goes before the command."""
     at = words.index("--") if "--" in words else len(words)
     done = launch(script, *words[:at], "--dry-run", *words[at:], **options)
     assert (done.returncode, done.stderr) == (0, "")
@@ -44,7 +44,7 @@ kubectl() { record kubectl "$@"; }
 
 
 def pasted(text):
-    """What a shell makes of printed lines: each command's words, and what it is given to read."""
+    """The words and the standard input of each command in printed lines, as a shell reads them."""
     done = subprocess.run(["bash", "-c", PASTE + text], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stderr) == (0, "")
     records = [record.split("\0<\0") for record in done.stdout.split("\0>\0")[:-1]]
@@ -63,12 +63,12 @@ def flag(words, name):
 
 
 def shellcheck(text):
-    """Complaints about lines of shell; those in single quotes are for another shell."""
+    """Warnings of ShellCheck; SC2016 is left out, since text in single quotes is for another shell."""
     command = [Path(sys.executable).with_name("shellcheck"), "--shell=bash", "--exclude=SC2016", "--format=gcc", "-"]
     return subprocess.run(command, input=text, capture_output=True, text=True).stdout
 
 
 def bash(line, folder, **variables):
-    """A line of shell as a login shell runs it, in a folder."""
+    """Runs a line of shell in a folder, with the environment of a login shell."""
     env = {"PATH": os.environ["PATH"], "HOME": str(folder), **variables}
     return subprocess.run(["bash", "-c", line], cwd=folder, env=env, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""The table of docs/tpu.md of what fits where."""
+"""The table in docs/tpu.md of the slices that each config fits on."""
 
 import json
 
@@ -18,7 +18,8 @@ REPORT = {
 }
 
 
-def test_page_matches_reports():
+def test_page_up_to_date():
+    """docs/tpu.md has the table that the committed reports give."""
     page = fit_table.PAGE.read_text()
     assert fit_table.replaced(page, fit_table.table(fit_table.known_variants())) == page
 
@@ -28,7 +29,7 @@ def test_page_without_marks():
         fit_table.replaced("# A page", "| a |")
 
 
-def test_rows(tmp_path, monkeypatch):
+def test_table_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(fit_table, "FITS", tmp_path)
     too_big = REPORT | {
         "fits": False,

@@ -1,4 +1,4 @@
-"""The JobSet manifest, and the commands that bring it to a cluster."""
+"""The JobSet manifest, and the commands that apply it to a cluster."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def container(manifest):
 
 
 def expanded(word, variables):
-    """What Kubernetes makes of a word of a container's command.
+    """A word of a container's command after Kubernetes has expanded it.
 
     Source: kubernetes, third_party/forked/golang/expansion: `$$` is `$`, `$(NAME)` a variable if there is one.
     """
@@ -41,7 +41,7 @@ def expanded(word, variables):
     )
 
 
-def test_the_manifest_in_full():
+def test_render_jobset():
     manifest = rendered("--slices=2", "--max-restarts=3")
     assert manifest == {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -66,12 +66,12 @@ def test_the_manifest_in_full():
     }
 
 
-def test_a_slice_in_full():
+def test_render_job_template():
     manifest = rendered("--secret=mllmsubj")
     counts = {key: job(manifest)[key] for key in ("completions", "parallelism", "backoffLimit")}
     assert counts == {"completions": 8, "parallelism": 8, "backoffLimit": 0}
     pod = job(manifest)["template"]["spec"]
-    assert pod["restartPolicy"] == "Never"  # which podFailurePolicy asks for
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy requires it
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice",
         "cloud.google.com/gke-tpu-topology": "2x4x4",
@@ -90,36 +90,41 @@ def test_a_slice_in_full():
 @pytest.mark.parametrize(
     ("name", "chips"), [("v4-16", 8), ("v5litepod-1", 1), ("v5e:2x4", 8), ("v5p:4x4x8", 128), ("v6e-64", 64)]
 )
-def test_hosts_ask_for_all_chips(name, chips):
+def test_render_chips_per_host(name, chips):
+    """The hosts request all chips of the slice."""
     manifest = rendered(f"--accelerator-type={name}")
     assert job(manifest)["parallelism"] * container(manifest)["resources"]["limits"]["google.com/tpu"] == chips
 
 
-def test_preempted_and_stopped_runs_start_again_without_limit():
-    """Both fail the Job by its podFailurePolicy, which is the reason that the JobSet's rule names."""
+def test_render_failure_policy():
+    """Preempted and stopped runs restart without limit.
+
+    Both fail the Job by its podFailurePolicy, and the rule of the JobSet has this as its reason.
+    """
     rules = job(rendered())["podFailurePolicy"]["rules"]
     assert [rule["action"] for rule in rules] == ["FailJob", "FailJob"]
     assert rules[0]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     assert rules[1]["onExitCodes"] == {"containerName": "worker", "operator": "In", "values": [143]}
 
 
-def test_the_time_to_save_is_longer_than_the_config_asks_for():
+def test_render_grace_period():
+    """The termination grace period is longer than the default `checkpoint.grace_seconds`."""
     from mllmsubj.config.schema import default_config
 
     grace = job(rendered())["template"]["spec"]["terminationGracePeriodSeconds"]
     assert grace > default_config().checkpoint.grace_seconds
 
 
-def test_spot_nodes():
+def test_render_spot():
     assert job(rendered("--spot"))["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
 
 
-def test_the_command_arrives_unchanged():
+def test_render_command_quoting():
     words = container(rendered(command=("--", *NASTY, "$(HOME) $$(HOME) $$$")))["command"]
     assert [expanded(word, {"HOME": "/root"}) for word in words] == [*NASTY, "$(HOME) $$(HOME) $$$"]
 
 
-def test_apply_prints_what_it_gives_kubectl():
+def test_apply_dry_run():
     text = dry_run("gke", "apply", *FLAGS, "--context=cluster", "--namespace=team", "--", *NASTY)
     [(words, stdin)] = pasted(text)
     assert words == ["kubectl", "apply", "--filename=-", "--context=cluster", "--namespace=team"]
@@ -127,7 +132,8 @@ def test_apply_prints_what_it_gives_kubectl():
     assert shellcheck(text) == ""
 
 
-def test_apply_runs_kubectl(tmp_path):
+def test_apply_kubectl(tmp_path):
+    """kubectl gets the manifest on its standard input, and its exit code is returned."""
     (tmp_path / "kubectl").write_text('#!/bin/sh\necho "$@" >"$0.words"\ncat >"$0.stdin"\nexit 3\n')
     (tmp_path / "kubectl").chmod(0o755)
     done = launch("gke", "apply", *FLAGS, *TRAIN, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
@@ -138,7 +144,7 @@ def test_apply_runs_kubectl(tmp_path):
     assert json.loads((tmp_path / "kubectl.stdin").read_text()) == rendered()
 
 
-def test_logs_and_delete():
+def test_logs_and_delete_commands():
     [logs] = printed("gke", "logs", "--name=paper", "--slice=1", "--worker=2")
     assert logs[:4] == ["kubectl", "logs", "--follow", "--tail=-1"]
     assert flag(logs, "selector").split(",") == [
@@ -149,7 +155,7 @@ def test_logs_and_delete():
     assert printed("gke", "delete", "--name=paper") == [["kubectl", "delete", "jobset", "paper"]]
 
 
-def test_xpk(tmp_path):
+def test_xpk_flags(tmp_path):
     text = dry_run("gke", "xpk", *FLAGS, "--cluster=c", "--zone=z", "--env-file=secrets.env", *TRAIN)
     [(words, _)] = pasted(text)
     assert words[:3] == ["xpk", "workload", "create"]
@@ -159,8 +165,8 @@ def test_xpk(tmp_path):
     assert shellcheck(text) == ""
 
 
-def test_the_command_arrives_unchanged_through_xpk(tmp_path):
-    """xpk runs `bash -c` with a script in which the command stands in brackets."""
+def test_xpk_command_quoting(tmp_path):
+    """xpk runs `bash -c` with a script that has the command in parentheses."""
     asked = [word for word in NASTY if "\n" not in word]
     [words] = printed("gke", "xpk", *FLAGS, "--cluster=c", "--", "printf", "%s\\0", *asked)
     done = bash(f"({expanded(flag(words, 'command'), {'HOME': '/root'})})", tmp_path)
@@ -176,6 +182,6 @@ def test_the_command_arrives_unchanged_through_xpk(tmp_path):
         (["xpk", *FLAGS, "--cluster=c", "--", "a\nb"], "xpk cannot take a command with line breaks"),
     ],
 )
-def test_mistakes(words, says):
+def test_gke_invalid_arguments(words, says):
     done = launch("gke", *words)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"launch: {says}\n")

@@ -1,4 +1,4 @@
-"""The table of slices, against what Google's pages say of single ones."""
+"""The table of TPU slices, compared with single slices in Google's documentation."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ for name, part in slices.BY_NAME.items():
 
 @pytest.fixture(scope="module")
 def table():
-    """Name -> the rest of its line; in a process of its own, since the launchers are no package."""
+    """Columns of the table by slice name; a subprocess prints them, since the launchers are not a package."""
     done = subprocess.run(
         [sys.executable, "-c", TABLE], cwd=ROOT / "launch", capture_output=True, text=True, check=True
     )
@@ -42,11 +42,12 @@ def table():
 
 
 @pytest.mark.parametrize("line", KNOWN.strip().splitlines(), ids=lambda line: line.split()[0])
-def test_known_slices(table, line):
+def test_slices_known(table, line):
     assert table[line.split()[0]] == line.split()[1:]
 
 
-def test_hosts_share_the_chips(table):
+def test_slices_chip_counts(table):
+    """The chips per host and the topology agree with the number of chips."""
     for name, (chips, hosts, chips_per_host, topology, *_) in table.items():
         assert int(hosts) * int(chips_per_host) == int(chips), name
         assert eval(topology.replace("x", "*")) == int(chips), name
@@ -55,7 +56,7 @@ def test_hosts_share_the_chips(table):
 @pytest.mark.parametrize(
     ("name", "type_"), [("v5p:4x4x4", "v5p-128"), ("v5e:4x4", "v5litepod-16"), ("v5e-16", "v5litepod-16")]
 )
-def test_other_names_of_a_slice(name, type_):
+def test_slices_aliases(name, type_):
     [create] = printed("tpu_vm", "create", "--name=a", "--zone=b", f"--accelerator-type={name}")
     assert flag(create, "accelerator-type") == type_
 
@@ -64,7 +65,8 @@ def test_other_names_of_a_slice(name, type_):
     ("name", "nearest"),
     [("v5p-65", "v5p-64"), ("v6-16", "v6e-16"), ("v5p:4x4x5", "v5p:4x4x8"), ("tpu", "v5p-64")],
 )
-def test_an_unknown_slice_names_the_nearest(name, nearest):
+def test_slices_unknown_name(name, nearest):
+    """The error gives the nearest known name."""
     done = launch("tpu_vm", "create", "--name=a", "--zone=b", f"--accelerator-type={name}", "--dry-run")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"launch: unknown TPU slice {name!r}; give one such as {nearest!r}\n"

@@ -1,4 +1,4 @@
-"""The commands that launch/tpu_vm.py prints, each by itself."""
+"""The commands that launch/tpu_vm.py prints."""
 
 import shutil
 import subprocess
@@ -31,7 +31,7 @@ def env_file(tmp_path):
     return path
 
 
-def test_create():
+def test_create_command():
     [words] = printed("tpu_vm", "create", *WHERE, *STEPS["create"])
     assert words[:6] == ["gcloud", "compute", "tpus", "queued-resources", "create", "paper"]
     assert sorted(words[6:]) == [
@@ -45,7 +45,8 @@ def test_create():
     ]
 
 
-def test_watch_is_all_the_steps():
+def test_watch_dry_run():
+    """`watch` prints the commands of all steps."""
     lines = printed("tpu_vm", "watch", *WHERE, *STEPS["watch"])
     steps = [words[words.index("tpus") + 2] if "tpus" in words else words[0] for words in lines]
     assert steps == ["create", "describe", "git", "ssh", "scp", "ssh", "ssh", "ssh", "delete"]
@@ -58,7 +59,7 @@ def test_watch_is_all_the_steps():
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_printed_commands_are_shell(step, env_file):
+def test_dry_run_shellcheck(step, env_file):
     secrets = [f"--env-file={env_file}"] if step in ("setup", "watch") else []
     text = dry_run("tpu_vm", step, *WHERE, *secrets, *STEPS[step])
     assert shellcheck(text) == ""
@@ -67,21 +68,22 @@ def test_printed_commands_are_shell(step, env_file):
             assert shellcheck(flag(command, "command")) == ""
 
 
-def test_scripts_for_the_workers():
+def test_worker_scripts_shellcheck():
     for script in sorted((ROOT / "launch").glob("*.sh")):
         assert shellcheck(script.read_text()) == "", script
 
 
 @pytest.mark.parametrize("step", ["setup", "watch"])
-def test_no_secret_is_printed(step, env_file):
+def test_dry_run_no_secrets(step, env_file):
+    """The output has the path of the env file, but none of its contents."""
     text = dry_run("tpu_vm", step, *WHERE, f"--env-file={env_file}", *STEPS[step])
     assert str(env_file) in text
     for part in ("s3cr3t", "WANDB", "HF_TOKEN"):
         assert part not in text
 
 
-def test_the_command_arrives_unchanged(tmp_path):
-    """Through the shell that a printed line is pasted into, and the worker's."""
+def test_run_command_quoting(tmp_path):
+    """The local shell and the worker's shell leave the command's words unchanged."""
     [words] = printed("tpu_vm", "run", *WHERE, "--", *NASTY)
     assert words[3:6] == ["tpu-vm", "ssh", "paper"]
     assert flag(words, "worker") == "all"
@@ -101,29 +103,30 @@ def test_the_command_arrives_unchanged(tmp_path):
         (["setup", *WHERE, "--env-file=nowhere.env"], "cannot read --env-file nowhere.env: No such file or directory"),
     ],
 )
-def test_mistakes(words, says):
+def test_tpu_vm_invalid_arguments(words, says):
     done = launch("tpu_vm", *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"launch: {says.removesuffix('…')}")
     assert done.stderr.count("\n") == 1
 
 
-def test_a_broken_env_file_is_not_quoted(tmp_path):
+def test_setup_invalid_env_file(tmp_path):
+    """The error has the number of the line, but not its text."""
     path = tmp_path / "secrets.env"
     path.write_text("A=1\nexport B=s3cr3t\n")
     done = launch("tpu_vm", "setup", *WHERE, f"--env-file={path}")
     assert (done.returncode, done.stderr) == (2, f"launch: line 2 of --env-file {path} is not NAME=VALUE\n")
 
 
-def test_without_gcloud(tmp_path):
+def test_status_without_gcloud(tmp_path):
     done = launch("tpu_vm", "status", *WHERE, env={"PATH": str(tmp_path)})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("launch: gcloud is not installed (https://cloud.google.com/sdk/docs/install); ")
     assert done.stderr.count("\n") == 1
 
 
-def test_the_launchers_need_nothing_but_python():
-    """They run where neither JAX nor this package is."""
+def test_launchers_standard_library_only():
+    """The launchers can be imported without JAX and this package."""
     for script in ("tpu_vm", "gke", "local"):
         words = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, 'launch'); import {script}"]
         subprocess.run(words, cwd=ROOT, check=True)
@@ -131,7 +134,8 @@ def test_the_launchers_need_nothing_but_python():
 
 @pytest.mark.skipif(not shutil.which("gcloud"), reason="needs gcloud, which checks its flags without a project")
 @pytest.mark.slow
-def test_gcloud_knows_the_flags():
+def test_gcloud_flags():
+    """gcloud accepts the flags of all printed commands."""
     import json
     import shlex
 

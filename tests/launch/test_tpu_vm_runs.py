@@ -1,6 +1,6 @@
-"""launch/tpu_vm.py with workers that are folders of this machine: fake_gcloud.py stands for Google, all else is real.
+"""launch/tpu_vm.py with local folders as workers; fake_gcloud.py replaces gcloud.
 
-The checkout is a small one, with the launchers in it; `uv`, which would install packages, only notes that it was asked.
+The checkout is a small repository with the launchers; a fake `uv` records its arguments and installs nothing.
 """
 
 import contextlib
@@ -45,11 +45,11 @@ while step < steps or not (shared / "may-end").exists():
 print("trained", flush=True)
 sys.exit(int(sys.argv[3]))
 """
-"""Counts on from where it was; ends, with the given exit code, when it may."""
+"""A training that counts steps, resumes from its step file, and exits with the given code once `may-end` exists."""
 
 
 class Metadata(BaseHTTPRequestHandler):
-    """What Google's metadata server tells a worker of a slice of two hosts."""
+    """Google's metadata server for a worker of a slice of two hosts."""
 
     def do_GET(self):
         number = str(self.server.number)
@@ -63,7 +63,7 @@ class Metadata(BaseHTTPRequestHandler):
 
 
 class Cloud:
-    """The checkout, the workers, and what was done to them."""
+    """The checkout, the workers, and the recorded calls of gcloud."""
 
     def __init__(self, folder, ports):
         self.folder, self.root = folder, folder / "checkout"
@@ -112,13 +112,13 @@ class Cloud:
         return [json.loads(line) for line in (self.folder / "calls.jsonl").read_text().splitlines()]
 
     def preempt(self):
-        """As Google does: SIGTERM to all processes, a moment, and the machines are gone."""
+        """Preempts the slice as Google does: SIGTERM to all processes, then the slice is suspended."""
         (self.folder / "state").write_text("SUSPENDING")
         for index in (0, 1):
             pid = int(self.worker(index, "pid").read_text())
             os.killpg(os.getpgid(pid), signal.SIGTERM)
             wait_for(self.worker(index, "exit_code").exists)
-            assert not Path(f"/proc/{pid}").exists()  # the exit code is the last thing
+            assert not Path(f"/proc/{pid}").exists()  # the exit code is written last
         (self.folder / "state").write_text("SUSPENDED")
 
 
@@ -150,18 +150,19 @@ def succeeded(done):
     return done.stdout
 
 
-def test_step_by_step(cloud, tmp_path):
+def test_steps_create_to_delete(cloud, tmp_path):
+    """While a command runs, the same `run` may be repeated; another command and a new setup are refused."""
     secrets = tmp_path / "secrets.env"
     secrets.write_text(f"WANDB_API_KEY={SECRET}\n")
     succeeded(cloud.do("create", SLICE[0]))
     done = cloud.do("setup", SLICE[1], f"--env-file={secrets}")
-    assert "paper: PROVISIONING" in done.stderr  # it has waited
+    assert "paper: PROVISIONING" in done.stderr  # setup has waited
     assert succeeded(done).count("is set up") == 2
     assert "none" in succeeded(cloud.do("status"))
 
     succeeded(cloud.do("run", *cloud.train()))
     assert succeeded(cloud.do("status")).split("\n", 1)[1] == "mllmsubj: running\n" * 2
-    succeeded(cloud.do("run", *cloud.train()))  # as gcloud does it when a connection breaks
+    succeeded(cloud.do("run", *cloud.train()))  # as gcloud repeats it after a lost connection
     other = cloud.do("run", *cloud.train(steps=4))
     assert (other.returncode, "another command is running" in other.stderr) == (1, True)
     again = cloud.do("setup")
@@ -177,8 +178,8 @@ def test_step_by_step(cloud, tmp_path):
     assert not (tmp_path / "workers").exists()
 
 
-def test_watch_through_two_preemptions(cloud, tmp_path):
-    """The run goes on where it was, on new machines, with its secrets and its code; no call ever had a secret in it."""
+def test_watch_two_preemptions(cloud, tmp_path):
+    """The run resumes on new machines with its secrets and its code; no gcloud call and no output has a secret."""
     secrets = tmp_path / "secrets.env"
     secrets.write_text(f"WANDB_API_KEY={SECRET}\n")
     process = cloud.watch("--spot", f"--env-file={secrets}", *cloud.train())
@@ -201,7 +202,8 @@ def test_watch_through_two_preemptions(cloud, tmp_path):
     assert "s3cr3t" not in err
 
 
-def test_a_stopped_run_goes_on_where_it_is(cloud):
+def test_watch_stopped_run(cloud):
+    """A stopped run is started again on the same machines."""
     process = cloud.watch(*cloud.train())
     wait_for(lambda: len(cloud.starts(0)) == len(cloud.starts(1)) == 1)
     succeeded(cloud.do("stop"))
@@ -213,7 +215,8 @@ def test_a_stopped_run_goes_on_where_it_is(cloud):
     assert (calls.count("create"), calls.count("delete"), calls.count("scp")) == (1, 0, 1)
 
 
-def test_a_watch_that_died_is_started_again(cloud):
+def test_watch_restart(cloud):
+    """A new `watch` continues after the first was killed; the command is not started again."""
     process = cloud.watch(*cloud.train())
     wait_for(lambda: len(cloud.starts(0)) == len(cloud.starts(1)) == 1)
     process.kill()
@@ -225,7 +228,8 @@ def test_a_watch_that_died_is_started_again(cloud):
     assert len(cloud.starts(0)) == 1
 
 
-def test_a_command_that_fails_ends_the_watch_with_its_exit_code(cloud):
+def test_watch_exit_code(cloud):
+    """`watch` ends with the exit code of a command that fails."""
     (cloud.shared / "may-end").touch()
     process = cloud.watch(*cloud.train(code=7))
     _, err = process.communicate(timeout=60)
@@ -233,14 +237,16 @@ def test_a_command_that_fails_ends_the_watch_with_its_exit_code(cloud):
     assert len(cloud.starts(0)) == 1
 
 
-def test_a_request_that_always_fails_is_given_up(cloud):
+def test_watch_failed_requests(cloud):
+    """`watch` ends after five failed requests in a row."""
     process = cloud.watch("--accelerator-type=v5p-12288", *cloud.train())
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err.endswith("gave up after 5 failures in a row\n")
 
 
-def test_the_command_arrives_unchanged_at_both_workers(cloud):
+def test_run_command_quoting(cloud):
+    """Both workers get the command's words unchanged."""
     succeeded(cloud.do("create", SLICE[0]))
     succeeded(cloud.do("setup", SLICE[1]))
     code = "import json, sys; print(json.dumps(sys.argv[1:]))"
@@ -250,7 +256,8 @@ def test_the_command_arrives_unchanged_at_both_workers(cloud):
         assert json.loads(cloud.worker(index, "log").read_text().splitlines()[-1]) == list(NASTY)
 
 
-def test_packages_are_pinned_and_code_is_the_commit_asked_for(cloud):
+def test_setup_commit_and_constraints(cloud):
+    """Workers get the committed code, and packages by constraints.txt; uncommitted changes are reported."""
     (cloud.root / "trainer.py").write_text("changed")
     succeeded(cloud.do("create", SLICE[0]))
     done = cloud.do("setup", SLICE[1])
@@ -261,7 +268,8 @@ def test_packages_are_pinned_and_code_is_the_commit_asked_for(cloud):
     assert re.search(r"--constraint source/constraints.txt --editable ./source\[tpu,train\]$", asked[1])
 
 
-def test_the_first_step_that_fails_is_the_last(cloud):
+def test_setup_failure(cloud):
+    """`setup` ends at the first command that fails, with its exit code."""
     succeeded(cloud.do("create", SLICE[0]))
     cloud.program("uv", "echo no packages >&2; exit 9")
     done = cloud.do("setup", SLICE[1])
@@ -271,8 +279,8 @@ def test_the_first_step_that_fails_is_the_last(cloud):
 
 
 @pytest.mark.slow
-def test_training_through_a_preemption(cloud, tmp_path):
-    """Two workers join, train, save when they are told to stop, and go on from there on new machines."""
+def test_train_preemption(cloud, tmp_path):
+    """Two workers train, save a checkpoint on SIGTERM, and resume from it on new machines."""
     settings = tmp_path / "cpu.env"
     settings.write_text("JAX_PLATFORMS=cpu\nXLA_FLAGS=--xla_backend_optimization_level=0\n")
     workdir = cloud.shared / "run"
