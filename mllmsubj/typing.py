@@ -1,12 +1,12 @@
-"""The one legend of axis letters, and the array types that signatures use.
+"""Array types of signatures, and the legend of their axis names.
 
-Single letters name axis sizes and nothing else:
+Single letters are used for axis sizes only:
 
     b  batch                         d  width of a token (channels)
     n  tokens of an image stream     h  attention heads (g: key/value heads where fewer)
     s  tokens of any sequence        k  width of one head
     r  reference images              l  layers of a stack
-    t  tiles given to the MLLM       c  channels of a picture or latent
+    t  tiles given to the MLLM       c  channels of an image or latent
 """
 
 from collections.abc import Callable
@@ -22,10 +22,10 @@ __all__ = ["ActiveTokens", "Array", "Bool", "Float", "Int", "Leaf", "Params", "P
 Array = jax.Array | np.ndarray
 
 PyTree = Any
-"""Any nesting of containers with arrays as leaves."""
+"""Nested containers with arrays as leaves."""
 
 Leaf = Any
-"""An array field of a struct, its shape in the docstring: shapes and shardings pass through such fields too."""
+"""Array field of a struct, with its shape in the docstring; it may also contain a shape or a sharding."""
 
 Params = dict[str, Any]
 """Plain nested dict of arrays; a parameter's path is its keys joined by '/'."""
@@ -33,21 +33,22 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class ActiveTokens:
-    """The groups of tokens in the sequence beside the noisy ones; what is not named is not there at all."""
+    """Groups of tokens in the sequence besides the noisy ones; groups that are False are left out of it."""
 
     null: bool = False
-    """The MLLM's tokens of an empty prompt: stands in where nothing else fills the context."""
+    """The MLLM's tokens of an empty prompt, used if no other group fills the context."""
     text: bool = False
     """The MLLM's text tokens."""
     image: bool = False
-    """The MLLM's tokens of the reference pictures."""
+    """The MLLM's tokens of the reference images."""
     reference: bool = False
-    """The VAE's tokens of the reference pictures."""
+    """The VAE's tokens of the reference images."""
 
     @property
     def mllm(self) -> bool:
+        """Whether any of the MLLM's tokens of the prompt or the references are active."""
         return self.text or self.image
 
 
 Velocity = Callable[[Array, Array, PyTree, ActiveTokens], Array]
-"""`(latents [b n d], t [b], condition, active_tokens) -> velocity [b n d]`: all that a sampler knows of a network."""
+"""`(latents [b n d], t [b], condition, active_tokens) -> velocity [b n d]`, a sampler's only access to a network."""

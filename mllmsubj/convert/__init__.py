@@ -1,4 +1,4 @@
-"""What others saved -> (config, params) of our models, and our LoRA and DLA as files that others can read."""
+"""Conversion of published checkpoints to (config, params) of our models, and export of our LoRA and DLA."""
 
 from mllmsubj.convert.clip import load_clip_text, open_clip_text
 from mllmsubj.convert.dla import load_dla, save_dla

@@ -1,4 +1,4 @@
-"""CLIP text tower in a transformers folder (`CLIPTextModel.save_pretrained`)."""
+"""CLIP text encoder in a transformers folder (`CLIPTextModel.save_pretrained`)."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -12,13 +12,13 @@ from mllmsubj.models.layers import abstract_params
 from mllmsubj.typing import Params
 
 PREFIX = "text_model."
-"""transformers before 5 put it in front of every name."""
+"""Prefix of every name in files from transformers before version 5."""
 IGNORED = "embeddings.position_ids"
-"""A constant that older versions of transformers saved."""
+"""Constant tensor saved by older versions of transformers."""
 
 
 def load_clip_text(folder: str | Path) -> tuple[CLIPTextConfig, Params]:
-    """Sizes and parameters (numpy, in the file's dtype) of a CLIP text tower.
+    """Returns sizes and parameters (numpy, in the file's dtype) of a CLIP text encoder.
 
     Raises UserError for a config of another model, an unknown activation, or several end tokens.
     """
@@ -26,7 +26,7 @@ def load_clip_text(folder: str | Path) -> tuple[CLIPTextConfig, Params]:
 
 
 def open_clip_text(folder: str | Path) -> Source[CLIPTextConfig]:
-    """What `load_clip_text` loads, before a tensor is read."""
+    """Opens the files for `load_clip_text` without reading tensors."""
     raw = read_config(folder)
     for key, value, wanted in _refused(raw):
         raise UserError(
@@ -53,7 +53,7 @@ def _refused(raw: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
 
 
 def table(config: CLIPTextConfig) -> Table:
-    """Every tensor of `CLIPTextModel`, and its path here."""
+    """Returns an entry for every tensor of `CLIPTextModel`."""
     return [
         Entry("embeddings.token_embedding.weight", "token_embedding/embedding"),
         Entry("embeddings.position_embedding.weight", "position_embedding"),

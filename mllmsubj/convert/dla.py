@@ -1,7 +1,7 @@
-"""The Dual Layer Aggregator as `dla.safetensors` and `dla_config.json`: this project's own form.
+"""The Dual Layer Aggregator as `dla.safetensors` and `dla_config.json`, this project's own format.
 
-A tensor's name is its path in our tree ("text/lap/blocks/to_q/kernel"), its layout is ours: kernels [in, out], layers
-stacked in front.
+A tensor's name is its parameter path ("text/lap/blocks/to_q/kernel") and its layout is unchanged: kernels [in, out],
+with a leading axis of layers.
 """
 
 import json
@@ -23,13 +23,13 @@ FILE, CONFIG_FILE = "dla.safetensors", "dla_config.json"
 
 
 def save_dla(folder: Path, config: DLAConfig, params: Params) -> None:
-    """Writes both files."""
+    """Writes both files into an existing folder."""
     save_file({path: np.ascontiguousarray(leaf) for path, leaf in flatten(params).items()}, folder / FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(asdict(config), indent=2) + "\n")
 
 
 def load_dla(folder: str | Path) -> tuple[DLAConfig, Params]:
-    """What `save_dla` wrote, bit for bit; raises UserError if it is not whole."""
+    """Returns exactly what `save_dla` wrote; raises UserError if files, keys or tensors are missing or do not fit."""
     raw = read_config(folder, CONFIG_FILE)
     for field in fields(DLAConfig):
         if _kind(value := raw[field.name]) != field.type:
@@ -41,5 +41,5 @@ def load_dla(folder: str | Path) -> tuple[DLAConfig, Params]:
 
 
 def _kind(value: Any) -> Any:
-    """Its type; of a list, all that JSON has, that of the tuple which it stands for."""
+    """Returns the type of a JSON value; for a list, the type of the tuple that it represents."""
     return tuple[*map(type, value)] if isinstance(value, list) else type(value)

@@ -1,12 +1,12 @@
-"""One engine for every source: a table of entries says where each tensor of a file goes in our tree.
+"""Conversion of tensors in files to parameters, by a table with one entry per tensor.
 
-A table is built from a model's sizes, so it names every tensor exactly, in both directions; anything left
-over on either side is an error, and all errors are reported together.
+A table is built from a model's sizes, so it contains every tensor and every parameter exactly once. Anything left over
+on either side is an error, and all errors are reported together.
 """
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -32,43 +32,43 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: its name in the source, its path here, and how it is laid out."""
+    """One tensor: its name in the source, its parameter path, and its layout in the source (a key of `LAYOUTS`)."""
 
     source: str
     target: str
     layout: str = "same"
     index: int | None = None
-    """Row of the stacked leaf, where `target` is a stack of layers."""
+    """Index of the layer if `target` is a stack of layers."""
     axis: int = 0
     """Axis of the stack."""
     rows: tuple[tuple[int, int], ...] = ()
-    """(start, stop) of what it takes along the source's first axis, in this order; empty: all of it."""
+    """Ranges (start, stop) of the source's first axis, concatenated in this order; empty means all of it."""
     height: int = 0
-    """Length of that axis where only `rows` are taken: all entries of one source share it out."""
+    """Length of that axis if `rows` is set; the entries of one source cover it exactly once."""
 
 
 Table = list[Entry]
 
 
 def linear(source: str, target: str, bias: bool = True) -> Table:
-    """`source`.weight/.bias -> `target`/kernel, /bias."""
+    """Returns entries of a linear layer: `source`.weight/.bias -> `target`/kernel, /bias."""
     return [Entry(f"{source}.weight", f"{target}/kernel", "linear"), *_bias(source, target, bias)]
 
 
 def conv(source: str, target: str) -> Table:
-    """A 2D convolution with bias."""
+    """Returns entries of a 2D convolution with bias."""
     return [Entry(f"{source}.weight", f"{target}/kernel", "conv"), *_bias(source, target, True)]
 
 
 def norm(source: str, target: str, bias: bool = False) -> Table:
-    """`source`.weight/.bias -> `target`/scale, /bias."""
+    """Returns entries of a norm: `source`.weight/.bias -> `target`/scale, /bias."""
     return [Entry(f"{source}.weight", f"{target}/scale"), *_bias(source, target, bias)]
 
 
 def repeat(length: int, source: str, target: str, entries: Iterable[Entry], kernel_axis: int = 0) -> Table:
-    """The entries of one layer for `length` layers: '{i}' in `source` counts them, `target` stacks them.
+    """Repeats the entries of one layer for `length` layers: '{i}' in `source` is the layer, `target` is the stack.
 
-    Layers come first in every leaf; `kernel_axis` says where else they are in kernels.
+    The layer axis is the first of every leaf, except for kernels, where it is `kernel_axis`.
     """
 
     def axis(entry: Entry) -> int:
@@ -84,7 +84,7 @@ def repeat(length: int, source: str, target: str, entries: Iterable[Entry], kern
 
 
 def inside(source: str, target: str, entries: Iterable[Entry]) -> Table:
-    """The same entries under a prefix on either side."""
+    """Returns the entries with a prefix on source and target."""
     return [replace(entry, source=source + entry.source, target=target + entry.target) for entry in entries]
 
 
@@ -93,17 +93,17 @@ def _bias(source: str, target: str, present: bool) -> Table:
 
 
 def config_path(where: str | Path) -> Path:
-    """Where the `config.json` of a folder, or the one beside a file, would be."""
+    """Returns the path of `config.json` in a folder, or next to a file; it may not exist."""
     return (Path(where).parent if Path(where).is_file() else Path(where)) / "config.json"
 
 
 def read_config(folder: str | Path, name: str = "config.json") -> dict[str, Any]:
-    """The folder's `config.json`; a key that it lacks is a UserError where it is asked for."""
+    """Reads the folder's `config.json`; looking up a key that it lacks raises UserError."""
     path = config_path(folder).with_name(name)
     if not path.is_file():
         raise UserError(f"{path} is not there; give the folder that a diffusers or transformers model was saved in")
 
-    class Section(dict):
+    class Section(dict[str, Any]):
         def __missing__(self, key: str) -> None:
             raise UserError(
                 f"{path} has no {key!r}; it is not the config of this model, or of a version not known here"
@@ -116,15 +116,16 @@ def read_config(folder: str | Path, name: str = "config.json") -> dict[str, Any]
 
 
 def sizes(cls: type[T], raw: dict[str, Any]) -> T:
-    """A model's dataclass of sizes from a `read_config` that calls them by the same names."""
+    """Returns a model's dataclass of sizes from a config (`read_config`) whose keys are its field names."""
     values = {field.name: raw[field.name] for field in fields(cls)}  # type: ignore[arg-type]
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 class TensorFiles(Mapping[str, np.ndarray]):
-    """The tensors of a folder or of one file, single or sharded safetensors, read one at a time."""
+    """Tensors of a safetensors file, or of all such files of a folder, read one at a time."""
 
     def __init__(self, folder: str | Path):
+        """Reads the headers; raises UserError for missing or unreadable files and missing shards."""
         self.folder = Path(folder)
         if not self.folder.exists():
             raise UserError(f"{self.folder} is not there; give a .safetensors file or a folder with some")
@@ -135,7 +136,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
             raise UserError(f"{self.folder} holds no .safetensors file{hint}")
         self._file_of: dict[str, Path] = {}
         self.metadata: dict[str, str] = {}
-        """What the headers say besides."""
+        """Metadata of the headers of all files."""
         for path in files:
             self._open(path)
         self._check_index()
@@ -165,6 +166,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
                 raise UserError(f"{path} names shards that are not there: {', '.join(sorted(missing))}")
 
     def __getitem__(self, name: str) -> np.ndarray:
+        """Reads a tensor; raises UserError if numpy has no such dtype."""
         with safe_open(self._file_of[name], framework="numpy") as handle:
             try:
                 return handle.get_tensor(name)
@@ -173,22 +175,24 @@ class TensorFiles(Mapping[str, np.ndarray]):
         raise UserError(f"{self._file_of[name]}: {name!r} is {kind}; give the file with bfloat16 or float32 weights")
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, from the header; raises UserError where there is no such tensor."""
+        """Returns a tensor's shape from the header; raises UserError if there is no such tensor."""
         if name not in self:
             raise UserError(f"{self.folder} has no tensor {name!r}")
         with safe_open(self._file_of[name], framework="numpy") as handle:
             return tuple(handle.get_slice(name).get_shape())
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
+        """Iterates over the names of the tensors."""
         return iter(self._file_of)
 
     def __len__(self) -> int:
+        """Returns the number of tensors."""
         return len(self._file_of)
 
 
 @dataclass(frozen=True)
 class Source(Generic[T]):
-    """A model in files: its sizes, its tensors, and what `convert` needs to know about them."""
+    """Model in files: its sizes, its tensors, and the arguments of `convert` for them."""
 
     config: T
     tensors: Mapping[str, np.ndarray]
@@ -198,18 +202,18 @@ class Source(Generic[T]):
     ignored: Set[str] = frozenset()
 
     def load(self) -> tuple[T, Params]:
-        """Sizes and parameters, all in memory."""
+        """Returns sizes and parameters, all in memory."""
         return self.config, convert(self.tensors, self.table, self.expected, self.where, self.ignored)
 
 
 def convert(
     tensors: Mapping[str, np.ndarray], table: Table, expected: Params, where: str, ignored: Set[str] = frozenset()
 ) -> Params:
-    """Our tree of numpy arrays from a source's tensors.
+    """Converts a source's tensors to a tree of parameters (numpy arrays in the source's dtypes).
 
-    `expected` is the tree of shapes and dtypes that the model wants (`abstract_params`), `ignored` names tensors
-    that a source may hold and that are no parameters. Raises UserError, with everything that is wrong, where a
-    tensor is missing, left over, or of another shape.
+    `expected` is the tree of the model's shapes and dtypes (`abstract_params`); `ignored` contains the names of tensors
+    that a source may have and that are not parameters. Raises UserError with all problems if a tensor is missing, left
+    over, or of another shape.
     """
     shapes = flatten(expected)
     refuse(unmatched(tensors, table, shapes, ignored), where)
@@ -235,7 +239,7 @@ def convert(
 
 
 def unmatched(tensors: Iterable[str], table: Table, paths: Iterable[str], ignored: Set[str] = frozenset()) -> list[str]:
-    """What is missing, left over or used twice, on either side of a table."""
+    """Returns a message for all tensors and paths that are missing, left over or used twice."""
     names, sources = set(tensors), {entry.source for entry in table}
     problems = [f"missing tensor {name!r}" for name in sorted(sources - names)]
     problems += [f"unexpected tensor {name!r}" for name in sorted(names - sources - ignored)]
@@ -244,7 +248,7 @@ def unmatched(tensors: Iterable[str], table: Table, paths: Iterable[str], ignore
 
 
 def _badly_shared(table: Table) -> list[str]:
-    """Sources whose rows are not all taken exactly once."""
+    """Returns a message for all sources whose rows are not used exactly once."""
     shares: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
     heights: dict[str, int] = {}
     for entry in table:
@@ -259,9 +263,9 @@ def _badly_shared(table: Table) -> list[str]:
 
 
 def taken(entry: Entry, tensor: np.ndarray) -> np.ndarray:
-    """What an entry takes of its source tensor, in our layout; a view where it can be.
+    """Returns an entry's rows of its source tensor, in our layout; a view if possible.
 
-    Raises UserError for a tensor that cannot be cut or laid out as the entry says.
+    Raises UserError for a tensor whose shape does not fit the entry's rows or layout.
     """
     parts = [tensor[start:stop] for start, stop in entry.rows] or [tensor]
     try:
@@ -273,13 +277,13 @@ def taken(entry: Entry, tensor: np.ndarray) -> np.ndarray:
 
 
 def misfit(entry: Entry, tensor: np.ndarray, leaf: tuple[int, ...]) -> str | None:
-    """What is wrong with the shape of a `taken` tensor, `leaf` being that of the whole leaf."""
+    """Returns a message if the shape of a `taken` tensor is wrong; `leaf` is the shape of the whole leaf."""
     want = leaf if entry.index is None else leaf[: entry.axis] + leaf[entry.axis + 1 :]
     return None if tensor.shape == want else f"{entry.source!r} has shape {tensor.shape}, {entry.target!r} wants {want}"
 
 
 def refuse(problems: list[str], where: str) -> None:
-    """Raises UserError with the first few problems, if there are any."""
+    """Raises UserError with the first eight problems, if there are any."""
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise UserError(f"{where} does not hold this model: {shown}")

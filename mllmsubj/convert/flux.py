@@ -24,19 +24,19 @@ CLASS = "FluxTransformer2DModel"
 
 
 def load_transformer(path: str | Path) -> tuple[FluxConfig, Params]:
-    """Sizes and parameters (numpy, in the file's dtype) of a FLUX transformer, from a folder or a single file."""
+    """Returns sizes and parameters (numpy, in the file's dtype) of a FLUX transformer, from a folder or single file."""
     return open_transformer(path).load()
 
 
 def open_transformer(path: str | Path) -> Source[FluxConfig]:
-    """What `load_transformer` loads, before a tensor is read; the tensors' names tell the layout."""
+    """Opens the files for `load_transformer` without reading tensors; the layout is detected from their names."""
     tensors = TensorFiles(path)
     prefix = original.prefix(tensors)
     if prefix is None:
         config = sizes(FluxConfig, read_config(path))
         entries = table(config)
     else:
-        # The config.json beside a single file may be another model's.
+        # The config.json next to a single file may be another model's.
         has_config = config_path(path).is_file() and read_config(path).get("_class_name") == CLASS
         config = sizes(FluxConfig, read_config(path)) if has_config else original.read_sizes(tensors, prefix)
         entries = inside(prefix, "", renamed(table(config), original.renames(config)))
@@ -44,7 +44,7 @@ def open_transformer(path: str | Path) -> Source[FluxConfig]:
 
 
 def table(config: FluxConfig) -> Table:
-    """Every tensor of `FluxTransformer2DModel`, and its path here."""
+    """Returns an entry for every tensor of `FluxTransformer2DModel`."""
     embedders = ["text_embedder", "timestep_embedder", *["guidance_embedder"] * config.guidance_embeds]
     return [
         *linear("x_embedder", "x_embedder"),

@@ -1,6 +1,6 @@
 """FLUX transformer in black-forest-labs' single file (`flux1-dev.safetensors`): fused projections, other names.
 
-Names: black-forest-labs/flux `src/flux/model.py`; which is which in diffusers: its
+The names are from black-forest-labs/flux `src/flux/model.py`, their mapping to diffusers from its
 `convert_flux_transformer_checkpoint_to_diffusers`.
 """
 
@@ -12,19 +12,19 @@ from mllmsubj.errors import UserError
 from mllmsubj.models.dit import MLP_RATIO, FluxConfig
 
 AXES = {128: (16, 56, 56)}
-"""Channels of a head -> those that each id axis turns: no shape says it."""
+"""Channels of a head -> channels rotated by each id axis, which no shape determines."""
 PREFIX = "model.diffusion_model."
-"""Some tools put it in front of every name."""
+"""Prefix that some tools add to every name."""
 MARK = "double_blocks.0.img_attn.qkv.weight"
 
 
 def prefix(tensors: TensorFiles) -> str | None:
-    """What stands in front of every name, perhaps nothing; None where the files are of another layout."""
+    """Returns the prefix of every name, which may be empty, or None if the files have another layout."""
     return next((start for start in ("", PREFIX) if start + MARK in tensors), None)
 
 
 def read_sizes(tensors: TensorFiles, start: str) -> FluxConfig:
-    """The sizes that the shapes tell; raises UserError for heads that are not FLUX's."""
+    """Infers the sizes from shapes; raises UserError for heads that are not FLUX's."""
 
     def shape(name: str) -> tuple[int, ...]:
         return tensors.shape(start + name)
@@ -54,7 +54,7 @@ def read_sizes(tensors: TensorFiles, start: str) -> FluxConfig:
 
 
 def renames(config: FluxConfig) -> list[Rename]:
-    """From diffusers' names to these."""
+    """Returns the renames from diffusers' names to the original ones."""
     width = config.width
     single, into = r"^single_transformer_blocks\.(\d+)\.", r"single_blocks.\1."
     parts = [*(rf"{single}attn\.to_{part}(?=\.)" for part in "qkv"), rf"{single}proj_mlp(?=\.)"]
@@ -73,14 +73,14 @@ def renames(config: FluxConfig) -> list[Rename]:
         Rename(rf"{single}attn\.norm_k\.weight", f"{into}norm.key_norm.scale"),
         Rename(rf"{single}proj_out", f"{into}linear2"),
         Rename(rf"{single}norm\.linear", f"{into}modulation.lin"),
-        # Shift, then scale; in diffusers, and here, it is the other way round.
+        # The original order is shift, scale; in diffusers and here it is scale, shift.
         Rename(r"^norm_out\.linear", "final_layer.adaLN_modulation.1", ((width, 2 * width), (0, width)), 2 * width),
         Rename(r"^proj_out", "final_layer.linear"),
     ]
 
 
 def _double(stream: str, qkv: str, out: str, norm: str, mlp: str, modulation: str, width: int) -> list[Rename]:
-    """One stream of the double blocks; the names but the first are diffusers'."""
+    """Returns the renames of one stream of the double blocks; all names except `stream` are diffusers'."""
     double, into = r"^transformer_blocks\.(\d+)\.", rf"double_blocks.\1.{stream}_"
     return [
         *fused([rf"{double}attn\.{qkv.format(part)}(?=\.)" for part in "qkv"], f"{into}attn.qkv", [width] * 3),

@@ -1,4 +1,4 @@
-"""InternVL: a transformers folder (`InternVLForConditionalGeneration.save_pretrained`, -hf), or OpenGVLab's own."""
+"""InternVL: a transformers folder (`InternVLForConditionalGeneration.save_pretrained`, -hf), or OpenGVLab's format."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
@@ -32,7 +32,7 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "text_config.use_sliding_window": (False,),
     "text_config.rope_type": ("default", "dynamic"),
 }
-"""Values of `config.json` that we compute; a key that the file leaves out has its default there, the first one here."""
+"""Supported values of `config.json`; the first is the default of a key that the file lacks."""
 
 RENAMED = (
     ("language_model.lm_head.", "lm_head."),
@@ -40,19 +40,19 @@ RENAMED = (
     ("vision_tower.", "model.vision_tower."),
     ("multi_modal_projector.", "model.multi_modal_projector."),
 )
-"""Prefixes in the files of the hub -> in files that keep the names of the modules."""
+"""Prefixes in files of the hub -> prefixes in files that use the names of the modules."""
 
 
 def load_mllm(folder: str | Path) -> tuple[InternVLConfig, Params]:
-    """Sizes and parameters (numpy, in the file's dtype) of InternVL; UserError for what we do not compute."""
+    """Returns sizes and parameters (numpy, in the file's dtype); raises UserError for unsupported configs."""
     return open_mllm(folder).load()
 
 
 def open_mllm(folder: str | Path) -> Source[InternVLConfig]:
-    """What `load_mllm` loads, before a tensor is read; the tensors' names tell the layout."""
+    """Opens the files for `load_mllm` without reading tensors; the layout is detected from their names."""
     tensors, raw, where = TensorFiles(folder), read_config(folder), str(folder)
     if original.MARK in tensors:
-        config = read_sizes(original.translated(raw, Path(folder), where), where, has_head=HEAD in tensors)
+        config = read_sizes(original.to_transformers_config(raw, Path(folder), where), where, has_head=HEAD in tensors)
         entries = renamed(table(config), original.renames(config.vision.hidden_size))
     else:
         rename = any(name.startswith("model.") for name in tensors)
@@ -64,9 +64,9 @@ def open_mllm(folder: str | Path) -> Source[InternVLConfig]:
 
 
 def read_sizes(raw: Mapping[str, Any], where: str, has_head: bool) -> InternVLConfig:
-    """Our config from a `config.json` of transformers 4 or 5; `has_head` tells whether the files hold a head."""
+    """Returns the config from a `config.json` of transformers 4 or 5; `has_head`: whether the files have a head."""
     vision, text = (dict(raw.get(name) or {}) for name in ("vision_config", "text_config"))
-    # transformers 5 writes rope_parameters, 4 wrote rope_theta beside an optional rope_scaling.
+    # transformers 5 writes rope_parameters, 4 wrote rope_theta and an optional rope_scaling.
     rope = {"rope_theta": text.get("rope_theta")} | (text.get("rope_parameters") or text.get("rope_scaling") or {})
     text |= {"rope_theta": rope["rope_theta"], "rope_type": rope.get("rope_type", rope.get("type", "default"))}
     _check(dict(raw) | {"vision_config": vision, "text_config": text}, where)
@@ -75,7 +75,7 @@ def read_sizes(raw: Mapping[str, Any], where: str, has_head: bool) -> InternVLCo
     config = InternVLConfig(
         vision=ViTConfig(**_pick(ViTConfig, vision, "vision_config", where)),
         text=Qwen2Config(**_pick(Qwen2Config, text, "text_config", where)),
-        # Older files leave the key out whatever its value; files with a head need no tying.
+        # Older files lack the key whatever its value; files with a head are not tied.
         tie_word_embeddings=not has_head and raw.get("tie_word_embeddings", True),
         **{key: _need(raw, key, key, where) for key in ("image_token_id", "downsample_ratio")},
     )
@@ -88,7 +88,7 @@ def read_sizes(raw: Mapping[str, Any], where: str, has_head: bool) -> InternVLCo
 
 
 def table(config: InternVLConfig) -> Table:
-    """Every tensor of `InternVLForConditionalGeneration` as the hub names it, and its path here."""
+    """Returns an entry for every tensor of `InternVLForConditionalGeneration`, with its name on the hub."""
     vision, text = config.vision, config.text
     return [
         Entry("vision_tower.embeddings.cls_token", "vision/class_token"),

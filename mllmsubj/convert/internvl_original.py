@@ -1,7 +1,7 @@
-"""InternVL as OpenGVLab published it (OpenGVLab/InternVL3-8B, not -hf): its config and its names.
+"""InternVL as published by OpenGVLab (OpenGVLab/InternVL3-8B, not -hf): its config and its names.
 
-Names and config keys: OpenGVLab/InternVL `internvl_chat/internvl/model/internvl_chat/`; which is which in
-transformers: its `convert_internvl_weights_to_hf.py`.
+Names and config keys are from OpenGVLab/InternVL `internvl_chat/internvl/model/internvl_chat/`, their mapping to
+transformers from its `convert_internvl_weights_to_hf.py`.
 """
 
 import json
@@ -13,18 +13,18 @@ from mllmsubj.convert.renames import Rename, fused
 from mllmsubj.errors import UserError
 
 MARK = "mlp1.0.weight"
-"""A tensor that tells the layout."""
+"""Tensor that identifies the layout."""
 IMAGE_TOKEN, IMAGE_TOKEN_ID = "<IMG_CONTEXT>", 151_667
-"""What visual features replace, and its id in the Qwen2 tokenizers of InternVL3."""
+"""Token that visual features replace, and its id in the Qwen2 tokenizers of InternVL3."""
 LAYER_SCALE = 0.1
-"""What a layer's scales start from when nothing is loaded: as in the -hf configs."""
+"""Initial value of a layer's scales if nothing is loaded, as in the -hf configs."""
 
 SUPPORTED = {"model_type": "internvl_chat", "ps_version": "v2"}
-"""The only values that we compute, of keys that the -hf config lacks or has another value for."""
+"""Supported values of keys that the -hf config lacks or has another value for."""
 
 
-def translated(raw: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
-    """An original `config.json` as transformers would write it; raises UserError for what we do not compute."""
+def to_transformers_config(raw: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
+    """Converts an original `config.json` to that of transformers; raises UserError for unsupported values."""
     for key, value in SUPPORTED.items():
         if raw.get(key) != value:
             raise UserError(f"{where}: {key} is {raw.get(key)!r}; supported: {value!r}")
@@ -48,7 +48,7 @@ def translated(raw: Mapping[str, Any], folder: Path, where: str) -> dict[str, An
 
 
 def _image_token_id(folder: Path, vocabulary: Any, where: str) -> int:
-    """The tokenizer's, if it lies in the folder."""
+    """Returns the id from the folder's `added_tokens.json` if it exists, else `IMAGE_TOKEN_ID`."""
     path = folder / "added_tokens.json"
     try:
         token = json.loads(path.read_text()).get(IMAGE_TOKEN) if path.is_file() else IMAGE_TOKEN_ID
@@ -60,7 +60,7 @@ def _image_token_id(folder: Path, vocabulary: Any, where: str) -> int:
 
 
 def renames(width: int) -> Iterable[Rename]:
-    """From the hub's names for transformers to these; `width` is the vision tower's."""
+    """Returns the renames from the names on the hub to the original ones; `width` is that of the vision tower."""
     layer = r"^vision_tower\.encoder\.layer\.(\d+)\."
     into = r"vision_model.encoder.layers.\1."
     return [

@@ -1,7 +1,7 @@
-"""LoRA of the FLUX transformer: in as diffusers, PEFT, ComfyUI and kohya save it, out as diffusers loads it.
+"""LoRA files of the FLUX transformer: loading from diffusers, PEFT, ComfyUI and kohya, saving for diffusers.
 
-A file calls a projection by diffusers' name, with `transformer.`, `base_model.model.` or nothing in front, or by
-black-forest-labs' name, with `diffusion_model.`, `lora_unet_` (kohya: dots are underscores) or nothing in front.
+Projections have diffusers' names, with the prefix `transformer.`, `base_model.model.` or none, or black-forest-labs'
+names, with the prefix `diffusion_model.`, `lora_unet_` (kohya, which replaces dots by underscores) or none.
 """
 
 import re
@@ -27,16 +27,16 @@ from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Array, Params
 
 FILE = "pytorch_lora_weights.safetensors"
-"""What diffusers calls it."""
+"""File name in diffusers."""
 FILES = (FILE, "adapter_model.safetensors")
-"""What is looked for in a folder; else its only .safetensors file."""
+"""Names of the file in a folder; else its only .safetensors file is used."""
 
 PREFIX = re.compile(r"^(base_model\.model\.)?(transformer\.|diffusion_model\.)?")
 DOWN = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.down.weight")
 UP = (".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight", ".lora.up.weight")
 ALPHA = (".alpha",)
-OTHER_FORMS = {".processor.": "XLabs' form", ".lokr_": "LoKr", ".hada_": "LoHa", "dora_scale": "DoRA"}
-"""Part of a tensor's name -> what it is, of adapters that cannot be loaded."""
+UNSUPPORTED_FORMATS = {".processor.": "XLabs' form", ".lokr_": "LoKr", ".hada_": "LoHa", "dora_scale": "DoRA"}
+"""Part of a tensor's name -> unsupported kind of adapter that it identifies."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class _Adapter:
 
 
 def load_lora(path: str | Path, config: FluxConfig, foldable: bool = False) -> tuple[LoRAConfig, Params]:
-    """A LoRA for a transformer of these sizes: float32 leaves `lora_a`, `lora_b` beside the kernels' paths, stacked.
+    """Loads a LoRA for a transformer of these sizes, as stacked float32 leaves `lora_a`, `lora_b` next to the kernels.
 
-    Layers and projections that the file leaves alone get zeros, which change nothing. Where ranks or alphas differ
-    between modules, the rank is the largest, filled up with zeros, and scales are folded into `lora_b`.
-    `foldable` also takes projections that `FluxTransformer` has no adapters for (MLPs of the double blocks,
-    modulation, embedders); such parameters are for `fold_lora` alone.
-    Raises UserError for another model's LoRA, an unknown form and unknown tensors.
+    Layers and projections that the file does not adapt get zeros, which change nothing. If ranks or alphas differ
+    between modules, adapters are zero-padded to the largest rank and scales are folded into `lora_b`.
+    `foldable` also accepts projections for which `FluxTransformer` has no adapters (MLPs of the double blocks,
+    modulation, embedders); the result is then for `fold_lora` only.
+    Raises UserError for another model's LoRA, an unsupported format and unknown tensors.
     """
     file = _file(Path(path))
     adapters = _read(TensorFiles(file), file, config)
@@ -98,7 +98,7 @@ def _folded(kernel: Array, down: Array, up: Array, scale: Array, behind: bool) -
 
 
 def fold_lora(params: Params, config: LoRAConfig, lora: Params, weight: float = 1.0) -> Params:
-    """A transformer's parameters with `weight` times the adapters of `load_lora` added to its kernels."""
+    """Returns a transformer's parameters with `weight` times the adapters of `load_lora` added to its kernels."""
     leaves, factors = flatten(params), flatten(lora)
     for path, down in factors.items():
         if path.endswith("/lora_a"):
@@ -112,10 +112,10 @@ def fold_lora(params: Params, config: LoRAConfig, lora: Params, weight: float = 
 
 
 def save_lora(folder: Path, config: FluxConfig, lora: LoRAConfig, params: Params) -> None:
-    """Writes a transformer's adapters as `FluxPipeline.load_lora_weights` takes them; other leaves are left out.
+    """Writes a transformer's adapters for `FluxPipeline.load_lora_weights`; other leaves are omitted.
 
-    alpha / rank is multiplied into `lora_B`, so that every reader is right to take it for 1: some know alpha only from
-    the header, others only from tensors, and none would say that it saw neither.
+    alpha / rank is multiplied into `lora_B`, since some readers take alpha only from the header, others only from
+    tensors, and without it they assume alpha / rank = 1 silently.
     """
     leaves, tensors = flatten(params), {}
     for entry in _projections(flux.table(config)):
@@ -138,7 +138,7 @@ def _file(path: Path) -> Path:
 
 
 def _read(tensors: TensorFiles, file: Path, config: FluxConfig) -> list[_Adapter]:
-    """Every adapter of a file, one for each of our projections."""
+    """Returns the adapters of a file, one per layer and projection of our model."""
     known, scales, shapes = _modules(config), Scales(tensors, file), _kernels(config)
     names: defaultdict[str, dict[str, str]] = defaultdict(dict)
     unknown = []
@@ -174,7 +174,7 @@ def _read(tensors: TensorFiles, file: Path, config: FluxConfig) -> list[_Adapter
 
 
 def _parsed(name: str) -> tuple[str, str | None]:
-    """A tensor's module, as `_modules` calls it, and whether it is "down", "up", "alpha" or (None) something else."""
+    """Returns a tensor's module (a key of `_modules`) and its kind: "down", "up", "alpha" or None if unknown."""
     for part, suffixes in (("down", DOWN), ("up", UP), ("alpha", ALPHA)):
         for suffix in suffixes:
             if name.endswith(suffix):
@@ -183,7 +183,7 @@ def _parsed(name: str) -> tuple[str, str | None]:
 
 
 def _modules(config: FluxConfig) -> dict[str, Table]:
-    """Each name that a projection may have -> our kernels that lie in it, several where it is fused."""
+    """Returns, for each name that a projection may have, the entries of its kernels; several if it is fused."""
     table = _projections(flux.table(config))
     modules: defaultdict[str, Table] = defaultdict(list)
     for entry in table:
@@ -200,7 +200,7 @@ def _projections(table: Table) -> Table:
 
 
 def _kernels(config: FluxConfig) -> dict[str, tuple[int, ...]]:
-    """Path of a kernel -> (in, out) of one layer."""
+    """Returns (in, out) of one layer for the path of each kernel."""
     shapes = flatten(abstract_params(FluxTransformer(config)))
     return {
         entry.target: tuple(
@@ -211,7 +211,7 @@ def _kernels(config: FluxConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _refuse_unknown(names: list[str], file: Path) -> None:
-    for mark, form in OTHER_FORMS.items():
+    for mark, form in UNSUPPORTED_FORMATS.items():
         if any(mark in name for name in names):
             raise UserError(f"{file} is {form}; only LoRA as diffusers, PEFT, ComfyUI and kohya save it can be loaded")
     if names:

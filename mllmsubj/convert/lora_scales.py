@@ -1,4 +1,4 @@
-"""What the output of each adapter in a file is multiplied by: alpha / rank, where files keep alpha in three places."""
+"""Scales, alpha / rank, of the adapters in a LoRA file, which may store alpha in three places."""
 
 import json
 import re
@@ -10,21 +10,21 @@ from mllmsubj.convert.engine import TensorFiles
 from mllmsubj.errors import UserError
 
 HEADER_KEY, CONFIG_FILE = "lora_adapter_metadata", "adapter_config.json"
-"""Where diffusers keeps PEFT's config, and where PEFT does."""
+"""Location of PEFT's config in diffusers' header, and PEFT's own file."""
 
 
 class Scales:
-    """`scales(module, rank, alpha)` → alpha / rank; a file that says nothing of alpha means 1."""
+    """Callable that returns alpha / rank of a module (alpha / √rank with rsLoRA), or 1 if no alpha is given."""
 
     def __init__(self, tensors: TensorFiles, file: Path):
-        """Raises UserError for a config that is none, and for what is no plain LoRA."""
+        """Reads the config; raises UserError if it is invalid, or not of a plain LoRA."""
         self._config = _config(tensors, file)
         for key in ("use_dora", "lora_bias"):
             if self._config.get(key):
                 raise UserError(f"{file}: {key} is on; only plain LoRA can be loaded")
 
     def __call__(self, module: str, rank: int, alpha: float | None) -> float:
-        """`alpha`: of a tensor of its own, which goes before the config's; `module` is named as in the file."""
+        """Returns the scale; `alpha`, from a tensor, overrides the config, and `module` is the name in the file."""
         config = self._config
         for said in (self._pattern(module), config.get("lora_alpha")):
             alpha = said if alpha is None else alpha
@@ -33,7 +33,7 @@ class Scales:
         return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
 
     def _pattern(self, module: str) -> float | None:
-        """A pattern is a module's whole name or, from a dot on, its end; PEFT reads it as a regex."""
+        """Returns alpha from `alpha_pattern`, whose keys are regexes of a module's name or its end, as in PEFT."""
         patterns = self._config.get("alpha_pattern") or {}
         return next((alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), None)
 

@@ -1,4 +1,4 @@
-"""The layouts that models were first published in, told as other names for the tensors of a table."""
+"""Conversion of tables to the original layouts of models, by renaming their tensors."""
 
 import re
 from collections.abc import Iterable
@@ -10,17 +10,17 @@ from mllmsubj.convert.engine import Entry, Table
 
 @dataclass(frozen=True)
 class Rename:
-    """How another layout calls a tensor: wherever `pattern` (a regex) is found in a name, `name` stands for it."""
+    """Name of tensors in another layout: every match of the regex `pattern` in a name is replaced by `name`."""
 
     pattern: str
     name: str
     rows: tuple[tuple[int, int], ...] = ()
-    """As in `Entry`, where that layout keeps several of our tensors in one, or their parts in another order."""
+    """Rows as in `Entry`, if that layout fuses several of our tensors or orders their rows differently."""
     height: int = 0
 
 
 def renamed(entries: Iterable[Entry], renames: Iterable[Rename]) -> Table:
-    """The same entries for another layout; every rename is tried, one after the other."""
+    """Returns the entries for another layout; all renames are applied in order."""
     renames = list(renames)
 
     def one(entry: Entry) -> Entry:
@@ -35,6 +35,6 @@ def renamed(entries: Iterable[Entry], renames: Iterable[Rename]) -> Table:
 
 
 def fused(patterns: Iterable[str], name: str, sizes: Iterable[int]) -> list[Rename]:
-    """Tensors that the other layout has as one, under `name`, one below the other, `sizes` rows each."""
+    """Returns renames of tensors that the other layout concatenates as `name`, `sizes` rows each."""
     ends = [0, *accumulate(sizes)]
     return [Rename(pattern, name, (span,), ends[-1]) for pattern, span in zip(patterns, pairwise(ends), strict=True)]

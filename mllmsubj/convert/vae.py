@@ -34,22 +34,22 @@ IMPLEMENTED = {
     "latents_mean": None,
     "latents_std": None,
 }
-"""The only values that the model knows; a key that is absent counts as None."""
+"""Supported values of `config.json`; a missing key counts as None."""
 
 
 def load_vae(path: str | Path) -> tuple[VAEConfig, Params]:
-    """Sizes and parameters (numpy, in the file's dtype) of a FLUX autoencoder, from a folder or a single file.
+    """Returns sizes and parameters (numpy, in the file's dtype) of a FLUX autoencoder, from a folder or a single file.
 
-    Raises UserError for an autoencoder of another kind: quant convolutions, other blocks, no scale or shift.
+    Raises UserError for an unsupported autoencoder: quant convolutions, other blocks, no scale or shift.
     """
     return open_vae(path).load()
 
 
 def open_vae(path: str | Path) -> Source[VAEConfig]:
-    """What `load_vae` loads, before a tensor is read; the tensors' names tell the layout."""
+    """Opens the files for `load_vae` without reading tensors; the layout is detected from their names."""
     tensors = TensorFiles(path)
     is_original = original.MARK in tensors
-    # The config.json beside a single file may be another model's.
+    # The config.json next to a single file may be another model's.
     if not is_original or (config_path(path).is_file() and read_config(path).get("_class_name") == CLASS):
         config = _read_sizes(path)
     else:
@@ -79,7 +79,7 @@ def _refused(raw: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
 
 
 def table(config: VAEConfig) -> Table:
-    """Every tensor of `AutoencoderKL`, and its path here."""
+    """Returns an entry for every tensor of `AutoencoderKL`."""
     down, depth = config.block_out_channels, config.layers_per_block
     up = down[::-1]
     return [
@@ -107,7 +107,7 @@ def _ends(config: VAEConfig) -> Table:
 
 
 def _levels(source: str, target: str, widths: tuple[int, ...], depth: int, resample: str) -> Iterator[Entry]:
-    """Levels between neighbouring `widths`; all but the last change resolution."""
+    """Returns entries of the levels between neighboring `widths`; all but the last change resolution."""
     for level, (before, after) in enumerate(pairwise(widths)):
         for i in range(depth):
             shortcut = i == 0 and before != after

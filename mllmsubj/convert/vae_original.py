@@ -1,6 +1,6 @@
 """FLUX autoencoder in black-forest-labs' single file (`ae.safetensors`).
 
-Names: black-forest-labs/flux `src/flux/modules/autoencoder.py`; which is which in diffusers: its
+The names are from black-forest-labs/flux `src/flux/modules/autoencoder.py`, their mapping to diffusers from its
 `convert_ldm_vae_checkpoint`.
 """
 
@@ -12,13 +12,13 @@ from mllmsubj.errors import UserError
 from mllmsubj.models.vae import VAEConfig
 
 MARK = "decoder.mid.block_1.norm1.weight"
-"""A tensor that tells the layout."""
+"""Tensor that identifies the layout."""
 GROUPS, SCALE, SHIFT = 32, 0.3611, 0.1159
-"""FLUX.1's: no shape says them."""
+"""Values of FLUX.1, which no shape determines."""
 
 
 def read_sizes(tensors: TensorFiles) -> VAEConfig:
-    """The sizes that the shapes tell, for an autoencoder of FLUX.1; raises UserError where it cannot be one."""
+    """Infers the sizes of a FLUX.1 autoencoder from shapes; raises UserError if it cannot be one."""
 
     def count(pattern: str) -> int:
         return next(i for i in range(len(tensors) + 1) if pattern.format(i) not in tensors)
@@ -44,7 +44,7 @@ def read_sizes(tensors: TensorFiles) -> VAEConfig:
 
 
 def table(config: VAEConfig, entries: Table) -> Table:
-    """diffusers' entries under the original names, where the attention's projections are 1 × 1 convolutions."""
+    """Converts diffusers' entries to the original names, where attention projections are 1 × 1 convolutions."""
     return [
         replace(entry, layout="pixel") if entry.layout == "linear" else entry
         for entry in renamed(entries, _renames(len(config.block_out_channels)))
@@ -55,7 +55,7 @@ def _renames(levels: int) -> list[Rename]:
     return [
         Rename(r"down_blocks\.(\d+)\.resnets", r"down.\1.block"),
         Rename(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
-        # Levels of the decoder are counted from full resolution there, from the latents here.
+        # The original numbers decoder levels from full resolution, diffusers from the latents.
         *(Rename(rf"up_blocks\.{i}\.resnets", f"up.{levels - 1 - i}.block") for i in range(levels)),
         *(Rename(rf"up_blocks\.{i}\.upsamplers\.0", f"up.{levels - 1 - i}.upsample") for i in range(levels)),
         Rename(r"mid_block\.resnets\.0", "mid.block_1"),

@@ -1,1 +1,1 @@
-"""Flow matching: schedules, stages, guidance and the sampling loop. Never imports a network."""
+"""Flow matching: schedules, stages, guidance and the sampling loop, independent of any network."""

@@ -1,20 +1,20 @@
-"""True classifier-free guidance as a wrapper around a velocity: same signature in, same signature out."""
+"""Classifier-free guidance (CFG) as a wrapper around a velocity function, with the same signature."""
 
 from mllmsubj.diffusion.stages import NOTHING, VAE
 from mllmsubj.typing import ActiveTokens, Array, Float, PyTree, Velocity
 
 
 def evaluated(active_tokens: ActiveTokens) -> tuple[ActiveTokens, ...]:
-    """What `guided` evaluates a velocity with: what the stage sees, nothing, and, of the two it sees, the reference."""
+    """Returns the tokens of each evaluation in `guided`: the stage's, none, and, if it has both, the reference's."""
     return (active_tokens, NOTHING, VAE) if active_tokens.reference and active_tokens.mllm else (active_tokens, NOTHING)
 
 
 def guided(velocity: Velocity, text_scale: Array | float, reference_scale: Array | float) -> Velocity:
-    """v∅ + s_r · (v_r − v∅) + s_t · (v − v_r): the MLLM's and the VAE's pull on the picture, scaled apart.
+    """Wraps a velocity with CFG, v∅ + s_r · (v_r − v∅) + s_t · (v − v_r), with a scale each for MLLM and VAE.
 
-    v attends to what the stage does, v_r to the VAE's reference tokens alone, v∅ to nothing. Where a stage has
-    only one of the two, the other term is zero and its evaluation is left out. Scales of 1 give v itself.
-    Source: InstructPix2Pix (arXiv 2211.09800), Eq. 3, with the reference as the picture.
+    v is conditioned on the stage's tokens, v_r on the VAE's reference tokens alone, v∅ on none. If a stage has only
+    MLLM or only reference tokens, the other term is zero and is not evaluated. Scales of 1 give v.
+    Source: InstructPix2Pix (arXiv 2211.09800), Eq. 3, with the reference as the image.
     """
 
     def wrapped(latents: Float[Array, "b n d"], t: PyTree, condition: PyTree, active_tokens: ActiveTokens) -> Array:

@@ -1,4 +1,4 @@
-"""The time grid of a sampler: t = 1 is noise, t = 0 the picture."""
+"""Time grid of a sampler, from t = 1 (noise) to t = 0 (image)."""
 
 import math
 from dataclasses import dataclass
@@ -6,23 +6,23 @@ from dataclasses import dataclass
 import numpy as np
 
 PAPER_SIDE = 512
-"""Pixels of the paper's pictures, which its τ1 and τ2 are of."""
+"""Side in pixels of the paper's images, for which its τ1 and τ2 are given."""
 
 
 @dataclass(frozen=True)
 class ShiftConfig:
-    """FLUX's shift: the more tokens a picture has, the longer its time grid stays near noise."""
+    """FLUX's timestep shift; the more tokens an image has, the more steps are near noise."""
 
     base_tokens: int = 256
-    """Tokens of an image whose shift is `base_shift`."""
+    """Number of tokens of an image whose shift is `base_shift`."""
     max_tokens: int = 4096
-    """Tokens of an image whose shift is `max_shift`."""
+    """Number of tokens of an image whose shift is `max_shift`."""
     base_shift: float = 0.5
     max_shift: float = 1.15
 
 
 def shift_exponent(tokens: int, shift: ShiftConfig) -> float:
-    """mu of a picture of `tokens` tokens, on the line through the two given points.
+    """Returns mu for an image of `tokens` tokens, by linear interpolation between the points of `shift`.
 
     Source: diffusers `pipeline_flux.calculate_shift`.
     """
@@ -31,7 +31,7 @@ def shift_exponent(tokens: int, shift: ShiftConfig) -> float:
 
 
 def time_grid(steps: int, tokens: int, shift: ShiftConfig) -> np.ndarray:
-    """`steps + 1` falling times, float64, from 1 to 0: evenly spaced, then t ← 1 / (1 + (1/t − 1) / e^mu).
+    """Returns `steps + 1` float64 times from 1 to 0, evenly spaced, then t ← 1 / (1 + (1/t − 1) / e^mu).
 
     Source: diffusers `FluxPipeline.__call__` and `FlowMatchEulerDiscreteScheduler.time_shift`.
     """
@@ -41,9 +41,10 @@ def time_grid(steps: int, tokens: int, shift: ShiftConfig) -> np.ndarray:
 
 
 def equivalent_timestep(t: float, height: int, width: int) -> float:
-    """The time at which a picture of `height` × `width` pixels is as uncertain as the paper's, of 512 × 512, is at `t`.
+    """Returns the time at which an image of `height` × `width` pixels is as uncertain as one of 512 × 512 is at `t`.
 
-    The fewer numbers show a picture, the more of it noise hides. Source: Stable Diffusion 3 (arXiv 2403.03206), Eq. 23.
+    At the same noise level, an image of fewer pixels is more uncertain.
+    Source: Stable Diffusion 3 (arXiv 2403.03206), Eq. 23.
     """
     ratio = math.sqrt(height * width) / PAPER_SIDE
     return ratio * t / (1.0 + (ratio - 1.0) * t)

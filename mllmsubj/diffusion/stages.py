@@ -1,4 +1,4 @@
-"""The paper's three sampling stages (Eq. 5): which condition tokens each step's attention sees."""
+"""The paper's three sampling stages (Eq. 5), which define the condition tokens of each step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from mllmsubj.typing import ActiveTokens
 
 LastStage = Literal["drop_all", "keep_text"]
 Conditions = Literal["staged", "both", "mllm", "vae"]
-"""What steps see: the three stages, or the same at every step, to compare with."""
+"""Condition tokens of the steps: the three stages, or the same tokens at every step, for comparison."""
 
 TOLERANCE = 1e-6
-"""A step this near a border counts as on it, so that float rounding never moves a step to another stage."""
+"""Tolerance around τ1 and τ2, so that float rounding never moves a step to another stage."""
 
 
 NOTHING = ActiveTokens(null=True)
@@ -26,7 +26,7 @@ UNSTAGED: Mapping[Conditions, ActiveTokens] = {"both": BOTH, "mllm": MLLM, "vae"
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps `start` to `stop` (exclusive) of the time grid, all with the same tokens."""
+    """Steps `start` to `stop` (exclusive) of the time grid, which have the same active tokens."""
 
     active_tokens: ActiveTokens
     start: int
@@ -40,11 +40,11 @@ def plan_stages(
     last_stage: LastStage = "drop_all",
     conditions: Conditions = "staged",
 ) -> tuple[Stage, ...]:
-    """Splits a falling time grid at τ1 ≥ τ2: MLLM where t ≥ τ1, both where τ2 ≤ t < τ1, VAE where t < τ2.
+    """Splits a decreasing time grid at τ1 ≥ τ2: MLLM where t ≥ τ1, both where τ2 ≤ t < τ1, VAE where t < τ2.
 
-    `times` has one entry more than there are steps. Stages without a step are left out; τ1 = τ2 = 0 is MLLM
-    at every step. Unless `conditions` is "staged", all steps are one stage that sees that.
-    Source: arXiv 2605.26111, Eq. 5; whether the last stage keeps the text is open there, the default drops it.
+    `times` has one entry more than there are steps. Stages without steps are omitted; τ1 = τ2 = 0 is MLLM at every
+    step. Unless `conditions` is "staged", there is one stage with the tokens of `UNSTAGED`.
+    Source: arXiv 2605.26111, Eq. 5, which leaves open whether the last stage keeps the text; the default drops it.
     """
     assert 0.0 <= tau2 <= tau1 <= 1.0
     starts = times[:-1]

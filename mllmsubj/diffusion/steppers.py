@@ -1,4 +1,4 @@
-"""Steppers: how a sampler goes from one time to the next, given the velocity there."""
+"""Steppers: update rules of a sampler from one time to the next, given the velocity."""
 
 from typing import Literal, Protocol, runtime_checkable
 
@@ -11,10 +11,10 @@ Name = Literal["euler", "dpmpp_2m"]
 
 @runtime_checkable
 class Stepper(Protocol):
-    """A rule for one step of the flow x_t = (1 - t) x_0 + t noise, whose velocity v is noise - x_0."""
+    """Update rule for one step of the flow x_t = (1 - t) x_0 + t noise, whose velocity v is noise - x_0."""
 
     def start(self, latents: Float[Array, "b n d"]) -> PyTree:
-        """The state before the first step; it is carried from step to step, across stages."""
+        """Returns the state before the first step; it is passed from step to step, across stages."""
         ...
 
     def step(
@@ -24,14 +24,15 @@ class Stepper(Protocol):
         times: Float[Array, " 2"],
         state: PyTree,
     ) -> tuple[Float[Array, "b n d"], PyTree]:
-        """Latents at `times[1]` from those at `times[0]`, where `velocity` was evaluated, and the new state."""
+        """Returns latents at `times[1]` from those at `times[0]`, where `velocity` was evaluated, and the new state."""
         ...
 
 
 class Euler:
-    """x ← x + (s - t) v. Source: diffusers `FlowMatchEulerDiscreteScheduler.step`."""
+    """Euler's method, x ← x + (s - t) v. Source: diffusers `FlowMatchEulerDiscreteScheduler.step`."""
 
     def start(self, latents: Float[Array, "b n d"]) -> PyTree:
+        """Returns an empty state."""
         return ()
 
     def step(
@@ -41,19 +42,21 @@ class Euler:
         times: Float[Array, " 2"],
         state: PyTree,
     ) -> tuple[Float[Array, "b n d"], PyTree]:
+        """Takes an Euler step."""
         return latents + (times[1] - times[0]) * velocity, state
 
 
 class DPMSolverPP2M:
-    """DPM-Solver++(2M): second order by the prediction of the step before, at Euler's cost.
+    """DPM-Solver++(2M), of second order by reusing the previous step's prediction, at the cost of Euler's method.
 
     With alpha = 1 - t, sigma = t and lambda = log(alpha / sigma), a step from t to s is
     x ← (s / t) x + (alpha_s - alpha_t s / t) (x0 + r (x0 - previous x0) / 2), r = (lambda_s - lambda_t) / (lambda_t -
-    previous lambda). The first step has no step before, and the last, at s = 0, where r is infinite, is of first order.
+    previous lambda). The first step, which has no previous one, and the last, where r is infinite, are of first order.
     Source: arXiv 2211.01095, Algorithm 2; diffusers `DPMSolverMultistepScheduler` with `use_flow_sigmas`.
     """
 
     def start(self, latents: Float[Array, "b n d"]) -> PyTree:
+        """Returns a zero prediction at lambda = -inf, which marks the first step."""
         return jnp.zeros_like(latents), jnp.asarray(-jnp.inf, latents.dtype)
 
     def step(
@@ -63,6 +66,7 @@ class DPMSolverPP2M:
         times: Float[Array, " 2"],
         state: PyTree,
     ) -> tuple[Float[Array, "b n d"], PyTree]:
+        """Takes a second-order step; the first and the last are of first order."""
         (t, s), (previous, log_ratio_before) = times, state
         clean = latents - t * velocity
         log_ratio = jnp.log1p(-t) - jnp.log(t)  # lambda: -inf at t = 1
@@ -76,4 +80,4 @@ class DPMSolverPP2M:
 
 
 STEPPERS: dict[Name, Stepper] = {"euler": Euler(), "dpmpp_2m": DPMSolverPP2M()}
-"""By the name that `sampling.stepper` has."""
+"""Steppers by their name in `sampling.stepper`."""

@@ -1,4 +1,4 @@
-"""CLIP's text tower, for the one vector it makes of a prompt. Source: transformers `CLIPTextModel`."""
+"""CLIP's text encoder, which maps a prompt to one vector. Source: transformers `CLIPTextModel`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
 }
 LEGACY_EOS = 2
-"""`eos_token_id` of configs written before transformers corrected it: not the id that ends their prompts."""
+"""`eos_token_id` in configs from before a fix in transformers; it is not the id that ends their prompts."""
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,24 @@ class CLIPTextConfig:
     num_hidden_layers: int
     num_attention_heads: int
     max_position_embeddings: int
-    """Longest prompt, in tokens."""
+    """Length of the longest prompt, in tokens."""
     hidden_act: Literal["quick_gelu", "gelu"]
     layer_norm_eps: float
     eos_token_id: int
 
 
 class CLIPTextModel(nn.Module):
-    """Pooled prompt: the last layer's vector at the token that ends the prompt."""
+    """Text encoder whose output is the last hidden state at the token that ends the prompt."""
 
     config: CLIPTextConfig
     compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, input_ids: Int[Array, "b s"]) -> Float[Array, "b d"]:
-        """`input_ids` hold start, prompt, end, padding; what follows the end changes nothing.
+        """Returns one vector per prompt.
 
-        Raises ValueError where they are longer than `max_position_embeddings`.
+        `input_ids` contain start, prompt, end and padding; tokens after the end change nothing. Raises ValueError if
+        they are longer than `max_position_embeddings`.
         """
         config, length = self.config, input_ids.shape[1]
         if length > config.max_position_embeddings:
@@ -68,23 +69,24 @@ class CLIPTextModel(nn.Module):
         x = constrain(x, "batch", "seq", "embed")
         layers = stack(CLIPLayer, config.num_hidden_layers, self.compute)(config, self.compute, name="layers")
         x, _ = layers(x)
-        # The norm acts on each token alone: only the one that is kept needs it.
+        # The norm acts on each token separately, so only the returned one needs it.
         last = x[jnp.arange(len(x)), end_of_prompt(input_ids, config.eos_token_id)]
         return LayerNorm(config.layer_norm_eps, name="final_layer_norm")(last)
 
     def example(self) -> tuple[Array, ...]:
-        """The smallest inputs that touch every parameter."""
+        """Returns the smallest inputs that use every parameter."""
         return (jnp.zeros((1, 1), jnp.int32),)
 
 
 class CLIPLayer(nn.Module):
-    """Causal attention, then an MLP, each on a normed copy of what it adds to."""
+    """Pre-norm causal attention and MLP."""
 
     config: CLIPTextConfig
     compute: Compute
 
     @nn.compact
     def __call__(self, x: Float[Array, "b s d"]) -> tuple[Float[Array, "b s d"], None]:
+        """Applies the layer."""
         config = self.config
         h = LayerNorm(config.layer_norm_eps, name="layer_norm1")(x)
         x += CausalAttention(config, self.compute, name="self_attn")(h)
@@ -94,13 +96,14 @@ class CLIPLayer(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Every token attends to itself and to those before it."""
+    """Causal multi-head attention."""
 
     config: CLIPTextConfig
     compute: Compute
 
     @nn.compact
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        """Applies attention."""
         width, heads = self.config.hidden_size, self.config.num_attention_heads
         q, k, v = (rearrange(Dense(width, name=f"{part}_proj")(x), "b s (h k) -> b s h k", h=heads) for part in "qkv")
         q, k, v = (constrain(x, "batch", "seq", "heads", "embed") for x in (q, k, v))
@@ -109,19 +112,20 @@ class CausalAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear, the config's activation, linear."""
+    """Linear, activation `hidden_act`, linear."""
 
     config: CLIPTextConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        """Applies the MLP to each token."""
         hidden = ACTIVATIONS[self.config.hidden_act](Dense(self.config.intermediate_size, name="fc1")(x))
         return Dense(self.config.hidden_size, name="fc2")(constrain(hidden, "batch", "seq", "hidden"))
 
 
 def end_of_prompt(input_ids: Int[Array, "b s"], eos_token_id: int) -> Int[Array, " b"]:
-    """Position of the first `eos_token_id`, 0 where there is none; of the largest id under a legacy config.
+    """Returns the position of the first `eos_token_id` (0 if there is none), or of the largest id for `LEGACY_EOS`.
 
-    With `eos_token_id` 7, [5, 3, 7, 7] ends at 2; with the legacy 2, so does [5, 3, 9, 0].
+    With `eos_token_id` 7, [5, 3, 7, 7] gives 2; with the legacy 2, so does [5, 3, 9, 0].
     """
     return jnp.argmax(input_ids if eos_token_id == LEGACY_EOS else input_ids == eos_token_id, axis=-1)

@@ -24,7 +24,7 @@ EPS = 1e-6
 THETA = 10_000.0
 MLP_RATIO = 4
 
-Keys = Bool[Array, "b 1 1 m"] | None
+KeyMask = Bool[Array, "b 1 1 m"] | None
 """False at tokens that are masked out of attention."""
 
 
@@ -69,8 +69,8 @@ class FluxTransformer(nn.Module):
         self.time_text_embed = TimeTextEmbedding(config.width, config.guidance_embeds)
         self.modulation = Modulator(config.width, config.num_layers, config.num_single_layers)
         blocks = (config, self.compute, self.lora)
-        self.double_blocks = stack(DoubleBlock, config.num_layers, self.compute, own_input=True)(*blocks)
-        self.single_blocks = stack(SingleBlock, config.num_single_layers, self.compute, own_input=True)(*blocks)
+        self.double_blocks = stack(DoubleBlock, config.num_layers, self.compute, per_layer_input=True)(*blocks)
+        self.single_blocks = stack(SingleBlock, config.num_single_layers, self.compute, per_layer_input=True)(*blocks)
         self.proj_out = Dense(config.in_channels)
 
     def __call__(
@@ -105,7 +105,7 @@ class FluxTransformer(nn.Module):
         both, _ = self.single_blocks(jnp.concatenate([txt, img], axis=1), modulation.single, (rotation, keys))
 
         img = both[:, txt.shape[1] :][:, :output_tokens]
-        scale, shift = _parts(modulation.out, 2)
+        scale, shift = _split_modulation(modulation.out, 2)
         return self.proj_out(layer_norm(img, EPS) * (1 + scale) + shift)
 
     def modulate(
@@ -141,19 +141,19 @@ class DoubleBlock(nn.Module):
         self,
         streams: tuple[Float[Array, "b n d"], Float[Array, "b s d"]],
         modulation: tuple[Float[Array, "b e"], Float[Array, "b e"]],
-        shared: tuple[Rotation, Keys],
+        shared: tuple[Rotation, KeyMask],
     ) -> tuple[tuple[Float[Array, "b n d"], Float[Array, "b s d"]], None]:
         """Applies the block to (img, txt)."""
         img, txt = streams
         width = self.config.width
-        img_mod, txt_mod = (_parts(part, 6) for part in modulation)
+        img_mod, txt_mod = (_split_modulation(part, 6) for part in modulation)
 
         attention = JointAttention(self.config, self.compute, self.lora, name="attn")
-        img_out, txt_out = attention(_enter(img, *img_mod[:2]), _enter(txt, *txt_mod[:2]), *shared)
+        img_out, txt_out = attention(_modulated_norm(img, *img_mod[:2]), _modulated_norm(txt, *txt_mod[:2]), *shared)
         img, txt = img + img_mod[2] * img_out, txt + txt_mod[2] * txt_out
 
-        img += img_mod[5] * FeedForward(width, name="ff")(_enter(img, *img_mod[3:5]))
-        txt += txt_mod[5] * FeedForward(width, name="ff_context")(_enter(txt, *txt_mod[3:5]))
+        img += img_mod[5] * FeedForward(width, name="ff")(_modulated_norm(img, *img_mod[3:5]))
+        txt += txt_mod[5] * FeedForward(width, name="ff_context")(_modulated_norm(txt, *txt_mod[3:5]))
         return (constrain(img, "batch", "seq", "embed"), constrain(txt, "batch", "seq", "embed")), None
 
 
@@ -170,18 +170,18 @@ class JointAttention(nn.Module):
         img: Float[Array, "b n d"],
         txt: Float[Array, "b s d"],
         rotation: Rotation,
-        keys: Keys,
+        keys: KeyMask,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b s d"]]:
         """Returns the outputs for img and txt."""
-        enter, leave = _heads(self.config, self.lora)
-        q, k, v = (enter(name=f"to_{part}")(img) for part in "qkv")
-        txt_q, txt_k, txt_v = (enter(name=f"add_{part}_proj")(txt) for part in "qkv")
+        to_heads, from_heads = _heads(self.config, self.lora)
+        q, k, v = (to_heads(name=f"to_{part}")(img) for part in "qkv")
+        txt_q, txt_k, txt_v = (to_heads(name=f"add_{part}_proj")(txt) for part in "qkv")
         q, k = RMSNorm(EPS, name="norm_q")(q), RMSNorm(EPS, name="norm_k")(k)
         txt_q, txt_k = RMSNorm(EPS, name="norm_added_q")(txt_q), RMSNorm(EPS, name="norm_added_k")(txt_k)
         q, k, v = (jnp.concatenate(pair, axis=1) for pair in ((txt_q, q), (txt_k, k), (txt_v, v)))
         out = _rotated_attention(q, k, v, rotation, keys, self.compute)
         img, txt = out[:, txt.shape[1] :], out[:, : txt.shape[1]]
-        return leave(name="to_out")(img), leave(name="to_add_out")(txt)
+        return from_heads(name="to_out")(img), from_heads(name="to_add_out")(txt)
 
 
 class SingleBlock(nn.Module):
@@ -196,19 +196,19 @@ class SingleBlock(nn.Module):
         self,
         x: Float[Array, "b m d"],
         modulation: Float[Array, "b f"],
-        shared: tuple[Rotation, Keys],
+        shared: tuple[Rotation, KeyMask],
     ) -> tuple[Float[Array, "b m d"], None]:
         """Applies the block to the concatenated streams, txt first."""
         width = self.config.width
-        shift, scale, gate = _parts(modulation, 3)
-        h = _enter(x, shift, scale)
-        enter, leave = _heads(self.config, self.lora)
-        q, k, v = (enter(name=f"to_{part}")(h) for part in "qkv")
+        shift, scale, gate = _split_modulation(modulation, 3)
+        h = _modulated_norm(x, shift, scale)
+        to_heads, from_heads = _heads(self.config, self.lora)
+        q, k, v = (to_heads(name=f"to_{part}")(h) for part in "qkv")
         q, k = RMSNorm(EPS, name="norm_q")(q), RMSNorm(EPS, name="norm_k")(k)
         attended = _rotated_attention(q, k, v, *shared, self.compute)
         hidden: Array = gelu(Dense(MLP_RATIO * width, lora=self.lora, name="proj_mlp")(h))
         hidden = constrain(hidden, "batch", "seq", "hidden")
-        out = leave(name="proj_out")(attended, hidden)
+        out = from_heads(name="proj_out")(attended, hidden)
         return constrain(x + gate * out, "batch", "seq", "embed"), None
 
 
@@ -224,12 +224,12 @@ class FeedForward(nn.Module):
         return Dense(self.width, name="ff_out")(constrain(hidden, "batch", "seq", "hidden"))
 
 
-def _parts(modulation: Array, count: int) -> list[jax.Array]:
+def _split_modulation(modulation: Array, count: int) -> list[jax.Array]:
     """Splits [b, count·d] into `count` arrays [b, 1, d] that broadcast over tokens."""
     return jnp.split(modulation[:, None, :], count, axis=-1)
 
 
-def _enter(x: Array, shift: Array, scale: Array) -> Array:
+def _modulated_norm(x: Array, shift: Array, scale: Array) -> Array:
     return layer_norm(x, EPS) * (1 + scale) + shift
 
 

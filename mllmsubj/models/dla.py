@@ -1,7 +1,7 @@
-"""The Dual Layer Aggregator: what every layer of the MLLM knows, pooled into one token per token.
+"""The Dual Layer Aggregator, which pools the MLLM's hidden states over layers, token by token.
 
-Two Layerwise Attention Pooling modules (LAP), one for the text tokens, one for the image tokens, attend across
-the layer axis and pool it away; a two-layer connector then maps each to the width the DiT's context wants.
+Two Layerwise Attention Pooling modules (LAP), one for text tokens and one for image tokens, attend across the layer
+axis and reduce it; a two-layer connector then projects each result to the width of the DiT's context.
 """
 
 from dataclasses import dataclass
@@ -23,29 +23,30 @@ class DLAConfig:
     """Sizes of both LAP modules and their connectors."""
 
     num_states: int
-    """Hidden states that come in: the MLLM's layers + 1."""
+    """Number of hidden states in the input: the MLLM's layers + 1."""
     states: tuple[int, int]
-    """Those of them that are pooled, from the first up to but without the second; the others are never looked at."""
+    """Range of states that are pooled, (start, stop), `stop` excluded; the others are unused."""
     shared: bool
-    """Whether one LAP with one connector, held as `text`, pools both kinds of tokens, instead of one for each."""
+    """Whether one LAP and connector, stored as `text`, serve both kinds of tokens, instead of one for each."""
     input_dim: int
     """Width of the MLLM."""
     width: int
-    """Width of the LAP blocks; where it differs from `input_dim`, a projection without bias comes first."""
+    """Width of the LAP blocks; if it differs from `input_dim`, a projection without bias precedes them."""
     num_heads: int
     num_kv_heads: int
     intermediate_size: int
     num_blocks: int
-    """Blocks across layers, per token. 2 in UniFusion."""
+    """Number of blocks that attend across layers, per token; 2 in UniFusion."""
     num_refiner_blocks: int
-    """Blocks across tokens after pooling, bidirectional. 0 or 2."""
+    """Number of bidirectional blocks across tokens after pooling, 0 or 2."""
     norm_states: bool
-    """Whether each incoming state gets an RMS norm of its own: their scales differ by orders of magnitude."""
+    """Whether each input state has its own RMS norm, since their scales differ by orders of magnitude."""
     eps: float
     context_dim: int
-    """Width of the tokens that come out: the DiT's `joint_attention_dim`."""
+    """Width of the output tokens: the DiT's `joint_attention_dim`."""
 
     def __post_init__(self) -> None:
+        """Raises UserError for an invalid range of states."""
         start, stop = self.states
         if not 0 <= start < stop <= self.num_states:
             raise UserError(
@@ -55,21 +56,22 @@ class DLAConfig:
 
     @property
     def num_pooled(self) -> int:
-        """States that are pooled."""
+        """Number of states that are pooled."""
         return self.states[1] - self.states[0]
 
 
 class DualLayerAggregator(nn.Module):
-    """Text and image tokens of the MLLM, all layers, to context tokens of the DiT; modalities never mix.
+    """Maps hidden states of text and image tokens from all MLLM layers to context tokens of the DiT, separately.
 
     Source: "Squeezing Capacity from Multimodal Large Language Models for Subject-driven Generation"
-    (arXiv 2605.26111), Dual Layer Aggregator; the connector is UniWorld-V1's form (our choice).
+    (arXiv 2605.26111), Dual Layer Aggregator; the connector has the form of UniWorld-V1's (our choice).
     """
 
     config: DLAConfig
     compute: Compute = Compute()
 
     def setup(self) -> None:
+        """Creates the submodules."""
         self.text = Aggregator(self.config, self.compute)
         self.image = self.text if self.config.shared else Aggregator(self.config, self.compute)
 
@@ -79,21 +81,21 @@ class DualLayerAggregator(nn.Module):
         image: Float[Array, "l b n d"],
         text_mask: Bool[Array, "b s"] | None = None,
     ) -> tuple[Float[Array, "b s e"], Float[Array, "b n e"]]:
-        """`text_mask` is False at padding; only the refiner, which looks across tokens, heeds it."""
+        """Returns text and image tokens; `text_mask`, False at padding, affects only the refiner blocks."""
         return self.text(text, text_mask), self.image(image)
 
     def aggregate_text(self, text: Float[Array, "l b s d"]) -> Float[Array, "b s e"]:
-        """Text tokens alone, as for the empty prompt."""
+        """Aggregates text tokens alone, as for the empty prompt."""
         return self.text(text)
 
     def example(self) -> tuple[Array, ...]:
-        """The smallest inputs that touch every parameter."""
+        """Returns the smallest inputs that use every parameter."""
         states = jnp.zeros((self.config.num_states, 1, 1, self.config.input_dim))
         return states, states
 
 
 class Aggregator(nn.Module):
-    """LAP, then RMSNorm, linear, SiLU, linear."""
+    """LAP followed by a connector: RMSNorm, linear, SiLU, linear."""
 
     config: DLAConfig
     compute: Compute
@@ -102,6 +104,7 @@ class Aggregator(nn.Module):
     def __call__(
         self, states: Float[Array, "l b s d"], mask: Bool[Array, "b s"] | None = None
     ) -> Float[Array, "b s e"]:
+        """Returns one context token per token."""
         x = LayerwiseAttentionPooling(self.config, self.compute, name="lap")(states, mask)
         x = RMSNorm(self.config.eps, name="norm")(x)
         x = jax.nn.silu(Dense(self.config.context_dim, name="linear_1")(x))
@@ -109,10 +112,10 @@ class Aggregator(nn.Module):
 
 
 class LayerwiseAttentionPooling(nn.Module):
-    """Per token, transformer blocks across the layer axis, then one weight per layer.
+    """Transformer blocks across the layer axis, per token, then a weighted sum over layers.
 
     Source: UniFusion (arXiv 2510.12789), LAP; with `width == input_dim`, `norm_states` off and the same sizes it
-    is the function of diffusers' `Krea2TextFusion`.
+    computes the same function as diffusers' `Krea2TextFusion`.
     """
 
     config: DLAConfig
@@ -122,6 +125,7 @@ class LayerwiseAttentionPooling(nn.Module):
     def __call__(
         self, states: Float[Array, "l b s d"], mask: Bool[Array, "b s"] | None = None
     ) -> Float[Array, "b s w"]:
+        """Returns the pooled states; `mask` is False at tokens that the refiner blocks do not attend to."""
         config, compute = self.config, self.compute
         batch = states.shape[1]
         pooled = states[slice(*config.states)]
@@ -142,12 +146,12 @@ class LayerwiseAttentionPooling(nn.Module):
         return x
 
     def example(self) -> tuple[Array, ...]:
-        """The smallest inputs that touch every parameter."""
+        """Returns the smallest inputs that use every parameter."""
         return (jnp.zeros((self.config.num_states, 1, 1, self.config.input_dim)),)
 
 
 class Block(nn.Module):
-    """Pre-norm attention with normed queries and keys and a sigmoid output gate, then a SwiGLU; no biases."""
+    """Pre-norm attention with QK norm and a sigmoid output gate, then a SwiGLU MLP; no biases."""
 
     config: DLAConfig
     compute: Compute
@@ -156,6 +160,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "b s d"], keys: Bool[Array, "b 1 1 s"] | None
     ) -> tuple[Float[Array, "b s d"], None]:
+        """Applies the block; `keys` is True at tokens that may be attended to."""
         config = self.config
 
         def project(width: int, name: str, x: Array) -> Array:

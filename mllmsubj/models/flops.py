@@ -1,7 +1,7 @@
-"""Floating-point operations that every part must spend, counted from sizes; a multiply-add is two.
+"""Model FLOPs of every component, computed from sizes; a multiply-add counts as two.
 
-Model FLOPs, the convention of MFU: products of matrices and convolutions alone, without what rematerialisation
-computes again; attention counts every pair of tokens, causal or not, as the literature does, and padding counts.
+The convention is that of MFU: only matrix products and convolutions count, without recomputation by
+rematerialization. Attention counts every pair of tokens, causal or not, as in the literature, and padding counts.
 """
 
 from collections.abc import Iterable
@@ -19,11 +19,11 @@ from mllmsubj.typing import ActiveTokens
 
 
 def train_flops(config: SubjectConfig, features: Features, grid: tuple[int, int], active_tokens: ActiveTokens) -> int:
-    """The program `update` over one part of a batch, forward and backward; only shapes of `features` are read.
+    """Returns the FLOPs of the program `update` for one microbatch; only shapes of `features` are read.
 
-    What is trained (DLA, adapters) costs three forwards: one, and one each for the gradients of inputs and of
-    kernels. A frozen kernel of the transformer costs two, attention, which has no kernel, three; what no gradient
-    flows through (modulation, embedding of latents) one.
+    Trained components (DLA, adapters) cost three forward passes: one forward, one for gradients of inputs, one for
+    gradients of kernels. A frozen kernel of the transformer costs two, and attention, which has no kernel, three.
+    Components without gradients (modulation, embedding of latents) cost one.
     """
     dit = config.transformer
     batch, n = features.text.shape[-3], grid[0] * grid[1]
@@ -48,7 +48,7 @@ def train_flops(config: SubjectConfig, features: Features, grid: tuple[int, int]
 def sample_flops(
     config: SubjectConfig, condition: Condition, steps: Iterable[tuple[ActiveTokens, int]], tokens: int
 ) -> int:
-    """All of a sampler's steps for every row of `condition`; `steps`: how many see what. Only shapes are read."""
+    """Returns the FLOPs of a sampler's steps, given as (active tokens, count), for every row of `condition`."""
     total = 0
     for active_tokens, count in steps:
         parts = ("null", "text", "image")
@@ -60,9 +60,9 @@ def sample_flops(
 
 
 def encode_flops(config: SubjectConfig, inputs: SubjectInputs, target: tuple[int, int] | None = None) -> int:
-    """The frozen encoders over one part of a batch, forward; only shapes of `inputs` are read.
+    """Returns the FLOPs of the frozen encoders for one microbatch; only shapes of `inputs` are read.
 
-    With `target`, height and width in pixels of the pictures to be learnt, also the VAE over one for each row.
+    With `target`, height and width in pixels of the target images, the VAE also encodes one target per row.
     """
     batch, length = inputs.input_ids.shape
     pictures = [picture.shape[1:3] for picture in inputs.references] + ([target] if target else [])
@@ -76,7 +76,7 @@ def encode_flops(config: SubjectConfig, inputs: SubjectInputs, target: tuple[int
 
 
 def transformer_flops(config: FluxConfig, image_tokens: int, context_tokens: int, output_tokens: int) -> int:
-    """One velocity of one picture, without adapters; `image_tokens` counts reference tokens too.
+    """Returns the FLOPs of one velocity of one image, without adapters; `image_tokens` includes reference tokens.
 
     FLUX.1-dev at 1024² (4096 tokens) with 512 context tokens: 74.4 TFLOP.
     """
@@ -87,14 +87,14 @@ def transformer_flops(config: FluxConfig, image_tokens: int, context_tokens: int
 
 
 def modulation_flops(config: FluxConfig) -> int:
-    """The part that depends on time and the pooled prompt alone."""
+    """Returns the FLOPs of `FluxTransformer.modulate` for one row."""
     d = config.width
     embedders = d * (FREQUENCIES + d) * (1 + config.guidance_embeds) + d * (config.pooled_projection_dim + d)
     return 2 * (embedders + d * d * (12 * config.num_layers + 3 * config.num_single_layers + 2))
 
 
 def adapter_flops(config: FluxConfig, lora: LoRAConfig | None, image_tokens: int, context_tokens: int) -> int:
-    """What low-rank adapters add to one velocity of one picture."""
+    """Returns the FLOPs that low-rank adapters add to one velocity of one image."""
     if lora is None:
         return 0
     d, n, s = config.width, image_tokens, context_tokens
@@ -108,7 +108,7 @@ def adapter_flops(config: FluxConfig, lora: LoRAConfig | None, image_tokens: int
 
 
 def aggregator_flops(config: DLAConfig, tokens: int) -> int:
-    """One of the DLA's two halves over the tokens of one row: LAP across the states it pools, then the connector."""
+    """Returns the FLOPs of one of the DLA's two aggregators (LAP and connector) for the tokens of one row."""
     states, width, d = config.num_pooled, config.width, config.input_dim
     down = 2 * states * d * width * (width != d)
     blocks = config.num_blocks * _lap_block(config, states)
@@ -118,7 +118,7 @@ def aggregator_flops(config: DLAConfig, tokens: int) -> int:
 
 
 def vision_flops(config: InternVLConfig) -> int:
-    """One tile through the vision tower and the projector."""
+    """Returns the FLOPs of the vision tower and the projector for one tile."""
     vision, width = config.vision, config.text.hidden_size
     d, patches = vision.hidden_size, vision.grid**2
     embed = 2 * patches * vision.patch_size**2 * vision.num_channels * d
@@ -128,19 +128,19 @@ def vision_flops(config: InternVLConfig) -> int:
 
 
 def decoder_flops(config: Qwen2Config, tokens: int) -> int:
-    """Hidden states of one row; no logits."""
+    """Returns the FLOPs of the hidden states of one row, without logits."""
     d, kv = config.hidden_size, config.num_key_value_heads * config.head_dim
     kernels = 2 * tokens * d * (2 * d + 2 * kv + 3 * config.intermediate_size)
     return config.num_hidden_layers * (kernels + 4 * d * tokens**2)
 
 
 def clip_flops(config: CLIPTextConfig, tokens: int) -> int:
-    """One prompt's vector."""
+    """Returns the FLOPs of the pooled vector of one prompt."""
     return config.num_hidden_layers * _plain_layer(config.hidden_size, config.intermediate_size, tokens)
 
 
 def vae_encode_flops(config: VAEConfig, height: int, width: int) -> int:
-    """One picture of `height` × `width` pixels to mean and log variance."""
+    """Returns the FLOPs of encoding one image of `height` × `width` pixels."""
     widths, pixels = config.block_out_channels, height * width
     total = _conv(pixels, config.in_channels, widths[0])
     before = widths[0]
@@ -154,7 +154,7 @@ def vae_encode_flops(config: VAEConfig, height: int, width: int) -> int:
 
 
 def vae_decode_flops(config: VAEConfig, height: int, width: int) -> int:
-    """One picture of `height` × `width` pixels from its latents."""
+    """Returns the FLOPs of decoding one image of `height` × `width` pixels."""
     widths = config.block_out_channels[::-1]
     pixels = height * width // 4 ** (len(widths) - 1)
     total = _conv(pixels, config.latent_channels, widths[0]) + _vae_middle(config, pixels)
@@ -173,12 +173,12 @@ def _transformer_attention(config: FluxConfig, tokens: int) -> int:
 
 
 def _plain_layer(d: int, hidden: int, tokens: int) -> int:
-    """Attention with four square projections and a two-layer MLP."""
+    """Returns the FLOPs of attention with four square projections and of a two-layer MLP."""
     return 2 * tokens * d * (4 * d + 2 * hidden) + 4 * d * tokens**2
 
 
 def _lap_block(config: DLAConfig, length: int) -> int:
-    """One block of the DLA over a sequence of `length`."""
+    """Returns the FLOPs of one block of the DLA over a sequence of `length`."""
     width = config.width
     kv = width // config.num_heads * config.num_kv_heads
     kernels = width * (3 * width + 2 * kv + 3 * config.intermediate_size)  # queries, gate, output; keys, values; MLP
@@ -186,7 +186,7 @@ def _lap_block(config: DLAConfig, length: int) -> int:
 
 
 def _resnets(pixels: int, before: int, channels: int, depth: int) -> int:
-    """Residual blocks of one width, the first from `before` channels."""
+    """Returns the FLOPs of `depth` residual blocks of one width, the first with `before` input channels."""
     first = _conv(pixels, before, channels) + _conv(pixels, channels, channels)
     shortcut = _conv(pixels, before, channels, kernel=1) if before != channels else 0
     return first + shortcut + 2 * (depth - 1) * _conv(pixels, channels, channels)
@@ -199,5 +199,5 @@ def _vae_middle(config: VAEConfig, pixels: int) -> int:
 
 
 def _conv(pixels: int, before: int, after: int, kernel: int = 3) -> int:
-    """A square convolution with `pixels` outputs."""
+    """Returns the FLOPs of a square convolution with `pixels` output positions."""
     return 2 * pixels * kernel**2 * before * after

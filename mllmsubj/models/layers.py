@@ -66,7 +66,7 @@ class Dense(nn.Module):
     lora: LoRAConfig | None = None
     kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
     reads_heads: bool = False
-    """Whether the first input is [*rows, h, k]; both axes are contracted, since merging them first costs a TPU a copy."""
+    """Whether the first input is [*rows, h, k], contracted over both axes; merging them first costs TPUs a copy."""
     head_dim: int | None = None
     """Channels of a head, k; if set, the output is [*rows, features / k, k]."""
 
@@ -76,17 +76,19 @@ class Dense(nn.Module):
         dtype = parts[0].dtype
         channels = [part.shape[-2 if i == 0 and self.reads_heads else -1 :] for i, part in enumerate(parts)]
         product, width = partial(_product, parts, channels), sum(map(math.prod, channels))
-        y = product(self._apart(parameter(self, "kernel", self.kernel_init, (width, self.features))))
+        y = product(self._split_heads(parameter(self, "kernel", self.kernel_init, (width, self.features))))
         y = scaled(self, y)
         if self.use_bias:
-            y += self._apart(parameter(self, "bias", nn.initializers.zeros_init(), (self.features,)).astype(dtype))
+            y += self._split_heads(
+                parameter(self, "bias", nn.initializers.zeros_init(), (self.features,)).astype(dtype)
+            )
         if self.lora is not None and self.name in self.lora.targets:
             down = parameter(self, "lora_a", nn.initializers.lecun_normal(), (width, self.lora.rank))
             up = parameter(self, "lora_b", nn.initializers.zeros_init(), (self.lora.rank, self.features))
-            y += self.lora.scale * _matmul(product(down), self._apart(up.astype(dtype)))
+            y += self.lora.scale * _matmul(product(down), self._split_heads(up.astype(dtype)))
         return y
 
-    def _apart(self, x: Array) -> Array:
+    def _split_heads(self, x: Array) -> Array:
         """Splits the last axis into heads if `head_dim` is set."""
         return x if self.head_dim is None else x.reshape(*x.shape[:-1], -1, self.head_dim)
 
@@ -119,15 +121,15 @@ def _matmul(x: Array, kernel: Array, axes: int = 1) -> Array:
 
 def gelu(x: Array) -> Array:
     """Returns GELU in its tanh approximation."""
-    return _frugal(partial(jax.nn.gelu, approximate=True))(x)
+    return _recompute_on_cpu(partial(jax.nn.gelu, approximate=True))(x)
 
 
 def swiglu(gate: Array, up: Array) -> Array:
     """Returns silu(gate) · up."""
-    return _frugal(lambda gate, up: jax.nn.silu(gate) * up)(gate, up)
+    return _recompute_on_cpu(lambda gate, up: jax.nn.silu(gate) * up)(gate, up)
 
 
-def _frugal(elementwise: Callable[..., Array]) -> Callable[..., Array]:
+def _recompute_on_cpu(elementwise: Callable[..., Array]) -> Callable[..., Array]:
     """Recomputes from the inputs in the backward pass on CPUs, where storing intermediates costs more than a tanh."""
     return jax.checkpoint(elementwise) if platform() == "cpu" else elementwise
 
@@ -172,20 +174,20 @@ def layer_norm(x: Array, eps: float) -> Array:
 
 
 def stack(
-    block: type[nn.Module], length: int, compute: Compute, *, own_input: bool = False
+    block: type[nn.Module], length: int, compute: Compute, *, per_layer_input: bool = False
 ) -> Callable[..., nn.Module]:
     """Returns the constructor of one module of `length` equal blocks.
 
-    With `scan_layers` each leaf has a leading axis of layers, else see `LaidOut`. `block.__call__(x, *shared)` returns
-    `(x, out)`: `x` is passed to the next block, `shared` is the same for all, and `out` is stacked over blocks (None
-    stays None). With `own_input` it is `block.__call__(x, own, shared)`, `own` being the block's slice of a tree with a
-    leading axis of layers.
+    With `scan_layers` each leaf has a leading axis of layers, else see `UnrolledStack`. `block.__call__(x, *shared)`
+    returns `(x, out)`: `x` is passed to the next block, `shared` is the same for all, and `out` is stacked over blocks
+    (None stays None). With `per_layer_input` it is `block.__call__(x, own, shared)`, `own` being the block's slice of a
+    tree with a leading axis of layers.
     """
     policy = jax.checkpoint_policies.save_only_these_names(KEPT)
     body = nn.remat(block, prevent_cse=not compute.loops, policy=policy) if compute.remat else block
     if not compute.scan_layers:
-        return lambda *fields, name=None: LaidOut(partial(body, *fields), length, own_input, name=name)
-    axes = (0, nn.broadcast) if own_input else nn.broadcast
+        return lambda *fields, name=None: UnrolledStack(partial(body, *fields), length, per_layer_input, name=name)
+    axes = (0, nn.broadcast) if per_layer_input else nn.broadcast
     return nn.scan(
         body,
         variable_axes={"params": 0},
@@ -196,8 +198,8 @@ def stack(
     )
 
 
-class LaidOut(nn.Module):
-    """Stack of layers without a loop; each layer's parameters are a subtree, "0", "1", …
+class UnrolledStack(nn.Module):
+    """Stack of layers without a loop; each layer's parameters are a subtree, named "0", "1" and so on.
 
     A CPU copies each layer's slice out of a stacked leaf before multiplying by it; separate leaves avoid the copy, at
     the cost of compiling every layer. The layers share one traced function, which the compiler inlines.
@@ -205,14 +207,14 @@ class LaidOut(nn.Module):
 
     block: Callable[..., nn.Module]
     length: int
-    own_input: bool
+    per_layer_input: bool
 
     @nn.compact
     def __call__(self, x: PyTree, *args: PyTree) -> tuple[PyTree, PyTree]:
         """Applies all blocks, as the scanned stack does."""
         outs = []
         for i in range(self.length):
-            own = [jax.tree.map(lambda leaf, i=i: leaf[i], args[0])] if self.own_input else []
+            own = [jax.tree.map(lambda leaf, i=i: leaf[i], args[0])] if self.per_layer_input else []
             inputs = (x, *own, *args[len(own) :])
             if self.is_initializing():
                 x, out = self.block(name=str(i))(*inputs)
@@ -224,7 +226,7 @@ class LaidOut(nn.Module):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _one_layer(block: nn.Module, platform: str, params: Params, *inputs: PyTree) -> tuple[PyTree, PyTree]:
-    """Applies a block with its parameters; `platform` is part of the key of the trace cache only."""
+    """Applies a block with its parameters; `platform` serves only as part of the trace cache's key."""
     return block.apply({"params": params}, *inputs)
 
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters over projections: `y = x W + b + scale · (x A) B`, beside the frozen `kernel`."""
+"""Low-rank adapters of frozen projections: `y = x W + b + scale · (x A) B`."""
 
 import re
 from dataclasses import dataclass
@@ -11,26 +11,27 @@ from mllmsubj.typing import Params
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Which projections get an adapter, and how wide. Rank 512 in the paper."""
+    """Rank, scale and target projections of low-rank adapters; the paper's rank is 512."""
 
     rank: int
     alpha: float
     """The adapter's output is multiplied by alpha / rank."""
     targets: tuple[str, ...]
-    """Names of projections, such as "to_q"; matched against the last part of the module path."""
+    """Names of projections, such as "to_q"; matched against the last component of the module path."""
 
     @property
     def scale(self) -> float:
+        """Factor of the adapter's output, alpha / rank."""
         return self.alpha / self.rank
 
 
 def is_lora(path: str) -> bool:
-    """Whether a parameter path belongs to an adapter."""
+    """Returns whether a parameter path belongs to an adapter."""
     return re.search(r"/lora_[ab]$", path) is not None
 
 
 def merge_lora(params: Params, config: LoRAConfig) -> Params:
-    """Folds every adapter into its kernel and drops it: the same function, at the cost of the base model."""
+    """Adds every adapter to its kernel and removes it; the model computes the same at the base model's cost."""
     leaves = flatten(params)
     merged = {path: leaf for path, leaf in leaves.items() if not is_lora(path)}
     for path, down in leaves.items():

@@ -1,4 +1,4 @@
-"""InternVL: pictures and text in, hidden states of every layer out. Source: transformers `InternVLModel`."""
+"""InternVL, a multimodal LLM that returns hidden states of every layer. Source: transformers `InternVLModel`."""
 
 from dataclasses import dataclass
 
@@ -17,35 +17,36 @@ PROJECTOR_EPS = 1e-5
 
 @dataclass(frozen=True)
 class InternVLConfig:
-    """Sizes of the vision tower, the language model and what joins them, named as in a transformers `config.json`."""
+    """Sizes of the vision tower, the language model and the projector, named as in a transformers `config.json`."""
 
     vision: ViTConfig
     text: Qwen2Config
     image_token_id: int
-    """Token whose embeddings the visual features replace."""
+    """Token whose embeddings are replaced by visual features."""
     downsample_ratio: float
-    """1 / r: r × r neighbouring patches become one token."""
+    """Equal to 1 / r, where r × r neighboring patches become one token."""
     tie_word_embeddings: bool
-    """Whether the head is the token embedding."""
+    """Whether the token embedding is the output head."""
 
     @property
     def merge(self) -> int:
-        """Patches along a side of a token (r)."""
+        """Number of patches along a side of a token (r)."""
         return round(1 / self.downsample_ratio)
 
     @property
     def tokens_per_tile(self) -> int:
-        """How often `image_token_id` stands in a prompt for each tile."""
+        """Number of image tokens in a prompt per tile."""
         return (self.vision.grid // self.merge) ** 2
 
 
 class InternVL(nn.Module):
-    """A vision tower, a projector and a decoder."""
+    """Vision tower, projector and decoder."""
 
     config: InternVLConfig
     compute: Compute = Compute()
 
     def setup(self) -> None:
+        """Creates the submodules."""
         config = self.config
         self.vision = InternViT(config.vision, self.compute)
         self.projector = Projector(config.text.hidden_size)
@@ -59,11 +60,11 @@ class InternVL(nn.Module):
         attention_mask: Int[Array, "b s"] | Bool[Array, "b s"],
         pixel_values: Float[Array, "t height width c"] | None = None,
     ) -> Float[Array, "states b s d"]:
-        """Hidden states: 0 the embeddings, i the output of layer i, the last one after the final norm.
+        """Returns the embeddings as state 0, the output of layer i as state i, the last one after the final norm.
 
-        The tiles of all rows follow one another in `pixel_values` (normalised, channels last); the prompts hold
-        `tokens_per_tile` image tokens for each. Nothing checks that under jit: spare tiles at the end are ignored,
-        so that a batch may be filled up to one shape, and image tokens too many repeat the last feature.
+        `pixel_values` (normalized, channels last) contains the tiles of all rows in order; prompts contain
+        `tokens_per_tile` image tokens per tile. The counts are not checked: extra tiles at the end are ignored, so a
+        batch may be padded to one shape, and extra image tokens repeat the last feature.
         """
         embeds = self.text.embed(input_ids)
         if pixel_values is not None:
@@ -75,32 +76,33 @@ class InternVL(nn.Module):
         return hidden
 
     def see(self, pixel_values: Float[Array, "t height width c"]) -> Float[Array, "t n d"]:
-        """What stands for each tile's image tokens."""
+        """Returns the visual features that replace the embeddings of each tile's image tokens."""
         return self.projector(merge_patches(self.vision(pixel_values)[:, 1:], self.config.merge))
 
     def logits(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s vocab"]:
-        """Scores of the next token, from the last of the hidden states."""
+        """Returns logits of the next token, from the last hidden state."""
         return self.text.unembed(hidden) if self.config.tie_word_embeddings else self.lm_head(hidden)
 
     def example(self) -> tuple[Array, ...]:
-        """The smallest inputs that touch every parameter."""
+        """Returns the smallest inputs that use every parameter."""
         vision, one = self.config.vision, jnp.ones((1, 1), jnp.int32)
         return one, one, jnp.zeros((1, vision.image_size, vision.image_size, vision.num_channels))
 
 
 class Projector(nn.Module):
-    """Layer norm, linear, GELU, linear: from merged patches to the decoder's width."""
+    """Layer norm, linear, GELU, linear, from merged patches to the decoder's width."""
 
     width: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "t n e"]) -> Float[Array, "t n d"]:
+        """Projects merged patches."""
         hidden = Dense(self.width, name="linear_1")(LayerNorm(PROJECTOR_EPS, name="layer_norm")(x))
         return Dense(self.width, name="linear_2")(jax.nn.gelu(hidden, approximate=False))
 
 
 def merge_patches(patches: Float[Array, "t n d"], merge: int) -> Float[Array, "t m e"]:
-    """Channels of `merge` × `merge` neighbouring patches in one token, row by row.
+    """Concatenates the channels of `merge` × `merge` neighboring patches, row by row.
 
     Source: transformers `InternVLModel.pixel_shuffle`.
     """
@@ -109,9 +111,9 @@ def merge_patches(patches: Float[Array, "t n d"], merge: int) -> Float[Array, "t
 
 
 def place(features: Float[Array, "m d"], embeds: Float[Array, "b s d"], where: Bool[Array, "b s"]) -> Array:
-    """`embeds` with the i-th True of `where`, counted row by row, replaced by `features[i]`.
+    """Returns `embeds` with the i-th True of `where`, counted row by row, replaced by `features[i]`.
 
-    `where` [[0, 1, 1], [0, 0, 1]] takes features 0, 1 and 2.
+    For example, `where` [[0, 1, 1], [0, 0, 1]] takes features 0, 1 and 2.
     """
     index = jnp.cumsum(jnp.ravel(where)).reshape(where.shape) - 1
     return jnp.where(where[..., None], jnp.take(features, index, axis=0, mode="clip"), embeds)

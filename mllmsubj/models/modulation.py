@@ -1,7 +1,7 @@
-"""What FLUX's blocks know of time, guidance and the pooled prompt: shifts, scales and gates.
+"""Modulation of FLUX's blocks: shifts, scales and gates from time, guidance and the pooled prompt.
 
-Source: diffusers `CombinedTimestepGuidanceTextProjEmbeddings` and the linear layers of its `AdaLayerNorm…`, which
-are collected here, stacked over layers, so that a sampler can make all of them for all its steps at once.
+Source: diffusers `CombinedTimestepGuidanceTextProjEmbeddings` and the linear layers of its `AdaLayerNorm…`. These
+are stacked over layers here, so that a sampler can compute the modulation of all steps at once.
 """
 
 import flax.linen as nn
@@ -18,7 +18,7 @@ FREQUENCIES = 256
 
 @flax.struct.dataclass
 class Modulation:
-    """Shifts, scales and gates of all blocks at one time; leaves may have axes of steps in front."""
+    """Shifts, scales and gates of all blocks at one time, or at several times with leading axes of steps."""
 
     double: tuple[Leaf, Leaf]
     """[*steps, layers, b, 6·d] for each stream: img, txt."""
@@ -29,7 +29,7 @@ class Modulation:
 
 
 class TimeTextEmbedding(nn.Module):
-    """One vector from timestep, guidance and the pooled prompt."""
+    """Embedding of timestep, guidance and the pooled prompt in one vector."""
 
     width: int
     guidance_embeds: bool
@@ -38,6 +38,7 @@ class TimeTextEmbedding(nn.Module):
     def __call__(
         self, timestep: Float[Array, "*steps b"], guidance: Float[Array, " b"] | None, pooled: Float[Array, "b p"]
     ) -> Float[Array, "*steps b d"]:
+        """Returns the vector; raises ValueError if `guidance` is needed and None."""
         width, dtype = self.width, pooled.dtype
         vec = TwoLayer(width, name="timestep_embedder")(sinusoid(timestep).astype(dtype))
         vec += TwoLayer(width, name="text_embedder")(pooled)
@@ -49,7 +50,7 @@ class TimeTextEmbedding(nn.Module):
 
 
 class Modulator(nn.Module):
-    """The projections from that vector (after its SiLU) to every block's modulation, stacked over layers."""
+    """Projections of SiLU(`TimeTextEmbedding`) to the modulation of every block, stacked over layers."""
 
     width: int
     num_layers: int
@@ -57,6 +58,7 @@ class Modulator(nn.Module):
 
     @nn.compact
     def __call__(self, vec: Float[Array, "*steps b d"]) -> Modulation:
+        """Returns the modulation for one vector or, with leading axes, for many."""
         img, txt = (
             LayerwiseDense(self.num_layers, 6 * self.width, name=name)(vec) for name in ("double_img", "double_txt")
         )
@@ -65,13 +67,14 @@ class Modulator(nn.Module):
 
 
 class LayerwiseDense(nn.Module):
-    """The same input through one projection per layer, as one product; `kernel` [in, layers, out]."""
+    """One projection of the same input per layer, as one product; `kernel` [in, layers, out]."""
 
     layers: int
     features: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "*steps b d"]) -> Float[Array, "*steps l b e"]:
+        """Returns the projections of all layers."""
         init = nn.initializers.lecun_normal(in_axis=0, out_axis=2, batch_axis=(1,))
         kernel = parameter(self, "kernel", init, (x.shape[-1], self.layers, self.features)).astype(x.dtype)
         bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.layers, self.features)).astype(x.dtype)
@@ -85,11 +88,15 @@ class TwoLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b p"]) -> Float[Array, "*b d"]:
+        """Applies the MLP."""
         return Dense(self.width, name="linear_2")(jax.nn.silu(Dense(self.width, name="linear_1")(x)))
 
 
 def sinusoid(t: Float[Array, "*b"]) -> Float[Array, "*b f"]:
-    """cos and sin of 1000·t at 128 frequencies, float32. Source: diffusers `get_timestep_embedding`, flipped."""
+    """Returns cos and sin of 1000·t at 128 frequencies, float32.
+
+    Source: diffusers `get_timestep_embedding` with cos and sin flipped.
+    """
     half = FREQUENCIES // 2
     frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angle = 1000.0 * t.astype(jnp.float32)[..., None] * frequencies

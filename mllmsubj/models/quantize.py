@@ -1,7 +1,7 @@
-"""Frozen weights in 8 bits: half of bfloat16's memory, a scale for each output channel, products in the compute dtype.
+"""Int8 quantization of frozen weights, with one scale per output channel and products in the compute dtype.
 
-y = (x · W8) ⊙ s: the scale of an output channel is one factor of what comes out, so `Dense` multiplies afterwards and
-never holds the wide kernel.
+It takes half the memory of bfloat16. Since y = (x · W8) ⊙ s, `Dense` multiplies its output by the scales and never
+stores the dequantized kernel.
 """
 
 import re
@@ -15,22 +15,22 @@ from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Array, Params
 
 _PROJECTIONS = re.compile(r"(mllm|transformer)/(?!.*(patch_embedding|lm_head)).*/kernel")
-"""What is quantised: all projections of the MLLM and of the DiT. The VAE's convolutions and CLIP stay, 0.2 B of 20 B:
-libtpu 0.0.42 overflows its stack where it compiles CLIP's for one prompt."""
-_STACKED_BEHIND = re.compile(r"transformer/modulation/(double_img|double_txt|single)/kernel")
+"""Quantized kernels: all projections of the MLLM and of the DiT. The VAE's convolutions and CLIP (0.2 B of 20 B
+parameters) are not: libtpu 0.0.42 overflows its stack when it compiles a quantized CLIP for one prompt."""
+_LAYERS_IN_MIDDLE = re.compile(r"transformer/modulation/(double_img|double_txt|single)/kernel")
 """Kernels [in, layers, out]; all others are [*layers, in, out]."""
 
 
 def quantize_frozen(params: Params) -> Params:
-    """The same parameters, every frozen projection's `kernel` as int8 with a `kernel_scale` [*layers, out] beside it.
+    """Returns the parameters with each frozen projection's `kernel` as int8 and a `kernel_scale` [*layers, out].
 
-    Symmetric, scale = largest magnitude of an output channel / 127.5, by qwix. One kernel is wide at a time.
+    Quantization is symmetric, scale = largest magnitude of an output channel / 127.5, by qwix, kernel by kernel.
     """
     leaves: Params = {}
     for path, leaf in flatten(params).items():
         if _PROJECTIONS.fullmatch(path) and not is_lora(path):
-            behind = _STACKED_BEHIND.fullmatch(path) is not None
-            leaves[path], leaves[f"{path}_scale"] = _quantize(leaf, 0 if behind else leaf.ndim - 2)
+            layers_in_middle = _LAYERS_IN_MIDDLE.fullmatch(path) is not None
+            leaves[path], leaves[f"{path}_scale"] = _quantize(leaf, 0 if layers_in_middle else leaf.ndim - 2)
         else:
             leaves[path] = leaf
     return unflatten(leaves)
@@ -38,8 +38,8 @@ def quantize_frozen(params: Params) -> Params:
 
 @partial(jax.jit, static_argnums=1)
 def _quantize(kernel: Array, inputs: int) -> tuple[Array, Array]:
-    """`inputs`: the axis that products sum over."""
-    import qwix  # half a second: only where something is quantised
+    """Returns an int8 kernel and its scales; `inputs` is the axis that products sum over."""
+    import qwix  # imported here, since it takes half a second
 
     channels = [axis for axis in range(kernel.ndim) if axis != inputs]
     found = qwix.quantize(kernel, jnp.int8, channelwise_axes=channels, scale_dtype=jnp.float32)

@@ -64,13 +64,13 @@ class Qwen2Decoder(nn.Module):
             raise ValueError(
                 f"sequence of {length} tokens, max_position_embeddings is {config.max_position_embeddings}"
             )
-        turn = rotation(jnp.arange(length), config.head_dim, config.rope_theta)
+        rotary = rotation(jnp.arange(length), config.head_dim, config.rope_theta)
         keys = jnp.asarray(attention_mask).astype(bool)[:, None, None, :]
         x = constrain(jnp.asarray(inputs_embeds, self.compute.dtype), "batch", "seq", "embed")
-        last, entered = self.layers(x, turn, keys)
+        last, layer_inputs = self.layers(x, rotary, keys)
         if self.is_initializing():
             self.embed(jnp.zeros((1, 1), jnp.int32))
-        return jnp.concatenate([entered, self.norm(last)[None]])
+        return jnp.concatenate([layer_inputs, self.norm(last)[None]])
 
     def embed(self, input_ids: Int[Array, "b s"]) -> Float[Array, "b s d"]:
         """Returns rows of the token embedding."""
@@ -93,14 +93,14 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b s d"], turn: Rotation, keys: Bool[Array, "b 1 1 s"]
+        self, x: Float[Array, "b s d"], rotary: Rotation, keys: Bool[Array, "b 1 1 s"]
     ) -> tuple[Float[Array, "b s d"], Float[Array, "b s d"]]:
         """Returns the output and the input."""
-        config, entered = self.config, x
+        config, layer_inputs = self.config, x
         attention = DecoderAttention(config, self.compute, name="attn")
-        x = x + attention(RMSNorm(config.rms_norm_eps, name="input_layernorm")(x), turn, keys)
+        x = x + attention(RMSNorm(config.rms_norm_eps, name="input_layernorm")(x), rotary, keys)
         x = x + GatedMLP(config, name="mlp")(RMSNorm(config.rms_norm_eps, name="post_attention_layernorm")(x))
-        return constrain(x, "batch", "seq", "embed"), entered
+        return constrain(x, "batch", "seq", "embed"), layer_inputs
 
 
 class DecoderAttention(nn.Module):
@@ -110,7 +110,9 @@ class DecoderAttention(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b s d"], turn: Rotation, keys: Bool[Array, "b 1 1 s"]) -> Float[Array, "b s d"]:
+    def __call__(
+        self, x: Float[Array, "b s d"], rotary: Rotation, keys: Bool[Array, "b 1 1 s"]
+    ) -> Float[Array, "b s d"]:
         """Applies attention; `keys` is True at tokens that may be attended to."""
         config = self.config
 
@@ -118,8 +120,8 @@ class DecoderAttention(nn.Module):
             y = rearrange(Dense(count * config.head_dim, name=name)(x), "b s (h k) -> b s h k", h=count)
             return constrain(y, "batch", "seq", "heads", "embed")
 
-        q = rotate_halves(heads("q_proj", config.num_attention_heads), turn)
-        k = rotate_halves(heads("k_proj", config.num_key_value_heads), turn)
+        q = rotate_halves(heads("q_proj", config.num_attention_heads), rotary)
+        k = rotate_halves(heads("k_proj", config.num_key_value_heads), rotary)
         v = heads("v_proj", config.num_key_value_heads)
         out = attend(q, k, v, keys, causal=True, implementation=self.compute.attention)
         return Dense(config.hidden_size, use_bias=False, name="o_proj")(rearrange(out, "b s h k -> b s (h k)"))

@@ -136,7 +136,7 @@ class SubjectModel:
 
     @property
     def stacked(self) -> "SubjectModel":
-        """The same model with layers stacked in one array per parameter, as in checkpoints, whatever `scan_layers` is."""
+        """The same model with layers stacked as in checkpoints (one array per parameter), whatever `scan_layers` is."""
         return replace(self, compute=replace(self.compute, scan_layers=True))
 
     @property

@@ -44,7 +44,7 @@ class AutoencoderKL(nn.Module):
     config: VAEConfig
     compute: Compute = Compute()
 
-    def setup(self):
+    def setup(self) -> None:
         """Creates the submodules."""
         self.encoder = Encoder(self.config, self.compute)
         self.decoder = Decoder(self.config, self.compute)

@@ -26,37 +26,37 @@ class ViTConfig:
     num_attention_heads: int
     intermediate_size: int
     image_size: int
-    """Side of a square tile, pixels."""
+    """Side of a square tile, in pixels."""
     patch_size: int
-    """Side of a square patch, pixels."""
+    """Side of a square patch, in pixels."""
     num_channels: int
     attention_bias: bool
     """Whether queries, keys and values have a bias; the output projection always has one."""
     use_qk_norm: bool
-    """RMS norm of queries and keys over all heads together."""
+    """Whether queries and keys get an RMS norm, over all heads together."""
     norm_type: str
-    """"layer_norm" or "rms_norm", before attention and MLP."""
+    """Norm before attention and MLP, "layer_norm" or "rms_norm"."""
     layer_norm_eps: float
-    """Of either kind of norm."""
+    """Epsilon of either kind of norm."""
     layer_scale_init_value: float
 
     @property
     def grid(self) -> int:
-        """Patches along a side."""
+        """Number of patches along a side."""
         return self.image_size // self.patch_size
 
 
 class InternViT(nn.Module):
-    """Tokens of picture tiles, without a final norm."""
+    """Vision transformer over image tiles, without a final norm."""
 
     config: ViTConfig
     compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, pixel_values: Float[Array, "t height width c"]) -> Float[Array, "t n d"]:
-        """Hidden states of the last block: the class token, then patches row by row.
+        """Returns the hidden states of the last block: the class token, then patches row by row.
 
-        `pixel_values` are normalised as the checkpoint's processor does it. Raises ValueError where a tile is not
+        `pixel_values` are normalized as by the checkpoint's processor. Raises ValueError if a tile is not
         `image_size` square (position embeddings are not interpolated).
         """
         config, dtype = self.config, self.compute.dtype
@@ -75,7 +75,7 @@ class InternViT(nn.Module):
         return tokens
 
     def example(self) -> tuple[Array, ...]:
-        """The smallest inputs that touch every parameter."""
+        """Returns the smallest inputs that use every parameter."""
         return (jnp.zeros((1, self.config.image_size, self.config.image_size, self.config.num_channels)),)
 
 
@@ -87,6 +87,7 @@ class ViTBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "t n d"]) -> tuple[Float[Array, "t n d"], None]:
+        """Applies the block."""
         config = self.config
         norm = NORMS[config.norm_type]
         attended = ViTAttention(config, self.compute, name="attn")(norm(config.layer_norm_eps, name="norm1")(x))
@@ -101,13 +102,14 @@ class ViTBlock(nn.Module):
 
 
 class ViTAttention(nn.Module):
-    """Every token looks at every token of its tile."""
+    """Bidirectional attention within each tile."""
 
     config: ViTConfig
     compute: Compute
 
     @nn.compact
     def __call__(self, x: Float[Array, "t n d"]) -> Float[Array, "t n d"]:
+        """Applies attention."""
         config = self.config
         q, k, v = (Dense(config.hidden_size, config.attention_bias, name=f"{part}_proj")(x) for part in "qkv")
         if config.use_qk_norm:
@@ -125,5 +127,6 @@ class ViTMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "t n d"]) -> Float[Array, "t n d"]:
+        """Applies the MLP to each token."""
         hidden = jax.nn.gelu(Dense(self.config.intermediate_size, name="fc1")(x), approximate=False)
         return Dense(self.config.hidden_size, name="fc2")(constrain(hidden, "batch", "seq", "hidden"))

@@ -1,1 +1,1 @@
-"""Arithmetic without parameters."""
+"""Array operations without parameters: attention, patchify and rotary embeddings."""

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention behind one switch."""
+"""Scaled dot-product attention with a choice of implementations."""
 
 from typing import Any, Literal
 
@@ -11,20 +11,21 @@ from mllmsubj.parallel.target import platform
 from mllmsubj.typing import Array, Bool, Float
 
 Implementation = Literal["auto", "xla", "cudnn", "heads", "splash"]
-"""A library's kernel, or "heads" (a few at a time); "auto" is "heads" on CPUs from `SHORT` keys on, "splash" on TPUs
-from `LONG` keys on where it can do it, else "xla". "splash" leaves what it cannot do to "xla"."""
+"""Attention implementation: a library's kernel, or "heads", which computes a few heads at a time. "auto" is "heads"
+on CPUs from `SHORT` keys on, "splash" on TPUs from `LONG` keys on, else "xla".
+"splash" falls back to "xla" if it does not apply."""
 
 SHORT = 32
-"""Keys below which one head's products are too small for a turn of a loop."""
+"""Number of keys below which the products of one head are too small for a loop iteration."""
 
 LONG = 1024
-"""Keys from which scores are worth not having in memory."""
+"""Number of keys from which on it pays not to store the scores."""
 
 KEPT = "attention"
-"""Name for `jax.checkpoint_policies` of what the backward pass of a kernel reads: small beside the work to make it."""
+"""Name, for `jax.checkpoint_policies`, of the residuals of a kernel: small compared with the work to recompute them."""
 
 CACHE = 2**22
-"""Bytes of scores that a turn may have: two cores' second-level caches."""
+"""Maximum bytes of scores in a loop iteration: the second-level caches of two cores."""
 
 
 def attend(
@@ -36,16 +37,16 @@ def attend(
     causal: bool = False,
     implementation: Implementation = "auto",
 ) -> Float[Array, "b s h k"]:
-    """softmax(Q Kᵀ / √k) V, softmax in float32; `g` key/value heads serve `h` query heads in order.
+    """Returns softmax(Q Kᵀ / √k) V with the softmax in float32; consecutive query heads share a key/value head.
 
-    `mask` is True where a query may look at a key. A row that may look at nothing gives finite values.
+    `mask` is True where a query may attend to a key. Rows that are masked entirely give finite values.
     """
     if implementation == "auto":
         implementation = _chosen(key.shape[1])
     if implementation == "heads":
         return _few_heads_at_a_time(query, key, value, mask, causal)
     if implementation == "splash":
-        from mllmsubj.ops import splash  # Pallas takes a second to import: only where it is used
+        from mllmsubj.ops import splash  # imported here, since importing Pallas takes a second
 
         if splash.fits(query, key, mask, causal):
             split = activation_spec(query.shape, "batch", "seq", "heads", "embed")
@@ -61,10 +62,10 @@ def _chosen(keys: int) -> Implementation:
 
 
 def _few_heads_at_a_time(query: Array, key: Array, value: Array, mask: Array | None, causal: bool) -> Array:
-    """Plain matrix products, the scores of few heads in memory at a time.
+    """Computes attention by plain matrix products, with the scores of few heads in memory at a time.
 
-    On a CPU this is faster than `jax.nn.dot_product_attention`, whose batched products it transposes and whose scores
-    it keeps for all heads.
+    On a CPU this is faster than `jax.nn.dot_product_attention`, which transposes for batched products and stores the
+    scores of all heads.
     """
     b, s, h, k = query.shape
     z, per_group = key.shape[1], h // key.shape[2]
@@ -81,12 +82,12 @@ def _few_heads_at_a_time(query: Array, key: Array, value: Array, mask: Array | N
 
 @jax.custom_vjp
 def _heads(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    """softmax(q kᵀ) v, axes [turns, heads of a turn, s, k]; its gradient makes the scores again, none are kept."""
+    """Returns softmax(q kᵀ) v, axes [iterations, heads per iteration, s, k]; its gradient recomputes the scores."""
     return _heads_forward(q, k, v, mask)[0]
 
 
 def _heads_forward(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, tuple[Array | None, ...]]:
-    def turn(heads: tuple[Any, ...]) -> tuple[Array, Array]:
+    def iteration(heads: tuple[Any, ...]) -> tuple[Array, Array]:
         q, k, v, mask = heads
         scores = _scores(q, k, mask)
         top = scores.max(axis=-1, keepdims=True)
@@ -94,20 +95,20 @@ def _heads_forward(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Ar
         total = weights.sum(axis=-1, keepdims=True)
         return (jnp.matmul(weights.astype(v.dtype), v) / total).astype(v.dtype), top + jnp.log(total)
 
-    out, log_total = jax.lax.map(turn, (q, k, v, mask))
+    out, log_total = jax.lax.map(iteration, (q, k, v, mask))
     return out, (q, k, v, mask, out, log_total)
 
 
 def _heads_backward(kept: tuple[Array | None, ...], d_out: Array) -> tuple[Array | None, ...]:
-    def turn(heads: tuple[Any, ...]) -> tuple[Array, Array, Array]:
+    def iteration(heads: tuple[Any, ...]) -> tuple[Array, Array, Array]:
         q, k, v, mask, out, log_total, d_out = heads
-        # Keys first, [z, s]: of the three products with these, two then read them as they lie.
+        # Scores are [z, s], keys first, so that two of the three products below need no transposed copy of them.
         weights = jnp.exp(_scores(k, q, None if mask is None else mask.mT) - log_total.mT)
         along = jnp.sum((d_out * out).astype(jnp.float32), axis=-1, keepdims=True)
         d_scores = (weights * (jnp.matmul(v, d_out.mT) - along.mT)).astype(q.dtype)
         return jnp.matmul(d_scores.mT, k), jnp.matmul(d_scores, q), jnp.matmul(weights.astype(v.dtype), d_out)
 
-    return *jax.lax.map(turn, (*kept, d_out)), None
+    return *jax.lax.map(iteration, (*kept, d_out)), None
 
 
 _heads.defvjp(_heads_forward, _heads_backward)

@@ -1,4 +1,4 @@
-"""Latents to tokens and back, and the position ids of image and reference tokens."""
+"""Conversion of latents to tokens and back, and position ids of image and reference tokens."""
 
 import numpy as np
 from einops import rearrange
@@ -6,31 +6,34 @@ from einops import rearrange
 from mllmsubj.typing import Array, Float
 
 PATCH = 2
-"""FLUX packs 2 × 2 latent pixels into one token."""
+"""Side of a token in latent pixels: FLUX packs 2 × 2 of them into one token."""
 
 TOKEN_PIXELS = 8 * PATCH
-"""Pixels of a token's side, the VAE's factor of 8 included: sides of pictures are multiples of it."""
+"""Side of a token in pixels, including the VAE's factor of 8; sides of images are multiples of it."""
 
 
 def token_grid(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of tokens of a picture of `height` × `width` pixels."""
+    """Returns the token rows and columns of an image of `height` × `width` pixels."""
     return height // TOKEN_PIXELS, width // TOKEN_PIXELS
 
 
 def pack(latents: Float[Array, "b height width c"]) -> Float[Array, "b n d"]:
-    """Latents to tokens of 4·c channels, ordered (c, row, column). Source: diffusers `FluxPipeline._pack_latents`."""
+    """Packs latents into tokens of 4·c channels, ordered (c, row, column).
+
+    Source: diffusers `FluxPipeline._pack_latents`.
+    """
     return rearrange(latents, "b (y p) (x q) c -> b (y x) (c p q)", p=PATCH, q=PATCH)
 
 
 def unpack(tokens: Float[Array, "b n d"], height: int, width: int) -> Float[Array, "b height width c"]:
-    """Inverse of `pack`; `height` and `width` count latent pixels."""
+    """Inverts `pack`; `height` and `width` are in latent pixels."""
     return rearrange(
         tokens, "b (y x) (c p q) -> b (y p) (x q) c", y=height // PATCH, x=width // PATCH, p=PATCH, q=PATCH
     )
 
 
 def image_ids(height: int, width: int, offset: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """Ids `[n, 3]` float32 of `height × width` tokens: (0, row, column), shifted by `offset` tokens.
+    """Returns ids `[n, 3]`, float32, of `height × width` tokens: (0, row, column), shifted by `offset` tokens.
 
     Source: diffusers `FluxPipeline._prepare_latent_image_ids`.
     """
@@ -41,10 +44,10 @@ def image_ids(height: int, width: int, offset: tuple[int, int] = (0, 0)) -> np.n
 
 
 def reference_ids(image: tuple[int, int], references: list[tuple[int, int]]) -> np.ndarray:
-    """Ids `[n, 3]` of all reference tokens behind an image of `image` tokens (rows, columns).
+    """Returns ids `[n, 3]` of all reference tokens after an image of `image` tokens (rows, columns).
 
-    Reference i lies on the diagonal, past everything before it, so that no two pictures share a row or a
-    column: `references = [(2, 3), (1, 1)]` behind a (4, 4) image start at (4, 4) and (6, 7).
+    References are placed along the diagonal, so that no two images share a row or a column: `references = [(2, 3),
+    (1, 1)]` after a (4, 4) image start at (4, 4) and (6, 7).
     Source: UNO (arXiv 2504.02160), UnoPE.
     """
     rows, columns = image

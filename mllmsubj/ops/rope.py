@@ -8,11 +8,11 @@ from mllmsubj.parallel.target import platform
 from mllmsubj.typing import Array, Float, Int
 
 Rotation = tuple[Float[Array, "*s k2"], Float[Array, "*s k2"]]
-"""cos and sin of one angle per position and pair of channels, float32."""
+"""Tuple of cos and sin of one angle per position and pair of channels, float32."""
 
 
 def axial_rotation(ids: Float[Array, "s a"] | Int[Array, "s a"], axes_dim: tuple[int, ...], theta: float) -> Rotation:
-    """Angles of FLUX's positions: axis i of `ids` turns `axes_dim[i] // 2` pairs of channels.
+    """Returns the rotation of FLUX's position ids, whose axis i rotates `axes_dim[i] // 2` pairs of channels.
 
     Source: black-forest-labs/flux `src/flux/math.py` (`rope`), diffusers `FluxPosEmbed`.
     """
@@ -22,24 +22,25 @@ def axial_rotation(ids: Float[Array, "s a"] | Int[Array, "s a"], axes_dim: tuple
 
 
 def rotation(positions: Int[Array, " s"], dim: int, theta: float) -> Rotation:
-    """Angles of a plain sequence, `dim // 2` pairs. Source: transformers `Qwen2RotaryEmbedding`."""
+    """Returns the rotation of a sequence, `dim // 2` pairs of channels. Source: transformers `Qwen2RotaryEmbedding`."""
     angle = positions[:, None].astype(jnp.float32) * _frequencies(dim, theta)
     return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotate_interleaved(x: Float[Array, "b s h k"], by: Rotation) -> Float[Array, "b s h k"]:
-    """Turns channel pairs (0, 1), (2, 3), … of every head, in float32."""
+    """Rotates channel pairs (0, 1), (2, 3), … of every head, in float32."""
     if platform() == "tpu":
-        return _turned_whole(x, by)
+        return _rotate_by_permutation(x, by)
     pairs = rearrange(x.astype(jnp.float32), "b s h (k two) -> two b s h k", two=2)
-    turned = jnp.stack(_turn(pairs[0], pairs[1], by), axis=-1)
-    return rearrange(turned, "b s h k two -> b s h (k two)").astype(x.dtype)
+    rotated = jnp.stack(_rotate(pairs[0], pairs[1], by), axis=-1)
+    return rearrange(rotated, "b s h k two -> b s h (k two)").astype(x.dtype)
 
 
-def _turned_whole(x: Float[Array, "b s h k"], by: Rotation) -> Float[Array, "b s h k"]:
-    """x · cos + swapped(x) · ±sin: no axis of two, which a TPU would fill up to 128 lanes and copy back and forth.
+def _rotate_by_permutation(x: Float[Array, "b s h k"], by: Rotation) -> Float[Array, "b s h k"]:
+    """Returns x · cos + swapped(x) · ±sin, without an axis of size two, which a TPU would pad to 128 lanes and copy.
 
-    Swapping a pair's channels is a product with a permutation: exact in any dtype, and little for a matrix unit.
+    The channels of a pair are swapped by a product with a permutation matrix, which is exact in any dtype and cheap
+    on a matrix unit.
     """
     size = x.shape[-1]
     swap = jnp.asarray(np.eye(size)[np.arange(size) ^ 1], x.dtype)
@@ -50,12 +51,12 @@ def _turned_whole(x: Float[Array, "b s h k"], by: Rotation) -> Float[Array, "b s
 
 
 def rotate_halves(x: Float[Array, "b s h k"], by: Rotation) -> Float[Array, "b s h k"]:
-    """Turns channel pairs (0, k/2), (1, k/2 + 1), … of every head, in float32."""
+    """Rotates channel pairs (0, k/2), (1, k/2 + 1), … of every head, in float32."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate(_turn(first, second, by), axis=-1).astype(x.dtype)
+    return jnp.concatenate(_rotate(first, second, by), axis=-1).astype(x.dtype)
 
 
-def _turn(first: Array, second: Array, by: Rotation) -> tuple[Array, Array]:
+def _rotate(first: Array, second: Array, by: Rotation) -> tuple[Array, Array]:
     cos, sin = (part[:, None, :] for part in by)
     return first * cos - second * sin, first * sin + second * cos
 

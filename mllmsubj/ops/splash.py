@@ -1,4 +1,4 @@
-"""JAX's splash attention, a kernel for TPUs that never holds the scores of a whole sequence."""
+"""JAX's splash attention, a TPU kernel that never stores the scores of a whole sequence."""
 
 from collections.abc import Callable
 
@@ -11,15 +11,15 @@ from mllmsubj.ops.attention import KEPT
 from mllmsubj.typing import Array, Bool, Float
 
 LANES = 128
-"""Tokens and channels come in multiples of it."""
+"""Numbers of tokens and channels are multiples of it."""
 LARGEST_BLOCK = 1024
-"""Tokens of a square block; with larger ones the scores, in float32, do not fit a core's memory."""
+"""Maximum tokens of a square block; the float32 scores of larger ones do not fit in a core's memory."""
 LARGEST_TILE = 2**18
-"""Tokens of a block times channels of a head, for the same reason."""
+"""Maximum of tokens of a block times channels of a head, for the same reason."""
 
 
 def fits(query: Array, key: Array, mask: Array | None, causal: bool) -> bool:
-    """Whether the kernel can do it: as many key heads as query heads, all queries under one mask, whole lanes."""
+    """Returns whether the kernel applies: as many key heads as query heads, one mask for all queries, full lanes."""
     same_for_all = mask is None or mask.shape[1:3] == (1, 1)
     channels = query.shape[3]
     whole = channels % LANES == 0 and channels <= LARGEST_TILE // LANES
@@ -35,33 +35,36 @@ def splash_attend(
     split: PartitionSpec,
     interpret: bool = False,
 ) -> Float[Array, "b s h k"]:
-    """As `attend`; each device its own part: `split` says how batch (axis 0) and heads (axis 2) lie on the mesh.
+    """Computes `attend` with the kernel, sharded by `split` over batch (axis 0) and heads (axis 2).
 
-    `interpret` runs the kernel's steps on any device, slowly. Sequences are padded to whole lanes.
+    `interpret` emulates the kernel on any device, slowly. Sequences are padded to full lanes.
     """
     (b, s, _, k), z = query.shape, key.shape[1]
-    seen = jnp.ones((b, z), bool) if mask is None else jnp.broadcast_to(mask[:, 0, 0], (b, z))
+    key_mask = jnp.ones((b, z), bool) if mask is None else jnp.broadcast_to(mask[:, 0, 0], (b, z))
     q, k_, v = (_padded(x.swapaxes(1, 2), axis=2) for x in (query * k**-0.5, key, value))
     heads = PartitionSpec(split[0], split[2], None, None)
 
-    def own(q: Array, k: Array, v: Array, seen: Array) -> Array:
+    def local_attention(q: Array, k: Array, v: Array, key_mask: Array) -> Array:
         kernel = _kernel(q, k, interpret)
-        segments = splash.SegmentIds(q=jnp.ones((len(q), q.shape[2]), jnp.int32), kv=jnp.asarray(seen, jnp.int32))
+        segments = splash.SegmentIds(q=jnp.ones((len(q), q.shape[2]), jnp.int32), kv=jnp.asarray(key_mask, jnp.int32))
         return jax.vmap(kernel)(q, k, v, segments)
 
     if not jax.sharding.get_abstract_mesh().empty:
-        # Nobody can see into a kernel to split it: without this every device would do everything.
-        own = jax.shard_map(
-            own, in_specs=(heads, heads, heads, PartitionSpec(split[0], None)), out_specs=heads, check_vma=False
+        # XLA cannot partition a kernel: without shard_map every device would compute everything.
+        local_attention = jax.shard_map(
+            local_attention,
+            in_specs=(heads, heads, heads, PartitionSpec(split[0], None)),
+            out_specs=heads,
+            check_vma=False,
         )
-    return own(q, k_, v, _padded(seen, axis=1))[:, :, :s].swapaxes(1, 2).astype(query.dtype)
+    return local_attention(q, k_, v, _padded(key_mask, axis=1))[:, :, :s].swapaxes(1, 2).astype(query.dtype)
 
 
 def _kernel(q: Array, k: Array, interpret: bool) -> Callable[..., Array]:
-    """For queries and keys of such shapes, [b, h, s, k]."""
+    """Returns the kernel for queries and keys of these shapes, [b, h, s, k]."""
     (_, heads, queries, channels), keys = q.shape, k.shape[2]
     block_q = _block(queries, _limit(channels, LARGEST_BLOCK))
-    block_k = _block(keys, _limit(channels, block_q))  # long: each makes gradients of all queries, to be added up
+    block_k = _block(keys, _limit(channels, block_q))  # long: gradients of all queries are summed over blocks
     blocks = splash.BlockSizes(
         block_q=block_q,
         block_kv=block_k,
@@ -78,24 +81,24 @@ def _kernel(q: Array, k: Array, interpret: bool) -> Callable[..., Array]:
 
 
 def _limit(channels: int, across: int) -> int:
-    """The largest block of a head with so many channels, against one of `across` tokens."""
+    """Returns the largest block for heads of `channels`, if the other side of the tile has `across` tokens."""
     return min(LARGEST_BLOCK**2 // across, LARGEST_TILE // channels) // LANES * LANES
 
 
 def _block(tokens: int, limit: int = LARGEST_BLOCK) -> int:
-    """The largest block up to `limit` that divides so many tokens."""
+    """Returns the largest block up to `limit` that divides `tokens`."""
     return max(size for size in range(LANES, limit + 1, LANES) if tokens % size == 0)
 
 
 def _padded(x: Array, axis: int) -> Array:
-    """Zeros behind the tokens up to a number of lanes that large blocks divide."""
+    """Appends zeros to the tokens, up to `padded_length`."""
     width = [(0, 0)] * x.ndim
     width[axis] = (0, padded_length(x.shape[axis]) - x.shape[axis])
     return jnp.pad(x, width)
 
 
 def padded_length(tokens: int) -> int:
-    """The fewest lanes, or up to an eighth more if the blocks are then larger than half the largest."""
+    """Returns `tokens` rounded up to lanes, or up to an eighth more if this allows blocks above half the largest."""
     least = -(-tokens // LANES) * LANES
     candidates = range(least, least + least // 8 + 1, LANES)
     return next((length for length in candidates if 2 * _block(length) > LARGEST_BLOCK), least)

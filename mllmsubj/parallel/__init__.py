@@ -1,0 +1,1 @@
+"""Meshes, shardings, multi-process runs, chips and TPU topologies."""

@@ -1,4 +1,4 @@
-"""What accelerators can do at best, for shares of peak and for predictions.
+"""Peak figures of accelerators, for utilization and predictions.
 
 Sources: docs.cloud.google.com/tpu/docs/{v4, v5e, v5p, v6e, tpu7x} ("Key specifications"); TPU v4's interconnect,
 6 links of 50 GB/s each way, from Jouppi et al. 2023 (arXiv 2304.01433); NVIDIA's data sheets of A100, H100 and H200
@@ -13,24 +13,24 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """Peaks of one chip."""
+    """Peak figures of one chip."""
 
     name: str
     kind: str
-    """Regex of the whole `jax.Device.device_kind`."""
+    """Regex that matches the full `jax.Device.device_kind`."""
     flops: float
-    """Dense bfloat16, FLOP/s."""
+    """Peak of dense bfloat16, in FLOP/s."""
     hbm_bytes: int
     hbm_bandwidth: float
-    """Bytes/s."""
+    """Bandwidth in bytes/s."""
     link_bandwidth: float
-    """Between chips (ICI, NVLink), both directions of all links together, bytes/s."""
+    """Bandwidth between chips (ICI, NVLink) in bytes/s, the sum over both directions of all links."""
     devices: int = 1
-    """`jax.Device`s that a chip counts as: its cores where they are not programmed as one."""
+    """Number of `jax.Device`s per chip: its cores if they are not programmed as one."""
 
     @property
     def device_flops(self) -> float:
-        """Share of the peak that one `jax.Device` has."""
+        """Peak of one `jax.Device`, in FLOP/s."""
         return self.flops / self.devices
 
 
@@ -48,5 +48,5 @@ CHIPS = (
 
 
 def find_chip(kind: str) -> Chip | None:
-    """The chip of a `device_kind`, or None if it is not in the table: no peak is better than a wrong one."""
+    """Returns the chip of a `device_kind`, or None if it is not in the table."""
     return next((chip for chip in CHIPS if re.fullmatch(chip.kind, kind)), None)

@@ -1,4 +1,4 @@
-"""Several processes as one run: joining them, and laying each one's rows of a batch on the common mesh."""
+"""Multi-process runs: initialization, and global batches from the rows of each process."""
 
 import json
 import os
@@ -16,15 +16,16 @@ from mllmsubj.typing import PyTree
 T = TypeVar("T")
 
 MESSAGE_BYTES = 4096
-"""Room for what the first process tells the others."""
+"""Maximum size of the message from the first process to the others."""
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
 def start() -> None:
-    """Joins this process to the others of its run, if there are any; before anything else of JAX.
+    """Joins this process to the others of its run, if there are any; call it before any other use of JAX.
 
-    Anywhere by JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; on GKE's TPUs
-    JAX finds out by itself. On TPU VMs launch/run_worker.sh sets the three. Raises UserError if some are missing.
+    The environment variables JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID
+    apply anywhere; on TPU VMs launch/run_worker.sh sets them. On GKE's TPUs JAX detects the processes. Raises UserError
+    if the address is set without the other two.
     """
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         try:
@@ -35,20 +36,20 @@ def start() -> None:
             ) from None
         jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, number)
         if jax.default_backend() == "cpu":
-            # Only process 0 finds what it has cached; that program and one compiled anew wait for each other forever.
+            # Only process 0 uses the cache; its cached program and a newly compiled one of another process deadlock.
             jax.config.update("jax_enable_compilation_cache", False)
     elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
         jax.distributed.initialize()
 
 
 def process_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
-    """Which rows of a batch this process's devices hold, in order."""
+    """Returns the indices of the rows of a batch that are on this process's devices, in order."""
     places = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,))
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places.values() if index is not None]))
 
 
 def make_global_batch(batch: PyTree, rows: np.ndarray, batch_size: int, mesh: Mesh) -> PyTree:
-    """The whole batch on the mesh, from each process's own `rows` of it (leading axis)."""
+    """Returns the global batch, sharded over the mesh, from each process's own `rows` of it (leading axis)."""
     sharding = NamedSharding(mesh, BATCH)
 
     def leaf(own: np.ndarray) -> jax.Array:
@@ -64,7 +65,7 @@ def make_global_batch(batch: PyTree, rows: np.ndarray, batch_size: int, mesh: Me
 
 
 def on_first_process(action: Callable[[], T]) -> T:
-    """Runs `action` on process 0 while the others wait; what it returns (short JSON) or raises reaches all."""
+    """Runs `action` on process 0 while the others wait; its result (short JSON) or error is shared with all."""
     if jax.process_count() == 1:
         return action()
     outcome: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""TPU slices by name, such as v5p:4x4x4, and the devices that libtpu compiles for; no TPU is needed."""
+"""TPU slices by name, such as v5p:4x4x4, and their devices for compilation by libtpu without a TPU."""
 
 import importlib.util
 import math
@@ -22,11 +22,11 @@ CUBIC = tuple(
     )
 )
 KNOWN = {"v4": CUBIC, "v5e": FLAT, "v5p": CUBIC, "v6e": FLAT, "tpu7x": CUBIC}
-"""Generation -> slices that are offered; libtpu may know others."""
+"""Generation -> slices that are suggested; libtpu may support others."""
 
 _SETTINGS = {
-    # libtpu asks a metadata server for whatever these do not say, and tells of it when there is none.
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it guards a TPU that several programs would want; here is none
+    # Without these, libtpu queries a metadata server and logs messages if there is none.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # the lock is for sharing a TPU; none is used here
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
@@ -45,11 +45,12 @@ class Slice:
 
     @property
     def chips(self) -> int:
+        """Number of chips."""
         return len(self.devices) // self.chip.devices
 
 
 def find_slice(name: str) -> Slice:
-    """Raises UserError for a name that libtpu does not know, naming the nearest, and where libtpu is missing."""
+    """Returns a slice by name; raises UserError, with the nearest name, if it is unknown or libtpu is missing."""
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("compiling for a TPU needs libtpu, the extra 'aot': pip install 'mllmsubj[aot]'")
     generation, _, shape = name.partition(":")
@@ -60,11 +61,11 @@ def find_slice(name: str) -> Slice:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{generation}-{math.prod(map(int, shape.split('x')))}")
     options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if shape == "1x1" else {}
     if generation == "v4":
-        options["chip_config_name"] = "megacore"  # both cores of a chip as one device, as on real ones
+        options["chip_config_name"] = "megacore"  # both cores of a chip as one device, as on real TPUs
     found: Any
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
-    except Exception as error:  # jaxlib's own, of several kinds
+    except Exception as error:  # jaxlib raises several types
         reason = str(error).splitlines()[0]
         hint = "" if name in known else nearest(name, known)
         raise UserError(f"libtpu gives no devices for the topology {name!r}{hint}: {reason}") from None
@@ -75,15 +76,15 @@ def find_slice(name: str) -> Slice:
 
 
 def compile_there(lowered: jax.stages.Lowered, effort: float = 0.0) -> jax.stages.Compiled:
-    """`lowered.compile()` without the cache on disk: what was compiled for devices elsewhere cannot be read back.
+    """Compiles without the persistent cache, which cannot restore programs for devices of another machine.
 
-    `effort`, -1 to 1: how long the compiler looks for fast code.
+    `effort`, from -1 to 1, is the compiler's effort to optimize execution time.
     """
     names = ("jax_enable_compilation_cache", "jax_exec_time_optimization_effort")
     before = [getattr(jax.config, name) for name in names]
     for name, value in zip(names, (False, effort), strict=True):
         jax.config.update(name, value)
-    compilation_cache.reset_cache()  # it asks once whether it is in use
+    compilation_cache.reset_cache()  # JAX checks only once whether the cache is enabled
     try:
         return lowered.compile()
     finally:

@@ -1,4 +1,4 @@
-"""A whole update against PyTorch's, and that it can be measured, at the smallest sizes."""
+"""The benchmark of a training step against PyTorch, at the smallest sizes."""
 
 from dataclasses import replace
 
@@ -9,9 +9,10 @@ from tests.small import small_config
 
 
 @pytest.mark.parity
-# PyTorch's own: what its C++ says of Python, and peft of its own methods.
+# Warnings of PyTorch's C++ code about Python, and of peft about its own methods.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_an_update_is_pytorch_s():
+def test_compare_parity():
+    """Loss, gradients and updated parameters agree with PyTorch's."""
     from mllmsubj.bench.train import compare
     from mllmsubj.bench.train_inputs import Size
 
@@ -25,6 +26,6 @@ def test_an_update_is_pytorch_s():
     result = compare(experiment, Size(model, rows=4, grid=(2, 3), text=5, image=4), repeats=1)
     assert result["loss_relative_difference"] < 1e-5
     assert result["gradient_relative_difference"] < 1e-4
-    # Adam's first update is a gradient's sign: noise where the gradient is nearly zero.
+    # Adam's first update is the sign of the gradient, which is noise where the gradient is nearly zero.
     assert result["parameter_relative_difference"] < 1e-3
     assert result["step"]["rounds"] == 1

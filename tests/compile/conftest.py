@@ -10,6 +10,6 @@ from mllmsubj.parallel.topologies import find_slice
 
 @pytest.fixture(scope="session")
 def mesh():
-    """Four chips that are not here."""
+    """A mesh of four TPU chips that are not attached."""
     devices = np.array(find_slice("v5e:2x2").devices)
     return jax.sharding.Mesh(devices, ("fsdp",), axis_types=(AxisType.Auto,))

@@ -12,7 +12,7 @@ ROOF = Roof(197e12, 819e9, 200e9)
 
 
 def work(mesh, function, *args):
-    """`args`: (shape, spec) of bfloat16 arrays."""
+    """Returns the work of a function that is compiled for `mesh`; `args` are (shape, spec) of bfloat16 arrays."""
     shapes = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec)) for shape, spec in args]
     return Module(compile_there(jax.jit(function).lower(*shapes)).as_text()).work(ROOF)
 
@@ -21,7 +21,8 @@ def layers(x, kernels):
     return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0]
 
 
-def test_a_loop_counts_as_often_as_it_turns(mesh):
+def test_work_loop_flops(mesh):
+    """The body of a loop counts once per iteration."""
     found = work(mesh, layers, ((ROWS, WIDTH), PartitionSpec("fsdp")), ((LAYERS, WIDTH, WIDTH), PartitionSpec()))
     assert found.flops == 2 * LAYERS * ROWS / 4 * WIDTH**2
     assert found.collectives == {}
@@ -29,16 +30,18 @@ def test_a_loop_counts_as_often_as_it_turns(mesh):
     assert found.cycles > 0
 
 
-def test_gathered_weights_are_counted_once_a_layer(mesh):
+def test_work_gathered_weights(mesh):
+    """Gathered weights count as traffic once per layer."""
     spec = PartitionSpec(None, "fsdp")
     found = work(mesh, layers, ((ROWS, WIDTH), PartitionSpec("fsdp")), ((LAYERS, WIDTH, WIDTH), spec))
     assert found.flops == 2 * LAYERS * ROWS / 4 * WIDTH**2
     sent = sum(found.collectives.values())
-    # Three quarters of each kernel come from the others, by whichever collective the compiler takes.
+    # Three quarters of each kernel come from the other chips, by whichever collective the compiler chooses.
     assert sent == pytest.approx(LAYERS * WIDTH * WIDTH * 2 * 3 / 4, rel=0.35)
 
 
-def test_a_sum_over_chips_is_an_all_reduce_or_its_halves(mesh):
+def test_work_contraction_collectives(mesh):
+    """A contraction over a sharded axis needs an all-reduce, or the collectives that replace it."""
     found = work(
         mesh, lambda x, y: x @ y, ((ROWS, ROWS), PartitionSpec(None, "fsdp")), ((ROWS, WIDTH), PartitionSpec("fsdp"))
     )
@@ -47,8 +50,9 @@ def test_a_sum_over_chips_is_an_all_reduce_or_its_halves(mesh):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_convolution_counts_no_padding(mesh, stride):
-    rows, side, channels = 16, 32, 128  # fewer rows, and the compiler cuts pictures up, which costs borders
+def test_work_convolution_flops(mesh, stride):
+    """Multiplications with padding are not counted."""
+    rows, side, channels = 16, 32, 128  # with fewer rows the compiler splits images, which adds borders
     kernel = (3, 3, channels, channels)
     found = work(
         mesh,
@@ -62,21 +66,26 @@ def test_a_convolution_counts_no_padding(mesh, stride):
     assert found.flops == 2 * rows * along**2 * channels**2
 
 
-def test_a_loop_reads_one_layer_a_turn(mesh):
+def test_work_loop_bytes(mesh):
+    """A loop reads one layer per iteration."""
     wide = 4096
     found = work(mesh, layers, ((64, wide), PartitionSpec("fsdp")), ((LAYERS, wide, wide), PartitionSpec()))
     assert found.bytes == pytest.approx(LAYERS * wide * wide * 2, rel=0.2)
 
 
-def test_traffic_of_a_stream_is_what_is_read_and_written(mesh):
-    big = (64 * 1024, 4096)  # half a GB: more than a core's own memory
+def test_work_elementwise_bytes(mesh):
+    """The traffic of an elementwise operation is its input plus its output."""
+    big = (64 * 1024, 4096)  # half a GB, which does not fit into on-chip memory
     found = work(mesh, lambda x: x * 2 + 1, (big, PartitionSpec("fsdp")))
     assert found.bytes == pytest.approx(2 * big[0] * big[1] * 2 / 4)
     assert found.seconds == pytest.approx(found.bytes / ROOF.hbm)
 
 
-def test_what_is_fetched_ahead_in_slices_counts_as_slices():
-    """As XLA for TPUs writes it: the start gives its whole input once more, then the slice, here in a core's memory."""
+def test_work_prefetched_slice():
+    """A prefetched slice counts as the slice and not as its whole input.
+
+    In the text that XLA writes for TPUs, slice-start returns its input, then the slice, here in on-chip memory.
+    """
     lines = """HloModule test
 
 ENTRY %main (p: s8[4096,1024]) -> s8[1024,1024] {
@@ -88,8 +97,8 @@ ENTRY %main (p: s8[4096,1024]) -> s8[1024,1024] {
     assert Module(lines).work(ROOF).bytes == 1024 * 1024
 
 
-def test_a_slice_behind_a_copy_in_place_counts_as_a_slice():
-    """As XLA for TPUs writes reads of a stack in 8 bits."""
+def test_work_slice_of_aliased_copy():
+    """A slice of a copy in place counts as the slice, in the form that XLA for TPUs writes reads of an 8-bit stack."""
     lines = """HloModule test
 
 %copied (a: s8[38,512,1024]) -> s8[38,512,1024] {
@@ -115,8 +124,8 @@ ENTRY %main (p: s8[38,512,1024], j: s32[]) -> s8[1,512,1024] {
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_the_attention_kernel_counts_with_and_without_rows(rows):
-    """Its batch of one is no axis of the kernel."""
+def test_work_splash_attention_flops(rows):
+    """FLOPs of the attention kernel are counted with and without a batch axis; a batch of one has none."""
     heads, queries, keys, channels = 2, 1024, 2048, 128
 
     def attend(*qkv):

@@ -1,4 +1,4 @@
-"""A small model on toyworld at 32 x 32, as a checkpoint and as a run on some devices."""
+"""A small model on toyworld at 32 x 32, as a checkpoint and as a training setup on a number of devices."""
 
 from dataclasses import replace
 from functools import cache
@@ -18,7 +18,7 @@ from tests.small import random_like, small_config
 
 
 def config() -> ConfigDict:
-    """Its sampler sees both branches at the first step, then the VAE alone."""
+    """Returns a config whose sampler uses both branches in the first step, then the VAE branch alone."""
     config = small_config()
     with config.unlocked():
         config.model.transformer.update(num_layers=1, num_single_layers=1)
@@ -33,7 +33,7 @@ def config() -> ConfigDict:
 
 @cache
 def params() -> Params:
-    """Of the whole model, stacked; adapters are not zero."""
+    """Returns random parameters of the whole model, with stacked layers and nonzero adapters."""
     experiment = Experiment.from_config(config())
     return random_like(SubjectModel(experiment.model, Compute()).abstract_params())
 
@@ -44,7 +44,7 @@ def save(folder: Path) -> Path:
 
 
 def run_on(folder: Path, devices: int) -> tuple[Setup, Params]:
-    """To be called, and used, with the mesh of `mesh_of` set."""
+    """Returns (setup, parameters), for use with the mesh of `mesh_of` set, as it must be during the call."""
     return restored(Experiment.from_config(config()), folder, mesh_of(devices))
 
 
@@ -54,5 +54,5 @@ def mesh_of(devices: int) -> jax.sharding.Mesh:
 
 
 def with_evals(run: Setup, **sections) -> Setup:
-    """The run with other values in the config's `evals`."""
+    """Returns the setup with other values in the config's `evals`."""
     return replace(run, experiment=replace(run.experiment, evals=replace(run.experiment.evals, **sections)))

@@ -16,7 +16,7 @@ from mllmsubj.train.features import FROZEN_ENCODERS
 from tests.evals.small_run import mesh_of, run_on
 
 SIX = LossEvalConfig(every_steps=2, examples=6)
-"""Batches of four, so that the second one counts by half."""
+"""In batches of four, half of the second batch is counted."""
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,16 @@ def numbers(evaluator, restored):
         return dict(evaluator.run(restored[1]))
 
 
-def test_names_are_all_explained(evaluator, numbers):
+def test_held_out_loss_metrics(evaluator, numbers):
+    """Every metric has an explanation."""
     assert list(numbers) == list(evaluator.meanings) == ["loss/all", *(f"loss/{name}" for name in modes.NAMES)]
     assert evaluator.examples == 6
     assert np.isfinite(list(numbers.values())).all()
     assert len(set(numbers.values())) == 5
 
 
-def test_each_mode_is_the_training_loss_with_the_other_tokens_dropped(restored, evaluator, numbers):
+def test_held_out_loss_modes(restored, evaluator, numbers):
+    """A mode's loss is the training loss with the tokens of the other modes dropped."""
     run, params = restored
     last = replace(run.stages[1].step, train=replace(run.experiment.train, grad_accum_steps=1), seed=3)
     encoders, data = {name: params[name] for name in FROZEN_ENCODERS}, held_out(run.experiment)
@@ -53,19 +55,20 @@ def test_each_mode_is_the_training_loss_with_the_other_tokens_dropped(restored, 
             np.testing.assert_allclose(numbers[f"loss/{name}"], np.mean(np.concatenate(found)[:6]), rtol=2e-5)
 
 
-def test_all_is_the_mean_by_the_last_stages_shares(numbers):
+def test_held_out_loss_all(numbers):
+    """The mode losses are averaged with the last stage's shares."""
     shares = dict(both=0.6, mllm=0.15, vae=0.15, none=0.1)
     want = sum(share * numbers[f"loss/{name}"] for name, share in shares.items())
     assert numbers["loss/all"] == pytest.approx(want, rel=1e-6)
 
 
-def test_the_same_again(evaluator, restored, numbers):
+def test_held_out_loss_deterministic(evaluator, restored, numbers):
     with jax.set_mesh(mesh_of(1)):
         assert dict(evaluator.run(restored[1])) == numbers
 
 
-def test_more_devices_and_a_run_with_another_seed_give_the_same_numbers(folder, numbers):
-    """Eight devices: more than there are examples."""
+def test_held_out_loss_sharded(folder, numbers):
+    """Losses depend neither on the number of devices, here more than examples, nor on the seed of training."""
     with jax.set_mesh(mesh_of(8)):
         run, params = run_on(folder, 8)
         run = replace(run, experiment=replace(run.experiment, seed=7))
@@ -73,7 +76,7 @@ def test_more_devices_and_a_run_with_another_seed_give_the_same_numbers(folder, 
     assert spread == pytest.approx(numbers, rel=1e-5)
 
 
-def test_no_examples(restored):
+def test_held_out_loss_no_examples(restored):
     run = restored[0]
     with pytest.raises(UserError, match=r"evals\.loss\.examples is 0; it must be at least 1"):
         HeldOutLoss(run, held_out(run.experiment), LossEvalConfig(1, 0))

@@ -48,7 +48,8 @@ def parsed():
     return parser
 
 
-def test_metrics_are_flat_and_json():
+def test_results_metrics():
+    """Metrics are a flat dictionary for JSON, with None for NaN."""
     assert RESULTS.metrics() == {
         "benchmark": "heldout",
         "checkpoint": "0123456789ab",
@@ -59,7 +60,8 @@ def test_metrics_are_flat_and_json():
     }
 
 
-def test_the_page_needs_nothing_else(parsed):
+def test_page_self_contained(parsed):
+    """The page loads no other file."""
     assert not {"script", "link", "iframe"} & set(parsed.tags)
     sources = [value for name, value in parsed.attributes if name in ("src", "href")]
     assert len(sources) == 2
@@ -67,7 +69,7 @@ def test_the_page_needs_nothing_else(parsed):
     assert "url(" not in page(RESULTS)
 
 
-def test_the_page_says_all_of_it(parsed):
+def test_page_contents(parsed):
     for text in (
         *(RESULTS.checkpoint, RESULTS.fingerprint, RESULTS.config, *RESULTS.texts["samples"]),
         *("loss/all", "0.25", "not finite", "smaller is better", "toyworld", "reference", "drawn", "target"),
@@ -77,7 +79,8 @@ def test_the_page_says_all_of_it(parsed):
     assert 'class="note">beware &lt;' in page(replace(RESULTS, caution="beware <"))
 
 
-def test_what_lies_beside_a_number_is_on_its_line():
+def test_lines_intervals():
+    """A metric's interval and its value on real images are on its line."""
     beside = {"a/low": 0.1234, "a/high": 0.3, "a/real": 0.975, "b/low": float("nan"), "b/high": float("nan")}
     numbers = {"a": 0.25, "b": float("nan"), "c/real": 1.0} | beside
     assert list(lines(numbers)) == [
@@ -91,7 +94,7 @@ def test_what_lies_beside_a_number_is_on_its_line():
     assert "95 %" not in page(RESULTS)
 
 
-def test_what_is_written(tmp_path):
+def test_write_files(tmp_path):
     folder = output_folder(str(tmp_path / "new" / "out"))
     for results in (replace(RESULTS, seed=2), RESULTS):  # the second replaces the first
         write(results, page(results), folder)
@@ -104,7 +107,9 @@ def test_what_is_written(tmp_path):
     assert output_folder(str(folder)) == folder
 
 
-def test_nothing_is_left_where_writing_fails(tmp_path, monkeypatch):
+def test_write_failure(tmp_path, monkeypatch):
+    """After a failed write, the earlier output is unchanged and no temporary file is left."""
+
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -117,7 +122,7 @@ def test_nothing_is_left_where_writing_fails(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_refused_outputs(tmp_path):
+def test_output_folder_invalid(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()

@@ -19,7 +19,7 @@ TWO = SamplesEvalConfig(every_steps=0, count=2, steps=0)
 
 @pytest.fixture(scope="module")
 def values(folder):
-    """Four devices draw four pictures, of which two are shown."""
+    """Output on four devices, which generate four images, two of which are shown."""
     with jax.set_mesh(mesh_of(4)):
         run, params = run_on(folder, 4)
         return list(Samples(run, held_out(run.experiment), TWO, seed=5).run(params))
@@ -27,7 +27,7 @@ def values(folder):
 
 @pytest.fixture(scope="module")
 def examples(restored, values):
-    """Those that were shown, found by their prompts."""
+    """The examples that are shown, as their prompts confirm."""
     data = held_out(restored[0].experiment)
     source, (_, prompts) = open_source(replace(data, examples=10_000), SEED), values[1]
     numbers = restored[0].loader(data, 2, source, SEED).plan.batch(0).examples
@@ -36,7 +36,8 @@ def examples(restored, values):
     return found
 
 
-def test_a_row_is_reference_drawing_and_target(values, examples):
+def test_samples_row(values, examples):
+    """A row contains the reference, the generated image and the target."""
     [(name, pictures), (texts, _)] = values
     assert name == texts == "samples"
     assert pictures.shape == (2, 32, 96, 3)
@@ -46,8 +47,11 @@ def test_a_row_is_reference_drawing_and_target(values, examples):
         np.testing.assert_array_equal(row[:, 64:], example.target)
 
 
-def test_the_drawing_is_what_inference_draws(restored, folder, values, examples):
-    """On one device, from the same noise: there the prompt is padded otherwise and nothing masks references."""
+def test_samples_match_inference(restored, folder, values, examples):
+    """Generated images are those of inference on one device from the same noise.
+
+    Inference pads the prompt differently and masks no reference.
+    """
     run, params = restored
     reader, generator = RequestReader(run.experiment, folder), Generator(run.model, run.experiment.shift)
     settings = replace(run.experiment.sampling, batch_size=2)
@@ -57,4 +61,4 @@ def test_the_drawing_is_what_inference_draws(restored, folder, values, examples)
             want = np.asarray(to_pil(generator(params, inputs, settings, seed=5, num_images=2)[i]))
             drawn = values[0][1][i, :, 32:64]
             assert np.abs(drawn.astype(int) - want).max() <= 1
-            assert drawn.std() > 5  # not one flat colour
+            assert drawn.std() > 5  # not a flat color

@@ -15,7 +15,8 @@ def names(found):
     return [(evaluator.name, evaluator.every_steps, evaluator.examples) for evaluator in found]
 
 
-def test_training_runs_those_that_have_a_cadence(restored):
+def test_evaluators_cadence(restored):
+    """Training runs the evaluators that have a cadence."""
     run, off = restored[0], LossEvalConfig(0, 6)
     with jax.set_mesh(mesh_of(1)):
         assert names(evaluators(run)) == [("loss", 2, 6)]
@@ -23,13 +24,14 @@ def test_training_runs_those_that_have_a_cadence(restored):
         assert names(evaluators(with_evals(run, loss=off, samples=SamplesEvalConfig(5, 3, 1)))) == [("samples", 5, 3)]
 
 
-def test_all_run_alone_whatever_their_cadence(restored):
+def test_all_evaluators(restored):
+    """Outside training, all evaluators run, whatever their cadence."""
     with jax.set_mesh(mesh_of(1)):
         assert names(all_evaluators(restored[0], seed=3)) == [("loss", 2, 6), ("samples", 0, 2)]
 
 
-def test_data_without_a_test_split(restored, caplog):
-    """Training goes on without evaluation; who asked for one is told."""
+def test_evaluators_without_test_split(restored, caplog):
+    """Without a test split, training continues without evaluation, and a requested evaluation is an error."""
     run = restored[0]
     experiment = replace(run.experiment, data=replace(run.experiment.data, source="pairs.jsonl"))
     run = replace(run, experiment=experiment)
@@ -40,8 +42,8 @@ def test_data_without_a_test_split(restored, caplog):
         all_evaluators(run, seed=0)
 
 
-def test_held_out_data_are_as_they_are(restored):
-    """Nothing is swapped, mirrored or cropped, and the amount that training draws changes nothing."""
+def test_held_out_unaugmented(restored):
+    """Held-out data are not augmented, and do not depend on the number of training examples."""
     experiment = restored[0].experiment
     data = replace(experiment.data, swap=0.5, flip=0.5, crop=0.5, remove_background=0.5, min_scores=(("dino", 0.5),))
     augmented = held_out(replace(experiment, data=replace(data, examples=7)))

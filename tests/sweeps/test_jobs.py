@@ -1,4 +1,4 @@
-"""Processes: their order, how many at once, what fails, what a signal does."""
+"""Processes of a sweep: order, parallelism, failures and signals."""
 
 import io
 import os
@@ -16,13 +16,13 @@ from tests.environment import ROOT
 
 
 def job(folder, name, code, **more):
-    """A short Python program; it says its name and the time when it starts and ends."""
+    """Returns a job that runs a short Python program, which prints the time when it starts and ends."""
     program = f"import sys, time, signal\nprint('start', time.time(), flush=True)\n{code}\nprint('end', time.time())"
     return Job(name, (sys.executable, "-c", program), folder / name / "log.txt", **more)
 
 
 def times(log):
-    """Of its start and end."""
+    """Returns the times of its start and end."""
     return [float(line.split()[1]) for line in log.read_text().splitlines() if line.startswith(("start", "end"))]
 
 
@@ -31,7 +31,7 @@ def run(jobs, parallel=1):
     return run_jobs(jobs, parallel, stream=said), said.getvalue().splitlines()
 
 
-def test_one_after_another_and_two_at_once(tmp_path):
+def test_run_jobs_parallel(tmp_path):
     def overlap(folder, parallel):
         first, second = jobs = [job(folder, name, "time.sleep(0.5)") for name in "ab"]
         outcome, said = run(jobs, parallel)
@@ -43,7 +43,8 @@ def test_one_after_another_and_two_at_once(tmp_path):
     assert overlap(tmp_path / "two", 2)
 
 
-def test_what_fails_is_reported_and_what_waits_for_it_never_begins(tmp_path):
+def test_run_jobs_failure(tmp_path):
+    """Failures are reported, and jobs that depend on a failed one are not started."""
     bad = job(tmp_path, "bad", "print('first'); print('the reason'); sys.exit(3)")
     killed = job(tmp_path, "killed", "import os; os.kill(os.getpid(), signal.SIGKILL)")
     never, good = job(tmp_path, "never", "", after=bad), job(tmp_path, "good", "")
@@ -56,7 +57,8 @@ def test_what_fails_is_reported_and_what_waits_for_it_never_begins(tmp_path):
     assert said[-1] == "mllmsubj: 1 of 3 runs done · 2 failed"
 
 
-def test_what_is_done_is_left_alone(tmp_path):
+def test_run_jobs_already_done(tmp_path):
+    """Finished jobs are not run again, and jobs that depend on them are run."""
     first = job(tmp_path, "first", "", is_done=lambda: True)
     second = job(tmp_path, "second", "", after=first)
     outcome, said = run([first, second])
@@ -66,7 +68,8 @@ def test_what_is_done_is_left_alone(tmp_path):
     assert said[-1] == "mllmsubj: 1 of 1 runs done"
 
 
-def test_waits_for_what_an_earlier_sweep_left(tmp_path):
+def test_run_jobs_busy(tmp_path):
+    """A job starts after the process that an earlier sweep has left running."""
     until = time.time() + 0.6
     only = job(tmp_path, "only", "", is_busy=lambda: time.time() < until)
     _, said = run([only])
@@ -74,15 +77,18 @@ def test_waits_for_what_an_earlier_sweep_left(tmp_path):
     assert "waits for a process that an earlier sweep left" in said[0]
 
 
-def test_a_program_that_is_not_there(tmp_path):
+def test_run_jobs_missing_program(tmp_path):
     missing = Job("go", ("no-such-program", "x"), tmp_path / "log.txt")
     with pytest.raises(UserError, match="cannot go: no-such-program: No such file"):
         run([job(tmp_path, "runs", "time.sleep(60)"), missing], parallel=2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_the_processes_as_sigterm(tmp_path, number):
-    """The first child saves and says 143, as training does; the second does not listen: a second signal kills it."""
+def test_run_jobs_signal(tmp_path, number):
+    """SIGINT and SIGTERM are forwarded to the processes as SIGTERM, and a second signal kills them.
+
+    The first process saves and exits with 143, as training does; the second one ignores SIGTERM.
+    """
     program = textwrap.dedent(f"""
         import sys
         from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which runs a sweep has and what each trains; every sweep file that is shipped, with both configs."""
+"""Runs of a sweep and their trainings, and every shipped sweep file with both configs."""
 
 from pathlib import Path
 
@@ -21,7 +21,8 @@ def config(request):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_sweeps_can_be_run(config, path):
+def test_checked_runs_shipped(config, path):
+    """Every shipped sweep has valid runs with the expected trainings."""
     runs = checked_runs(config, load_sweep(str(path), config), [], None)
     assert len(runs) == RUNS[path.stem]
     trainings = {run.training for run in runs}
@@ -30,7 +31,8 @@ def test_shipped_sweeps_can_be_run(config, path):
         assert checked_runs(config, load_sweep(str(path), config), [], "tiny") == runs
 
 
-def test_nothing_is_shipped_that_is_not_tested():
+def test_shipped_sweeps_listed():
+    """Every shipped sweep is tested."""
     assert {path.stem for path in SHIPPED} == RUNS.keys()
 
 
@@ -41,12 +43,14 @@ def test_nothing_is_shipped_that_is_not_tested():
         ("paper", [(0, 29), (28, 29), (0, 10), (10, 20), (20, 29)]),
     ],
 )
-def test_layers_are_the_papers(name, ranges):
+def test_layers_sweep_ranges(name, ranges):
+    """The ranges of layers are the paper's."""
     runs = load_sweep(str(CONFIGS / "sweeps" / "layers.py"), load_config(str(CONFIGS / f"{name}.py")))
     assert [run["model.dla.states"] for run in runs] == ranges
 
 
-def test_runs_that_differ_in_sampling_share_a_training():
+def test_plan_shared_training():
+    """Runs that differ in sampling or evaluation alone share a training."""
     overrides = [{"a.x": 1}, {"a.x": 1, "sampling.tau1": 0.5}, {"sampling.tau1": 0.5}, {"evals.source": "y"}, {}]
     runs = plan(overrides, ["a.x", "sampling.tau1", "evals.source"])
     assert [run.training for run in runs] == ["x=1", "x=1", "base", "base", "base"]
@@ -61,7 +65,8 @@ def test_runs_that_differ_in_sampling_share_a_training():
         plan([{"a.x": 1}, {"a.x": 1}], ["a.x"])
 
 
-def test_a_workdir_remembers_its_sweep(tmp_path, config):
+def test_check_record(tmp_path, config):
+    """A workdir accepts only the sweep and the config that it was started with."""
     keys = flat(config)
     runs = plan([{"model.dla.states": (0, 3)}, {"train.stage1.learning_rates": (("dla/.*", None),)}], keys)
     record = Record("layers", None, config, runs)
@@ -85,7 +90,7 @@ def test_a_workdir_remembers_its_sweep(tmp_path, config):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"sweep": "x"}'])
-def test_a_damaged_record(tmp_path, text):
+def test_read_record_damaged(tmp_path, text):
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(UserError, match=r"sweep\.json is not a sweep's"):
         read_record(tmp_path)

@@ -1,4 +1,4 @@
-"""The table and the picture over what runs have left."""
+"""The table and the plot of a sweep's results."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from mllmsubj.sweeps.summary import as_csv, as_text, summarise
 
 @pytest.fixture
 def summary(tmp_path):
-    """Four runs: finished, finished without the setting, trained but not judged, amid training."""
+    """Five runs: two finished, one trained but not evaluated, one in training and one not started."""
     config = ConfigDict({"a": {"x": 5}, "sampling": {"tau1": 0.9}})
     runs = plan([{"a.x": 1}, {"sampling.tau1": 0.5}, {"a.x": 2}, {"a.x": 3}, {"a.x": 4}], ["a.x", "sampling.tau1"])
     for name, metrics in (
@@ -35,7 +35,7 @@ def summary(tmp_path):
     return summarise(tmp_path, Record("s", None, config, runs))
 
 
-def test_text(summary):
+def test_as_text(summary):
     assert [line.split() for line in as_text(summary).splitlines()] == [
         ["x", "tau1", "loss/all", "accuracy", "train/loss", "status"],
         ["1", "0.9", "2.000", "0.5000*", "0.7500", "finished"],
@@ -46,7 +46,7 @@ def test_text(summary):
     ]
 
 
-def test_csv(summary):
+def test_as_csv(summary):
     rows = list(csv.DictReader(as_csv(summary).splitlines()))
     assert [row["run"] for row in rows] == ["x=1", "tau1=0.5", "x=2", "x=3", "x=4"]
     assert rows[0] == {
@@ -61,8 +61,8 @@ def test_csv(summary):
     assert rows[4]["loss/all"] == ""
 
 
-def test_picture(summary):
-    """A panel for each metric; in colour a dot and its number, once for each of the two that differ."""
+def test_draw(summary):
+    """Each metric has a panel; the best run's dot and number are colored where the two finished runs differ."""
     picture = np.asarray(draw(summary))
     accent = (picture == [int(ACCENT[i : i + 2], 16) for i in (1, 3, 5)]).all(-1)
     assert picture.shape[1] > 3 * 500

@@ -17,7 +17,8 @@ def everyone(examples):
     return {picture.identity for e in examples for picture in (e.reference, e.target)}
 
 
-def test_an_example_is_a_function_of_its_number():
+def test_example_deterministic():
+    """An example depends only on its split, its number and the seed."""
     numbers = [7, 0, 123456, 3]
     forward = [example(Split.TRAIN, i) for i in numbers]
     assert forward == [example(Split.TRAIN, i) for i in reversed(numbers)][::-1]
@@ -36,7 +37,8 @@ print("jax" in sys.modules, "mllmsubj.models" in sys.modules)
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
-def test_every_process_draws_the_same_bytes_and_none_needs_jax(hash_seed):
+def test_source_across_processes(hash_seed):
+    """Samples are identical in every process, and toyworld imports neither JAX nor the models."""
     env = {"PYTHONHASHSEED": hash_seed, "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, env=env, check=True)
     samples = [ToyworldSource(split, 40, seed=2)[i] for split in Split for i in (0, 31)]
@@ -44,19 +46,22 @@ def test_every_process_draws_the_same_bytes_and_none_needs_jax(hash_seed):
     assert done.stdout.splitlines() == [str(digests), "False False"]
 
 
-def test_splits_share_no_subject_and_no_text(drawn):
+def test_splits_disjoint(drawn):
+    """The training and the test split share no identity and no prompt."""
     train, test = drawn[Split.TRAIN], drawn[Split.TEST]
     assert everyone(train) & everyone(test) == set()
     assert {e.prompt.text for e in train} & {e.prompt.text for e in test} == set()
 
 
-def test_training_never_shows_what_is_held_out(drawn):
+def test_train_split_excludes_held_out(drawn):
+    """No training image shows a held-out identity or combination."""
     for identity in everyone(drawn[Split.TRAIN]):
         assert not identity_is_held_out(identity)
         assert not combination_is_held_out(identity)
 
 
-def test_each_test_example_says_what_is_held_out(drawn):
+def test_example_held_out(drawn):
+    """Test examples alternate between held-out identities and held-out combinations."""
     for i, e in enumerate(drawn[Split.TEST]):
         assert e.held_out is held_out(e.reference.identity) is (HeldOut.COMBINATION if i % 2 else HeldOut.IDENTITY)
         assert held_out(e.target.identity) is not HeldOut.NOTHING
@@ -64,7 +69,8 @@ def test_each_test_example_says_what_is_held_out(drawn):
     assert all(e.held_out is HeldOut.NOTHING for e in drawn[Split.TRAIN])
 
 
-def test_every_shape_and_colour_is_trained_and_one_combination_of_each_shape_is_tested(drawn):
+def test_held_out_combinations(drawn):
+    """Training contains every shape and color; the test split has one held-out combination per shape."""
     trained = {(i.shape, i.main) for i in everyone(drawn[Split.TRAIN])}
     assert {shape for shape, _ in trained} == set(Shape)
     assert {main for _, main in trained} == set(Colour)
@@ -73,13 +79,15 @@ def test_every_shape_and_colour_is_trained_and_one_combination_of_each_shape_is_
     assert set(combinations) & trained == set()
 
 
-def test_a_tenth_of_identities_is_held_out(drawn):
-    flags = [identity_is_held_out(e.reference.identity) for e in drawn[Split.TEST][1::2]]  # not chosen by it
+def test_identity_is_held_out_share(drawn):
+    """About a tenth of all identities are held out."""
+    flags = [identity_is_held_out(e.reference.identity) for e in drawn[Split.TEST][1::2]]  # not selected by identity
     assert 0.06 < np.mean(flags) < 0.14
 
 
 @pytest.mark.parametrize("split", Split)
-def test_the_target_is_the_subject_as_the_prompt_wants_it(drawn, split):
+def test_example_target_follows_prompt(drawn, split):
+    """The target has the attributes that the prompt asks for, and the reference's identity otherwise."""
     for e in drawn[split]:
         asked = dict(e.prompt.asks)
         scene = e.target.scene.attributes()
@@ -90,8 +98,11 @@ def test_the_target_is_the_subject_as_the_prompt_wants_it(drawn, split):
 
 
 @pytest.mark.parametrize("split", Split)
-def test_what_is_free_is_independent_of_the_reference(drawn, split):
-    """It agrees as often as two independent draws do, within four deviations; all but the pose takes every value."""
+def test_example_free_attributes(drawn, split):
+    """Attributes that the prompt leaves free are independent of the reference's.
+
+    They agree as often as two independent draws do, within four standard deviations; all but the pose take every value.
+    """
     examples = [e for e in drawn[split] if e.prompt.kind in ("scene", "recolour", "recolour in scene")]
     for name, kinds in SCENE_ATTRIBUTES.items():
         pairs = [
@@ -114,15 +125,16 @@ def test_what_is_free_is_independent_of_the_reference(drawn, split):
                 assert abs(found - share) <= 4.5 * np.sqrt(share * (1 - share) / len(pairs)), (name, value)
 
 
-def test_the_whole_pose_is_rarely_copied(drawn):
-    """108 poses: a reference's, which is any, is the usual one about once in 108."""
+def test_example_pose_copy_rate(drawn):
+    """A free target pose is the canonical one of 108, which a reference has about once in 108."""
     free = [e for e in drawn[Split.TRAIN] if set(POSE_ATTRIBUTES) <= set(e.prompt.free)]
     same = np.mean([e.reference.scene.pose == e.target.scene.pose for e in free])
     assert len(free) > 400
     assert same < 0.04
 
 
-def test_first_views_stand_in_the_usual_pose_as_often_as_is_said_and_the_others_in_any():
+def test_picture_source_pose_randomness():
+    """The first view has the canonical pose unless `unusual` randomizes it; other views have random poses."""
     source = PictureSource(Split.TRAIN, 2000, 64, views=2, unusual=0.25)
     poses = [source[i].scene.pose for i in range(len(source))]
     for name in POSE_ATTRIBUTES:
@@ -131,10 +143,10 @@ def test_first_views_stand_in_the_usual_pose_as_often_as_is_said_and_the_others_
             found = np.mean([getattr(pose, name) is getattr(USUAL, name) for pose in poses[first::2]])
             assert abs(found - chance) < 4 * np.sqrt(chance * (1 - chance) / 1000), (name, first)
     assert PictureSource(Split.TRAIN, 9, 64)[3] == PictureSource(Split.TRAIN, 9, 64, views=3, unusual=1.0)[3]
-    assert "unusual=0.25" in repr(source)  # latents are kept under that name
+    assert "unusual=0.25" in repr(source)  # the cache of latents is named after it
 
 
-def test_the_source_has_random_access():
+def test_source_getitem():
     source = ToyworldSource(Split.TEST, 10, size=96, seed=4)
     drawn, truth = source[9], source.example(9)
     assert len(source) == len(list(source)) == 10
@@ -150,13 +162,15 @@ def test_the_source_has_random_access():
     assert repr(source) == "ToyworldSource(test, 10, size=96, seed=4)"
 
 
-def test_the_index_is_constant():
+def test_source_index():
+    """All rows have the same size and one reference."""
     index = ToyworldSource(Split.TRAIN, 7, size=80).index()
     assert (index.width.tolist(), index.height.tolist()) == ([80] * 7, [80] * 7)
     assert (index.references.tolist(), index.scores) == ([1] * 7, {})
 
 
-def test_examples_that_change_what_is_seen_come_more_often():
+def test_encoded_examples_relations():
+    """Relational examples are repeated `relations` times."""
     examples = ToyworldSource(Split.TRAIN, 40, size=80)
     moments = np.zeros((40, 2, 4, 4), np.float16) + np.arange(40)[:, None, None, None]
     source = EncodedExamples(examples, "", moments, relations=3)

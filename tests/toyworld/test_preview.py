@@ -13,7 +13,7 @@ def preview(*flags):
     main.main(["mllmsubj", "data", *flags])
 
 
-def test_it_writes_a_sheet(tmp_path, capsys):
+def test_preview_sheet(tmp_path, capsys):
     output = tmp_path / "new" / "sheet.png"
     preview("preview", f"--output={output}", "--split=test", "--count=3", "--size=64", "--seed=5")
     assert [path.name for path in output.parent.iterdir()] == ["sheet.png"]
@@ -24,7 +24,7 @@ def test_it_writes_a_sheet(tmp_path, capsys):
     right = 12 + 64 + 160 + 2 * 12
     assert (page[12:76, right : right + 64] == first.target.render(64)).all()
     between = page[12:76, 88 : right - 12]
-    assert (between.max(-1) < 120).any()  # the prompt's ink
+    assert (between.max(-1) < 120).any()  # dark pixels of the prompt's text
     assert page.shape == (2 * 76 + 12, 2 * (64 * 2 + 160 + 36) + 12, 3)
 
 
@@ -45,7 +45,8 @@ def test_it_writes_a_sheet(tmp_path, capsys):
         (["preview", "--output=a.png", "more"], "unexpected argument 'more'"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, flags, words):
+def test_preview_invalid_arguments(tmp_path, monkeypatch, capsys, flags, words):
+    """Invalid arguments exit with status 2 and a one-line error, and nothing is written."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         preview(*flags)
@@ -56,7 +57,8 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, flags, words):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_does_not_start_jax(tmp_path):
+def test_preview_without_jax(tmp_path):
+    """The preview does not import JAX."""
     code = (
         "import sys; from mllmsubj.cli import main; "
         f"main.run(['mllmsubj', 'data', 'preview', '--output={tmp_path}/a.png', '--count=1', '--size=64']); "

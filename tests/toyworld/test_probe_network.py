@@ -24,19 +24,21 @@ def probe():
     return network, jax.jit(lambda params, *arrays: network.apply({"params": params}, *arrays)), initialized(network)
 
 
-def test_logits_of_each_attribute(probe):
+def test_probe_logits(probe):
     network, apply, params = probe
     images, names = jnp.zeros((4, 16, 16, 3)), []
-    jax.eval_shape(lambda: names.extend(network.apply({"params": params}, images)))  # jit sorts what it returns
+    jax.eval_shape(
+        lambda: names.extend(network.apply({"params": params}, images))
+    )  # jit sorts the keys of the dictionary it returns
     logits = apply(params, images)
     assert {name: each.shape[1] for name, each in logits.items()} == {"shape": 5, **FAR}
     assert names == ["shape", *FAR]
     assert all(each.dtype == jnp.float32 for each in logits.values())
-    parameter_specs({"probe": params})  # every path has a rule
+    parameter_specs({"probe": params})  # every path has a sharding rule
 
 
-def test_place_matters(probe):
-    """The same dot elsewhere is read otherwise, and pictures of a batch do not see each other."""
+def test_probe_position(probe):
+    """Logits depend on the position of the same dot, and not on other images of the batch."""
     _, apply, params = probe
     images = np.zeros((2, 16, 16, 3), np.float32)
     images[0, 4:8, 0:4] = images[1, 4:8, 12:16] = 1.0
@@ -45,7 +47,8 @@ def test_place_matters(probe):
     np.testing.assert_allclose(apply(params, images[1:])["column"][0], both[1], atol=1e-5)
 
 
-def test_the_close_look_sees_the_subject_alone(probe):
+def test_probe_local_glimpse(probe):
+    """Identity logits depend on the crop around the subject alone, position logits on the whole image."""
     _, apply, params = probe
     rng, places = np.random.default_rng(0), jnp.asarray([[0.25, 0.9, 0.3]])
     images = rng.uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
@@ -56,7 +59,8 @@ def test_the_close_look_sees_the_subject_alone(probe):
     assert np.abs(here["row"] - there["row"]).max() > 1e-3
 
 
-def test_a_place_that_is_not_known_is_expected_from_the_first_look(probe):
+def test_probe_predicted_position(probe):
+    """If no position is given, the crop is at the expectation over the global glimpse's logits."""
     _, apply, params = probe
     images = np.random.default_rng(1).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
     own = apply(params, images)
@@ -65,14 +69,14 @@ def test_a_place_that_is_not_known_is_expected_from_the_first_look(probe):
     np.testing.assert_allclose(own["shape"], given["shape"], atol=1e-5)
 
 
-def test_what_is_cut_out():
-    """A square of twice the subject's size, its middle half that size above its feet; 0 beyond the picture."""
+def test_cut_out():
+    """A crop is a square of twice the subject's size, centered half the subject's size above its feet."""
     images = np.arange(256.0, dtype=np.float32).reshape(1, 16, 16, 1)
-    same = cut_out(images, jnp.asarray([[0.5, 0.75, 0.5]]), 2.0, 16)  # all of the picture
+    same = cut_out(images, jnp.asarray([[0.5, 0.75, 0.5]]), 2.0, 16)  # the whole image
     np.testing.assert_allclose(same, images, rtol=1e-5)
     corner = cut_out(images, jnp.asarray([[0.25, 0.375, 0.25]]), 2.0, 8)
     np.testing.assert_allclose(corner, images[:, :8, :8], rtol=1e-5)
-    half = np.asarray(cut_out(images, jnp.asarray([[0.5, 0.75, 0.5]]), 2.0, 8))  # smaller: means
+    half = np.asarray(cut_out(images, jnp.asarray([[0.5, 0.75, 0.5]]), 2.0, 8))  # downscaled by averaging
     np.testing.assert_allclose(half[0, 3, 3], images[0, 6:8, 6:8].mean(), rtol=1e-5)
     beyond = np.asarray(cut_out(images, jnp.asarray([[0.0, 0.75, 0.5]]), 2.0, 16))
     assert (beyond[:, :, :7] == 0).all()
@@ -80,7 +84,8 @@ def test_what_is_cut_out():
 
 
 @pytest.mark.parametrize("colours", [((1.0, -1.0, -0.5), (-0.5, 1.0, 0.0)), ((0.0, 0.3, 0.9), (0.9, 0.9, 0.9))])
-def test_a_variogram_tells_textures_apart_whatever_their_colours(colours):
+def test_variogram_textures(colours):
+    """Variograms distinguish textures whatever their colors."""
     one, other = np.asarray(colours, np.float32)
     y, x = np.mgrid[:24, :24]
     masks = {"stripes": x // 2 % 2 == 0, "checks": (x // 2 + y // 2) % 2 == 0}
@@ -92,11 +97,12 @@ def test_a_variogram_tells_textures_apart_whatever_their_colours(colours):
     near, far = DISTANCES.index(2), DISTANCES.index(4)
     assert found["stripes"][near, across] > 0.3 > -2 > found["stripes"][near, down]
     assert min(found["checks"][near, [across, down]]) > 0.3 > -2 > max(found["checks"][near, [along, back]])
-    assert max(found["stripes"][far, across], found["checks"][far, across]) < -2  # a period on
+    assert max(found["stripes"][far, across], found["checks"][far, across]) < -2  # at a distance of one period
     assert np.ptp(np.asarray(variogram(np.ones((1, 8, 8, 3), np.float32)))) == 0
 
 
-def test_the_shipped_one_is_small():
+def test_tiny_probe_size():
+    """The probe of configs/tiny.py has fewer than 400,000 parameters."""
     config = load_config(str(ROOT / "configs" / "tiny.py"))
     network = make_network(typed(ProbeConfig, config.pretrain.probe.network, "network"), config.sampling.height)
     assert sum(leaf.size for leaf in flatten(abstract_params(network)).values()) < 400_000

@@ -1,4 +1,4 @@
-"""The probe on images of other sizes than it was trained on."""
+"""The probe on images of sizes other than its own."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from mllmsubj.toyworld.probe.reader import ProbeReader, make_network
 
 
 def test_probe_reader_resizes():
-    """Of a large image it reads what it reads of the same one at its own size, but for what resizing blurs."""
+    """A large image gives the same readings as one of the probe's own size, except for blurred details."""
     probe = ProbeReader.load(TINY)
     pictures = PictureSource(Split.TEST, 4, probe.size)
     own, large = (np.stack([pictures[i].render(size) for i in range(4)]) for size in (probe.size, 2 * probe.size))

@@ -25,11 +25,12 @@ def of(examples, kind):
 
 
 def said(text, name):
-    """Values of an attribute that the text names."""
+    """Returns the values of an attribute that the text names."""
     return {value for value, ways in PHRASES[name].items() if any(re.search(rf"\b{way}\b", text) for way in ways)}
 
 
-def test_every_value_has_phrases_and_no_phrase_has_two_meanings():
+def test_phrases_unique():
+    """Every attribute value has phrases, and no phrase has two meanings."""
     assert {name: set(map(str, kinds)) for name, kinds in SCENE_ATTRIBUTES.items()} == {
         name: set(values) for name, values in PHRASES.items()
     }
@@ -37,7 +38,8 @@ def test_every_value_has_phrases_and_no_phrase_has_two_meanings():
     assert len(ways) == len(set(ways))
 
 
-def test_patterns_of_the_splits_differ():
+def test_patterns_disjoint():
+    """Training and test patterns are disjoint."""
     for patterns in PATTERNS.values():
         assert patterns.train
         assert patterns.other
@@ -47,7 +49,9 @@ def test_patterns_of_the_splits_differ():
     assert not set(train) & {p for patterns in PATTERNS.values() for p in patterns.test}
 
 
-def test_training_knows_every_word_of_the_held_out_sentences():
+def test_patterns_test_vocabulary():
+    """Every word of the test patterns occurs in training prompts."""
+
     def words(*texts):
         return set(re.findall(r"\w+", " ".join(texts)))
 
@@ -56,7 +60,9 @@ def test_training_knows_every_word_of_the_held_out_sentences():
     assert not words(*(p for patterns in PATTERNS.values() for p in patterns.test)) - train
 
 
-def test_training_says_it_in_other_words_too():
+def test_example_other_patterns():
+    """Training prompts follow the patterns `other` with that probability; test prompts do not depend on it."""
+
     def texts(other):
         return [example(Split.TRAIN, i, seed=3, other=other).prompt for i in range(60)]
 
@@ -70,8 +76,8 @@ def test_training_says_it_in_other_words_too():
     assert [example(Split.TEST, i, other=0.0) for i in range(20)] == [example(Split.TEST, i) for i in range(20)]
 
 
-def test_prompts_say_what_they_ask_and_nothing_else(examples):
-    """Of plain kinds: the clauses in the text are exactly what is asked of the scene, the colour word that of it."""
+def test_prompt_text_matches_asks(examples):
+    """The text of a plain prompt names exactly the scene attributes and the color that it asks for."""
     for e in examples:
         if e.prompt.kind in SCENE_KINDS:
             asked = dict(e.prompt.asks)
@@ -82,20 +88,23 @@ def test_prompts_say_what_they_ask_and_nothing_else(examples):
             assert asked
 
 
-def test_free_is_what_is_not_asked(examples):
+def test_prompt_free(examples):
+    """Scene attributes that a prompt does not ask for are free."""
     for e in examples:
         asked = {name for name, _ in e.prompt.asks}
         assert set(e.prompt.free) == set(SCENE_ATTRIBUTES) - asked
         assert asked - set(SCENE_ATTRIBUTES) <= {"main", "second", "accent"}
 
 
-def test_a_recolouring_is_a_new_colour(examples):
+def test_prompt_recolor(examples):
+    """A recolored subject gets a color that it does not have in the reference."""
     for e in of(examples, "recolour") + of(examples, "recolour in scene"):
         identity = e.reference.identity
         assert dict(e.prompt.asks)["main"] not in (identity.main, identity.second, identity.accent)
 
 
-def test_reasoning_prompts_hide_what_only_the_reference_tells(examples):
+def test_prompt_reasoning(examples):
+    """Reasoning prompts about the scene do not name the subject's shape; the other prompts about the scene do."""
     for e in examples:
         named = set(Shape) & set(re.findall(r"\w+", e.prompt.text))
         if e.prompt.reasoning and e.prompt.kind in SCENE_KINDS:
@@ -108,7 +117,7 @@ def test_reasoning_prompts_hide_what_only_the_reference_tells(examples):
             assert e.prompt.reasoning
 
 
-def test_colours_are_swapped(examples):
+def test_prompt_swap_colors(examples):
     for e in of(examples, "swap colours"):
         identity = e.reference.identity
         assert dict(e.prompt.asks) == {"main": identity.second, "second": identity.main}
@@ -119,7 +128,7 @@ def test_colours_are_swapped(examples):
         assert dict(e.prompt.asks) == {"main": identity.accent, "accent": identity.main}
 
 
-def test_the_pose_is_reversed(examples):
+def test_prompt_reverse_pose(examples):
     for e in of(examples, "turn round"):
         assert dict(e.prompt.asks) == {"facing": OPPOSITE[e.reference.scene.pose.facing]}
     for e in of(examples, "other side"):
@@ -127,13 +136,14 @@ def test_the_pose_is_reversed(examples):
         assert dict(e.prompt.asks) == {"column": OPPOSITE[e.reference.scene.pose.column]}
 
 
-def test_what_changes_what_is_seen(examples):
+def test_prompt_relational(examples):
     kinds = {"swap colours", "swap with accessory", "turn round", "other side"}
     assert {e.prompt.kind for e in examples if e.prompt.changes_what_is_seen} == kinds
     assert all(e.prompt.changes_what_is_seen for e in examples if e.prompt.kind in kinds)
 
 
-def test_what_stays_is_the_references(examples):
+def test_prompt_same_as_reference(examples):
+    """Prompts that keep an attribute of the reference ask for its value without naming it."""
     for kind, kept, told in (
         ("same place", "background", "time"),
         ("same time", "time", "background"),
@@ -148,14 +158,15 @@ def test_what_stays_is_the_references(examples):
             assert said(e.prompt.text, kept) == set()
 
 
-def test_company_is_there_to_be_kept_or_taken_away(examples):
+def test_prompt_company(examples):
+    """The reference contains a thing wherever the prompt keeps or removes it."""
     for e in of(examples, "without company"):
         assert dict(e.prompt.asks) == {"thing": Thing.NONE}
     for e in of(examples, "without company") + of(examples, "same company"):
         assert e.reference.scene.thing is not Thing.NONE
 
 
-def test_kinds_come_in_their_shares(examples):
+def test_prompt_kind_shares(examples):
     reasoning = np.mean([e.prompt.reasoning for e in examples])
     plain = np.mean([e.prompt.kind == "scene" and not e.prompt.reasoning for e in examples])
     assert abs(reasoning - 1 / 3) < 0.05
@@ -166,6 +177,6 @@ def test_kinds_come_in_their_shares(examples):
     assert sum(WEIGHTS.values()) == pytest.approx(1)
 
 
-def test_a_prompt_is_frozen(examples):
+def test_prompt_frozen(examples):
     with pytest.raises(dataclasses.FrozenInstanceError):
         examples[0].prompt.text = ""

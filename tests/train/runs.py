@@ -1,4 +1,4 @@
-"""Runs of the small experiment as processes of their own, and what they leave behind."""
+"""Training runs of the small experiment, in this process or in others, and their output."""
 
 import contextlib
 import json
@@ -27,8 +27,10 @@ CONFIG = ROOT / "tests" / "experiments" / "small.py"
 
 @cache
 def weights():
-    """A checkpoint with random parameters of the small experiment, made once for all workers: initializing a model by
-    `train.weights=random` compiles a program that takes longer than a short training."""
+    """Returns the folder of a checkpoint with random parameters of the small experiment, made once for all workers.
+
+    Initializing a model by `train.weights=random` compiles a program that takes longer than a short training.
+    """
     folder = shared() / "weights"
     if not folder.exists():
         config = load_config(str(CONFIG))
@@ -39,7 +41,7 @@ def weights():
 
 
 def config(**changes):
-    """The small experiment on `weights()`; `changes` as train__stage1__steps=3."""
+    """Returns the small experiment's config with `weights()`; `changes` as train__stage1__steps=3."""
     made = load_config(str(CONFIG))
     made.train.weights = str(weights())
     made.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
@@ -47,18 +49,18 @@ def config(**changes):
 
 
 def on_one_device(monkeypatch, module, devices=1):
-    """What a module builds on a mesh is built on the first few devices: as most users have it, and compiled faster."""
+    """Limits a module's mesh to the first few devices: most users have one, and programs compile faster."""
     monkeypatch.setattr(module, "make_mesh", partial(make_mesh, devices=jax.devices()[:devices]))
 
 
 def train_here(monkeypatch, workdir, devices=1, **changes):
-    """In this process, on the first few of its devices."""
+    """Trains in this process, on the first few of its devices."""
     on_one_device(monkeypatch, loop, devices)
     loop.train(config(**changes), workdir, evaluators)
 
 
 def start(workdir, *overrides, processes=0):
-    """`mllmsubj train` on one device, or as `processes` of them joined by launch/local.py."""
+    """Starts `mllmsubj train` on one device, or as `processes` of them joined by launch/local.py."""
     command = [sys.executable, "-m", "mllmsubj", "train", f"--config={CONFIG}", f"--workdir={workdir}"]
     overrides = (f"train.weights={weights()}", *overrides)
     command += [f"--config.{override}" for override in overrides]
@@ -68,7 +70,7 @@ def start(workdir, *overrides, processes=0):
 
 
 def wait_for_step(process, step, prefix=""):
-    """Reads stderr up to the status line of a step at or after `step`; fails, with all of it, if none comes."""
+    """Reads stderr up to the status line of a step at or after `step`; fails with the output if there is none."""
     said = []
     for line in process.stderr:
         said.append(line)
@@ -80,7 +82,7 @@ def wait_for_step(process, step, prefix=""):
 
 
 def wait_for_save(process, workdir):
-    """Reads stderr until a save is whole: steps may be faster than the disk."""
+    """Reads stderr until a checkpoint is complete; steps may be faster than the disk."""
     while not ((workdir / "checkpoints").is_dir() and saves(workdir)):
         if not process.stderr.readline():
             raise AssertionError(f"ended with {process.wait()} and no save")
@@ -91,7 +93,7 @@ def metrics(workdir):
 
 
 def losses(workdir):
-    """Of each step in order, each there exactly once."""
+    """Returns the losses of all steps in order, and checks that each step is logged exactly once."""
     found = [line for line in metrics(workdir) if "steps_per_sec" in line]
     assert [line["step"] for line in found] == list(range(1, len(found) + 1))
     return np.asarray([line["loss"] for line in found])
@@ -102,7 +104,7 @@ def saves(workdir):
 
 
 def arrays(workdir):
-    """Path -> array, of `model` and of the newest save: parameters, moments, running mean, counts."""
+    """Returns path -> array of `model` and of the newest checkpoint: parameters, optimizer state, EMA and counts."""
     newest = workdir / "checkpoints" / str(saves(workdir)[-1]) / "state"
     return read(workdir / "model" / "params", "model") | read(newest, "state")
 
@@ -122,10 +124,10 @@ def assert_identical(found, expected):
 
 
 def distance(found, expected):
-    """Largest difference of a trained array, as its norm over the array's, and its path.
+    """Returns the largest relative difference, in norm, of a trained array, and its path.
 
-    By norms, since Adam divides by gradients: one element whose gradient is nearly zero moves by rounding alone, and
-    how far says what the processor is.
+    Norms are compared since Adam divides by gradients: an element whose gradient is nearly zero changes by rounding
+    alone, by an amount that depends on the processor.
     """
     paths = [path for path in expected if path.startswith("model")]
     norms = {path: float(np.linalg.norm(expected[path])) or 1.0 for path in paths}

@@ -59,7 +59,7 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_what_is_saved_is_restored(tmp_path):
+def test_restore_round_trip(tmp_path):
     with Checkpoints(tmp_path, CONFIG) as saves:
         assert saves.latest() is None
         put(saves, 3, 5)
@@ -71,14 +71,16 @@ def test_what_is_saved_is_restored(tmp_path):
         same(saves.restore(3, abstract(state(3))).state, state(3))
 
 
-def test_a_step_is_saved_once(tmp_path):
+def test_save_same_step(tmp_path):
+    """A second save of a step is ignored."""
     with Checkpoints(tmp_path, CONFIG) as saves:
         put(saves, 5)
         saves.save(5, state(6), {}, {})
         same(saves.restore(5, abstract(state(5))).state, state(5))
 
 
-def test_another_mesh(tmp_path):
+def test_restore_other_mesh(tmp_path):
+    """A checkpoint can be restored with other shardings."""
     mesh = Mesh(np.asarray(jax.devices()).reshape(8), ("fsdp",))
     split = lambda leaf: NamedSharding(mesh, PartitionSpec("fsdp") if leaf.shape else PartitionSpec())  # noqa: E731
     with Checkpoints(tmp_path, CONFIG) as saves:
@@ -93,7 +95,7 @@ def test_another_mesh(tmp_path):
         assert all(leaf.sharding == whole() for leaf in jax.tree.leaves(back))
 
 
-def test_which_are_kept(tmp_path):
+def test_checkpoints_retention(tmp_path):
     config = replace(CONFIG, keep_every_steps=4, keep_best=1)
     with Checkpoints(tmp_path, config) as saves:
         for step, loss in enumerate([9.0, 2.0, 1.0, float("nan"), 5.0, 6.0, None, 7.0], 1):
@@ -104,7 +106,7 @@ def test_which_are_kept(tmp_path):
         assert names(tmp_path) == ["8", "9"]
 
 
-def test_when_one_is_due(tmp_path):
+def test_due_schedule(tmp_path):
     now = [100.0]
     with Checkpoints(tmp_path, replace(CONFIG, every_minutes=2.0), clock=lambda: now[0]) as saves:
         assert [step for step in range(1, 31) if saves.due(step)] == [10, 20, 30]
@@ -128,7 +130,8 @@ def test_when_one_is_due(tmp_path):
         (dict(optimizer=lambda rate: optax.chain(optax.adam(rate), optax.ema(0.9))), r"lacks moments/0/0/count"),
     ],
 )
-def test_another_state_is_named(tmp_path, other, says):
+def test_restore_mismatched_state(tmp_path, other, says):
+    """The error names the arrays that differ."""
     with Checkpoints(tmp_path, CONFIG) as saves:
         put(saves, 1)
         with pytest.raises(UserError, match=rf"save .*checkpoints/1 does not fit the config: .*{says}") as error:
@@ -138,7 +141,8 @@ def test_another_state_is_named(tmp_path, other, says):
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 @pytest.mark.parametrize("which", ["largest", "meta/metadata", "state/_METADATA", "files.json"])
-def test_a_damaged_save_is_named(tmp_path, which, damage, capfd):
+def test_restore_damaged(tmp_path, which, damage, capfd):
+    """The error names the damaged file; without that checkpoint, the one before is restored."""
     with Checkpoints(tmp_path, CONFIG) as saves:
         put(saves, 1, 2)
     folder = tmp_path / "checkpoints" / "2"
@@ -158,7 +162,8 @@ def test_a_damaged_save_is_named(tmp_path, which, damage, capfd):
         same(saves.restore(1, abstract(state(1))).state, state(1))
 
 
-def test_damage_that_only_reading_shows(tmp_path):
+def test_restore_unreadable(tmp_path):
+    """Damage that does not change the size of a file is reported when it is read."""
     with Checkpoints(tmp_path, CONFIG) as saves:
         put(saves, 1)
         path = tmp_path / "checkpoints" / "1" / "meta" / "metadata"
@@ -168,7 +173,8 @@ def test_damage_that_only_reading_shows(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_removal_that_was_cut_short_is_finished(tmp_path):
+def test_open_incomplete_removal(tmp_path):
+    """An interrupted removal of a checkpoint is finished on opening."""
     with Checkpoints(tmp_path, CONFIG) as saves:
         put(saves, 9, 10)
     (tmp_path / "checkpoints" / "9" / "state" / "_METADATA").unlink()
@@ -193,8 +199,8 @@ with Checkpoints(sys.argv[1], CONFIG) as saves:
 """
 
 
-def test_killed_while_saving(tmp_path):
-    """Whatever moment it is, what is found afterwards is whole, and at most the save in flight is lost."""
+def test_save_killed(tmp_path):
+    """After SIGKILL at any time, checkpoints are complete, and at most the one being saved is lost."""
     rng = np.random.default_rng()
     found = 0
     for attempt in range(2):
@@ -218,7 +224,8 @@ def test_killed_while_saving(tmp_path):
     assert found
 
 
-def test_what_was_cut_short_is_gone_at_once(tmp_path):
+def test_open_incomplete_save(tmp_path):
+    """What an interrupted save has written is removed on opening."""
     partial = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp-1" / "state"
     partial.mkdir(parents=True)
     for number in range(2000):
@@ -244,7 +251,8 @@ assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize("then", ["leave", "again"])
-def test_told_to_stop(tmp_path, then):
+def test_preempted_sigterm(tmp_path, then):
+    """SIGTERM sets `preempted`, and a second SIGTERM ends the process."""
     process = run(STOPS_WHEN_TOLD, tmp_path, then)
     assert process.stdout.readline() == "ready\n"
     process.terminate()
@@ -257,7 +265,8 @@ def test_told_to_stop(tmp_path, then):
         assert saves.latest() == step
 
 
-def test_sigterm_is_given_back(tmp_path):
+def test_sigterm_handler_restored(tmp_path):
+    """Closing restores the earlier handler of SIGTERM."""
     before = signal.getsignal(signal.SIGTERM)
     with Checkpoints(tmp_path, CONFIG) as saves:
         assert signal.getsignal(signal.SIGTERM) != before
@@ -265,7 +274,7 @@ def test_sigterm_is_given_back(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_folder_that_cannot_be(tmp_path):
+def test_open_invalid_folder(tmp_path):
     (tmp_path / "checkpoints").touch()
     with pytest.raises(UserError, match=r"cannot open .*checkpoints: File exists"):
         Checkpoints(tmp_path, CONFIG)
@@ -282,10 +291,11 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
-# Writes that tensorstore has begun end, as failures, after orbax has closed the loop that was to hear of them.
+# Writes that tensorstore has started fail after orbax has closed the event loop that receives their errors.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("ask", ["wait", "due", "save", "close"])
-def test_a_full_disk(small_disk, ask, caplog):
+def test_save_full_disk(small_disk, ask, caplog):
+    """The next call after a failed save raises a one-line error, and older checkpoints can be restored."""
     saves = Checkpoints(small_disk, CONFIG)
     put(saves, 1)
     noise = {"x": jnp.asarray(np.random.default_rng(0).standard_normal(500_000), jnp.float32)}
@@ -349,15 +359,15 @@ with open_workdir(workdir, MODEL) as resumes, Checkpoints(workdir, settings, lam
 """
 
 
-def test_two_processes(tmp_path):
-    """One is told to stop: both do, at the same step, and what they save together is whole."""
+def test_preempted_two_processes(tmp_path):
+    """After SIGTERM to one process, both stop at the same step, and what they save together is complete."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     processes = [run(TWO_PROCESSES, tmp_path, rank, port, devices=2) for rank in range(2)]
     try:
         for process in processes:
-            assert "ready\n" in iter(process.stdout.readline, ""), process.stderr.read()[-3000:]  # gloo talks, too
+            assert "ready\n" in iter(process.stdout.readline, ""), process.stderr.read()[-3000:]  # gloo prints, too
         processes[1].terminate()
         said = [process.communicate(timeout=90) for process in processes]
     finally:

@@ -1,4 +1,4 @@
-"""Training with the frozen encoders' outputs kept on disk is the same training, whatever happens to the files."""
+"""Training with cached features gives the same result as without, whatever happens to the cache's files."""
 
 import contextlib
 import itertools
@@ -39,7 +39,7 @@ from tests.small import random_like, small_batch, small_config, small_model, sma
 
 ROWS = np.arange(8)
 BATCHES = [small_batch(8, seed=seed) for seed in (0, 1, 2, 0, 1)]
-"""What a data set of three batches gives in five steps."""
+"""The batches of five steps on a data set of three batches."""
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ class Trainer:
         self.frozen = jax.device_put(frozen, parameter_shardings(frozen, mesh))
 
     def __call__(self, cache=None):
-        """(last state, FLOPs of encoding each batch)."""
+        """Returns (last state, FLOPs of encoding each batch)."""
         state, flops = jax.device_put(self.state, state_shardings(self.state, self.mesh)), []
         encoder, step = self.stage.encoder, self.stage.step
         with (
@@ -110,7 +110,7 @@ SLOW = dict.fromkeys(["eight devices", "without references, as stage 1"], pytest
     scope="module", params=[pytest.param(run, marks=SLOW.get(name, ()), id=name) for name, run in RUNS.items()]
 )
 def trainer(request):
-    """Its programs are compiled by the default emitters: by the others, two programs round differently."""
+    """A trainer with XLA's fusion emitters, its default; without them, two programs round differently."""
     axes, options = request.param
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(programs, "compiler_options", lambda: {"xla_cpu_use_fusion_emitters": True})
@@ -118,7 +118,8 @@ def trainer(request):
 
 
 @pytest.mark.parametrize("parts", ["latents", "all"])
-def test_the_same_training_to_the_last_bit(trainer, make, parts):
+def test_train_with_cache(trainer, make, parts):
+    """Training without a cache, with an empty one and with a full one gives identical states."""
     off, plain = trainer()
     cold, flops = trainer(make(parts, mesh=trainer.mesh))
     assert flops[:3] == plain[:3]
@@ -130,13 +131,13 @@ def test_the_same_training_to_the_last_bit(trainer, make, parts):
 
 @pytest.fixture(scope="module")
 def small():
-    """One step and the outputs of its frozen encoders for a batch of four rows."""
+    """The encoding of a stage, its output for a batch of four rows, and the batch."""
     stage, _, frozen = small_step()
     return stage.encoder, jax.jit(stage.encoder.encode)(frozen, small_batch(4)), small_batch(4)
 
 
 def find(cache, step, batch):
-    """(what is known, rows that are missing)."""
+    """Returns (cached features, rows that are missing)."""
     known, keep = cache.find(step, batch, np.arange(4), 4)
     return known, sorted(keep.args[0]) if keep else []
 
@@ -159,7 +160,8 @@ def changed(batch, name, row=2):
         ("all", ["target", "references", "input_ids", "attention_mask", "clip_ids", "tiles"], ["example", "skipped"]),
     ],
 )
-def test_a_row_is_known_by_what_the_towers_read_of_it(make, small, parts, read, not_read):
+def test_cache_key_inputs(make, small, parts, read, not_read):
+    """The cache key of a row depends on exactly the inputs that the frozen encoders read."""
     step, encoded, batch = small
     fill(make(parts), step, encoded, batch)
     cache = make(parts)
@@ -173,8 +175,8 @@ def test_a_row_is_known_by_what_the_towers_read_of_it(make, small, parts, read, 
     assert find(make("all" if parts == "latents" else "latents"), step, batch)[1] == [0, 1, 2, 3]
 
 
-def test_other_weights_know_nothing(small, tmp_path):
-    """Runs share what lies in a cache only if the weights of their frozen encoders are the same, wherever they lie."""
+def test_cache_key_weights(small, tmp_path):
+    """Runs share cached features only if their frozen encoders' weights are the same, wherever these are stored."""
     step, encoded, batch = small
     base = small_run.save(tmp_path / "one" / "base")
     copied = shutil.copytree(base, tmp_path / "copy" / "base")
@@ -193,8 +195,8 @@ def test_other_weights_know_nothing(small, tmp_path):
             assert find(cache, step, batch)[1] == missing
 
 
-def test_the_first_stage_reads_references_for_the_second(make):
-    """Nothing is read again, and the stage itself computes what it would without them."""
+def test_cache_stage1_references(make):
+    """Stage 1 encodes references so that stage 2 finds them in the cache; its own losses do not change."""
     config = small_config()
     with config.unlocked():
         config.data.cache = "somewhere"
@@ -218,7 +220,8 @@ def test_the_first_stage_reads_references_for_the_second(make):
     np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
-def test_rows_come_in_any_order(make, small):
+def test_cache_row_order(make, small):
+    """Cached rows can be read in another order."""
     step, encoded, batch = small
     fill(make(), step, encoded, batch)
     order = np.array([3, 1, 1, 0])
@@ -231,8 +234,8 @@ def test_rows_come_in_any_order(make, small):
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-7], lambda data: b"", lambda data: data[:-1] + bytes([data[-1] ^ 255])]
 )
-def test_a_damaged_file_is_made_anew(make, small, caplog, tmp_path, damage):
-    """Whichever it is: the empty prompt's too."""
+def test_cache_damaged_file(make, small, caplog, tmp_path, damage):
+    """Damaged files, including that of the empty prompt, are rewritten with one warning."""
     step, encoded, batch = small
     fill(make(), step, encoded, batch)
     files = sorted((tmp_path / "cache").glob("??/*.safetensors"))
@@ -248,7 +251,7 @@ def test_a_damaged_file_is_made_anew(make, small, caplog, tmp_path, damage):
     assert not list((tmp_path / "cache").glob("??/.*"))
 
 
-def test_bfloat16_is_stored_as_it_is(make, small, tmp_path):
+def test_cache_bfloat16(make, small, tmp_path):
     step, encoded, batch = small
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, encoded)
     fill(make(), step, half, batch)
@@ -257,13 +260,14 @@ def test_bfloat16_is_stored_as_it_is(make, small, tmp_path):
     np.testing.assert_array_equal(known["pooled"], half.features.pooled[0])
 
 
-def test_a_folder_that_cannot_be(make, tmp_path):
+def test_cache_invalid_folder(make, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"data\.cache: cannot make .*file/cache"):
         make(folder=tmp_path / "file" / "cache")
 
 
-def test_a_disk_that_takes_no_more_stops_nothing(make, small, caplog, tmp_path):
+def test_cache_write_failure(make, small, caplog, tmp_path):
+    """If files cannot be written, a warning is logged and training continues."""
     step, encoded, batch = small
     for number in range(256):
         (tmp_path / "cache").mkdir(exist_ok=True)
@@ -273,7 +277,7 @@ def test_a_disk_that_takes_no_more_stops_nothing(make, small, caplog, tmp_path):
 
 
 def two_processes(number: int, port: int, folder: str) -> None:
-    """One of two: lacks a row at first, of which the other has to hear."""
+    """Runs process `number` of two; a row is missing in the cache of the second one alone."""
     jax.config.update("jax_num_cpu_devices", 1)
     jax.distributed.initialize(f"localhost:{port}", 2, number)
     mesh = make_mesh(2, 1, 1)
@@ -308,7 +312,8 @@ def two_processes(number: int, port: int, folder: str) -> None:
     print("fine")
 
 
-def test_processes_agree(tmp_path):
+def test_cache_two_processes(tmp_path):
+    """If one process lacks a row, both encode the batch again."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""One run on several processes, joined by launch/local.py."""
+"""Training on several processes, started by launch/local.py."""
 
 import shutil
 import subprocess
@@ -12,14 +12,14 @@ from tests.environment import PIPES, ROOT
 from tests.train.runs import arrays, distance, losses, metrics, saves, start, train_here, wait_for_step
 
 STEPS = ("train.stage1.steps=0", "train.stage2.steps=20", "checkpoint.every_steps=100")
-"""And the same for a run in this process, which saves in the middle, too:"""
+"""Overrides for runs in other processes; CHANGES are those for runs in this one, which also save at half time."""
 CHANGES = dict(train__stage1__steps=0, train__stage2__steps=20, checkpoint__every_steps=10)
 EVALS = ("evals.loss.every_steps=10", "evals.samples.every_steps=20")
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The workdir of 20 steps on one device."""
+    """Workdir of a run of 20 steps on one device."""
     workdir = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
         train_here(patch, workdir, **CHANGES)
@@ -36,10 +36,10 @@ def assert_same_run(workdir, alone):
 
 
 @pytest.mark.parametrize("evals", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_two_processes_one_of_which_is_told_to_stop(tmp_path, alone, monkeypatch, evals):
-    """Both save at one step and leave with 143; the run that goes on, on one device, ends where `alone` does.
+def test_train_two_processes_sigterm(tmp_path, alone, monkeypatch, evals):
+    """After SIGTERM to one process, both save at one step and exit with 143; one device resumes to the same result.
 
-    With evaluations, their numbers are those of one device, too.
+    With evaluations, their metrics are those of one device, too.
     """
     every = 10 if evals else 0
     process = start(tmp_path / "two", *STEPS, f"evals.loss.every_steps={every}", processes=2)
@@ -71,8 +71,8 @@ def evaluated(workdir):
 
 
 @pytest.mark.slow
-def test_from_one_device_to_eight(tmp_path, monkeypatch, alone):
-    """What `alone` did after its tenth step, on eight devices."""
+def test_train_resume_more_devices(tmp_path, monkeypatch, alone):
+    """The second half of the run on one device is the same on eight devices."""
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "checkpoints" / "20")
     train_here(monkeypatch, tmp_path, devices=8, **CHANGES)
@@ -83,14 +83,14 @@ def test_from_one_device_to_eight(tmp_path, monkeypatch, alone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 8])
-def test_devices(tmp_path, monkeypatch, alone, devices):
+def test_train_devices(tmp_path, monkeypatch, alone, devices):
     train_here(monkeypatch, tmp_path, devices, **CHANGES)
     assert_same_run(tmp_path, alone)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_with_pictures(tmp_path, alone, processes):
+def test_train_processes_evals(tmp_path, alone, processes):
     process = start(tmp_path, *STEPS, *EVALS, processes=processes)
     _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
@@ -103,7 +103,8 @@ def launched(*words, processes=2):
     return subprocess.Popen(command, cwd=ROOT, **PIPES)
 
 
-def test_the_launcher_numbers_lines_and_processes():
+def test_launcher_ranks():
+    """The launcher numbers the processes and prefixes their lines with the number."""
     say = "import os, sys; print(os.environ['JAX_PROCESS_ID'], 'of', os.environ['JAX_NUM_PROCESSES']); sys.exit()"
     process = launched(say, processes=3)
     out, err = process.communicate(timeout=60)
@@ -111,7 +112,8 @@ def test_the_launcher_numbers_lines_and_processes():
     assert (err, process.returncode) == ("", 0)
 
 
-def test_the_launcher_ends_all_when_one_dies():
+def test_launcher_failure():
+    """The launcher ends all processes when one fails, and exits with its status."""
     code = """
 import os, sys, time
 from launch import local
@@ -132,7 +134,7 @@ sys.exit(local.main(["--processes=2", "--", sys.executable, "-c", sys.argv[1]]))
 """
 
 
-def test_the_launcher_passes_signals_on():
+def test_launcher_signal():
     process = launched("import time; print('ready', flush=True); time.sleep(600)")
     for _ in range(2):
         assert process.stdout.readline().endswith("ready\n")

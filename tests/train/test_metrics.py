@@ -1,4 +1,4 @@
-"""Sums of what steps return, and the numbers that they become."""
+"""Sums of the metrics of steps, and the scalars that are computed from them."""
 
 import math
 
@@ -9,7 +9,7 @@ from mllmsubj.train.step import BINS
 
 
 def step_metrics(losses, bins, modes, nonfinite=0, skipped=0):
-    """What a step of these rows returns."""
+    """Returns the metrics of a step with these rows."""
     rows = np.asarray(losses, np.float32)
     by = [np.stack([np.bincount(at, rows, n), np.bincount(at, minlength=n)]) for at, n in ((bins, 10), (modes, 4))]
     total = dict(loss_sum=rows.sum(), count=np.float32(len(rows)), by_time=by[0], by_mode=by[1])
@@ -20,7 +20,8 @@ def step_metrics(losses, bins, modes, nonfinite=0, skipped=0):
     )
 
 
-def test_means_over_steps_then_anew():
+def test_metric_accumulator_means():
+    """Scalars are means over the steps since they were last read."""
     totals = MetricAccumulator(BINS)
     totals.add(step_metrics([1.0, 3.0], [0, 9], [0, 2], skipped=1))
     totals.add(step_metrics([5.0, 7.0], [9, 9], [0, 3], skipped=2))
@@ -43,7 +44,8 @@ def test_means_over_steps_then_anew():
     assert not any(name.startswith("loss_") for name in again)
 
 
-def test_an_update_that_was_left_out_is_counted_and_no_mean():
+def test_metric_accumulator_nonfinite_step():
+    """A non-finite step is counted and left out of the means."""
     totals = MetricAccumulator(BINS)
     totals.add(step_metrics([1.0], [4], [1]))
     totals.add(step_metrics([math.nan], [4], [1], nonfinite=1))

@@ -1,4 +1,4 @@
-"""Learning rates over a stage."""
+"""Learning rates over a stage, and updates by Muon."""
 
 from dataclasses import replace
 
@@ -22,10 +22,10 @@ from mllmsubj.tree import flatten, unflatten
         (2, 0, (0.5, 1, 1, 1)),
         (0, 2, (1, 1, 1, 0.5)),
         (0, 4, (1, 0.75, 0.5, 0.25)),
-        (0, 300, (1, 0.75, 0.5, 0.25)),  # of a stage that is made shorter: all of it, still from the full rate
+        (0, 300, (1, 0.75, 0.5, 0.25)),  # a stage shorter than its decay: all of it, from the full rate
     ],
 )
-def test_schedule(warmup, cooldown, shares):
+def test_make_optimizer_schedule(warmup, cooldown, shares):
     stage = StageConfig(4, warmup, cooldown, ((".*", 0.1),), ModesConfig(0.0, 1.0, 0.0, 0.0))
     train = replace(Experiment.from_config(tiny.get_config()).train, weight_decay=0.0, clip_norm=1e9)
     rates = FrozenDict({"dla/a": 0.1, "dla/b": 0.2, "transformer/c": 0.4})
@@ -41,7 +41,7 @@ def test_schedule(warmup, cooldown, shares):
 
 
 def first_step(optimizer: str, gradients: dict) -> dict:
-    """Path -> the first update, without weight decay and clipping."""
+    """Returns path -> the first update, without weight decay and clipping."""
     train = Experiment.from_config(tiny.get_config()).train
     rates, stage = FrozenDict(dict.fromkeys(flatten(gradients), 1.0)), replace(train.stage1, warmup_steps=0)
     made = make_optimizer(replace(train, optimizer=optimizer, weight_decay=0.0, clip_norm=1e9), stage, rates)
@@ -49,7 +49,8 @@ def first_step(optimizer: str, gradients: dict) -> dict:
     return {path: -update for path, update in flatten(updates).items()}
 
 
-def test_muon_steps_are_orthogonal_and_as_large_as_adams():
+def test_make_optimizer_muon():
+    """Muon's updates of matrices are orthogonal and as large as Adam's; other parameters have Adam's updates."""
     shapes = {
         "transformer/context_embedder/kernel": (24, 48),
         "transformer/single_blocks/proj_mlp/kernel": (3, 32, 64),
@@ -60,7 +61,7 @@ def test_muon_steps_are_orthogonal_and_as_large_as_adams():
     }
     keys = jax.random.split(jax.random.key(0), len(shapes))
     gradients = {path: jax.random.normal(key, shape) for key, (path, shape) in zip(keys, shapes.items(), strict=True)}
-    # One layer pulls far harder than the others: each is to have its own step.
+    # The gradient of one layer is far larger than the others; each layer is orthogonalized on its own.
     pull = jnp.array([1.0, 30.0, 0.1])
     gradients["transformer/single_blocks/proj_mlp/kernel"] *= pull[:, None, None]
     gradients["transformer/modulation/single/kernel"] *= pull[:, None]
@@ -70,7 +71,7 @@ def test_muon_steps_are_orthogonal_and_as_large_as_adams():
     matrices += list(jnp.moveaxis(muon["transformer/modulation/single/kernel"], 1, 0))
     for matrix in matrices:
         values = np.linalg.svd(matrix, compute_uv=False) / (0.2 * max(matrix.shape) ** 0.5)
-        assert all((values > 0.5) & (values < 1.3))  # five steps of Newton and Schulz come no nearer to 1
+        assert all((values > 0.5) & (values < 1.3))  # the accuracy of five Newton-Schulz steps
     rest = ("transformer/single_blocks/proj_mlp/bias", "transformer/x_embedder/kernel")
     for path in (*rest, "captions/token_embedding/embedding"):
         np.testing.assert_allclose(muon[path], adam[path])

@@ -1,4 +1,4 @@
-"""What is known of a program that is compiled."""
+"""The outputs of compiled programs."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from mllmsubj.train.features import Encoded
 from mllmsubj.train.programs import encoded_by
 
 
-def test_the_form_of_what_is_encoded_comes_from_the_program():
-    """Without tracing the frozen encoders again."""
+def test_encoded_by():
+    """Shapes, dtypes and shardings come from the compiled program, without tracing the encoders again."""
     sharding = NamedSharding(make_mesh(data=2, devices=jax.devices()[:2]), PartitionSpec("data"))
     traced = []
 

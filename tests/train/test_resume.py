@@ -1,4 +1,4 @@
-"""A run that is ended in whatever way and started again is the run that was not."""
+"""An interrupted run that is resumed ends like one that was not interrupted."""
 
 import signal
 import time
@@ -11,7 +11,7 @@ from tests.train.runs import arrays, assert_identical, losses, start, train_here
 
 
 def killed_and_whole(monkeypatch, tmp_path, steps, kills):
-    """`steps` of each stage, never killed; and killed with SIGKILL right at or soon after each of the steps `kills`."""
+    """Checks that two runs of `steps` steps per stage agree, one of them killed at the steps `kills` or soon after."""
     overrides = [f"train.stage1.steps={steps}", f"train.stage2.steps={steps}"]
     changes = dict(train__stage1__steps=steps, train__stage2__steps=steps)
     rng = np.random.default_rng()
@@ -29,8 +29,8 @@ def killed_and_whole(monkeypatch, tmp_path, steps, kills):
     assert len(losses(tmp_path / "whole")) == 2 * steps
 
 
-def test_killed_twice(tmp_path, monkeypatch, caplog):
-    """At the border of the stages and in the second; then what a finished run does when it is started again."""
+def test_resume_killed(tmp_path, monkeypatch, caplog):
+    """One kill is between the stages and one in stage 2; starting the finished run again changes nothing."""
     killed_and_whole(monkeypatch, tmp_path, 4, kills=(4, 6))
     workdir = tmp_path / "whole"
     before, lines = arrays(workdir), (workdir / "metrics.jsonl").read_text()
@@ -47,5 +47,5 @@ def test_killed_twice(tmp_path, monkeypatch, caplog):
 
 
 @pytest.mark.slow
-def test_killed_twenty_times(tmp_path, monkeypatch):
+def test_resume_killed_repeatedly(tmp_path, monkeypatch):
     killed_and_whole(monkeypatch, tmp_path, 20, kills=range(1, 40, 2))

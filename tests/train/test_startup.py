@@ -1,4 +1,4 @@
-"""How long a start takes, cold and warm."""
+"""Startup time, cold and warm."""
 
 import logging
 
@@ -24,7 +24,8 @@ def cache(tmp_path):
     compilation_cache.reset_cache()
 
 
-def test_a_start_is_cold_once(cache, caplog):
+def test_startup_time_cold_and_warm(cache, caplog):
+    """The first start compiles the programs, and the second one reads them from the cache."""
     caplog.set_level(logging.INFO, "mllmsubj")
 
     def start():
@@ -41,5 +42,5 @@ def test_a_start_is_cold_once(cache, caplog):
     assert cold["first_step_seconds"] > 0
     with StartupTime() as first:
         pass
-    jax.jit(jnp.cos)(jnp.arange(7.0))  # after it was left, nothing counts
+    jax.jit(jnp.cos)(jnp.arange(7.0))  # compiled outside the block, so not counted
     assert first.done(None)["programs_compiled"] == 0

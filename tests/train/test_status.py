@@ -21,7 +21,7 @@ FIGURES = {
 }
 
 
-def test_line():
+def test_status_line():
     out = io.StringIO()
     with Status((25_000, 10_000), 0, out) as status:
         status.update(1200, Timer(300.0, 1200), 0.41234, FIGURES)
@@ -35,7 +35,8 @@ def test_line():
     ]
 
 
-def test_eta_survives_a_restart():
+def test_seconds_left_resumed():
+    """After a restart, the time left is estimated from the earlier run's timer."""
     out = io.StringIO()
     status = Status((100, 100), 0, out)
     assert status.seconds_left(0, Timer()) is None
@@ -48,7 +49,8 @@ def test_eta_survives_a_restart():
     assert status.seconds_left(250, earlier) == 0
 
 
-def test_other_processes_are_silent():
+def test_status_other_process():
+    """Processes other than the first print nothing."""
     out = io.StringIO()
     with Status((1, 1), 1, out) as status:
         status.update(1, Timer(), 0.5, FIGURES)
@@ -70,7 +72,7 @@ log.warning("after")
 
 
 def screen(output: str) -> list[str]:
-    """What a terminal shows in the end."""
+    """Returns the rows that a terminal shows after the output."""
     rows, column = [""], 0
     for token in output.replace("\x1b[K", "\x00"):
         if token == "\n":
@@ -95,7 +97,7 @@ def on_terminal(program: str, columns: int) -> str:
     while True:
         try:
             chunk = os.read(main, 4096)
-        except OSError:  # Linux's way to say that nobody writes any more
+        except OSError:  # on Linux, the process has closed the terminal
             break
         if not chunk:
             break
@@ -108,14 +110,15 @@ def on_terminal(program: str, columns: int) -> str:
 @pytest.mark.parametrize(
     "handler", ["", "logging.basicConfig(format='%(message)s')"], ids=["no handler", "root handler"]
 )
-def test_one_line_in_place_on_a_terminal(handler):
+def test_status_terminal(handler):
+    """The status line is updated in place, and log messages are printed above it."""
     output = on_terminal(PROGRAM.replace("HANDLER", handler), columns=100)
     rows = screen(output)
     assert rows == ["something happened", "stage 1/2 · step 2/200 · loss 0.25 · ETA 03:18", "after"]
     assert "step 1/200" in output
 
 
-def test_a_narrow_terminal_cuts_the_line():
+def test_status_narrow_terminal():
     rows = screen(on_terminal(PROGRAM.replace("HANDLER", ""), columns=30))
     assert rows[1].startswith("stage 1/2 · step 2/200")
     assert len(rows[1]) < 30

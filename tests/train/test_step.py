@@ -1,4 +1,4 @@
-"""The two programs of a training step, on the small model."""
+"""The encoding and the update of a training step, on the small model."""
 
 from dataclasses import replace
 from functools import cache
@@ -26,13 +26,13 @@ STEPS = 3
 
 @cache
 def small(**options):
-    """`small_step` and its two programs, jitted; compiling them is what takes time here."""
+    """Returns `small_step` and its two jitted programs, cached since compiling them is slow."""
     stage, state, frozen = small_step(**options)
     return stage, state, frozen, jax.jit(stage.encoder.encode), jax.jit(stage.step.update)
 
 
 def trajectory(state, frozen, encode, update, batch, steps=STEPS):
-    """(last state, losses): the same batch again and again, as a run does it."""
+    """Returns (last state, losses) of training on the same batch in every step."""
     encoders, losses = {name: frozen[name] for name in FROZEN_ENCODERS}, []
     for _ in range(steps):
         state, metrics = update(state, frozen["transformer"], encode(encoders, batch))
@@ -51,7 +51,8 @@ def close(state, losses, plain, rtol):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max(), err_msg=path)
 
 
-def test_it_learns_and_counts(plain):
+def test_train_step_loss(plain):
+    """The loss falls, and steps and non-finite steps are counted."""
     last, losses = trajectory(*small()[1:], small_batch(8), steps=30)
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     assert last.step == 30
@@ -59,17 +60,19 @@ def test_it_learns_and_counts(plain):
     np.testing.assert_array_equal(losses[:STEPS], plain[1])
 
 
-def test_gradients_of_parts_add_up_to_the_batch_s(plain):
+def test_train_step_grad_accum(plain):
+    """Accumulated gradients of microbatches are those of the batch."""
     close(*trajectory(*small(grad_accum_steps=4)[1:], small_batch(8)), plain, 2e-4)
 
 
-def test_rematerialised_and_laid_out_layers_are_the_same_step(plain):
+def test_train_step_remat_unrolled(plain):
+    """Rematerialized and unrolled layers give the same step."""
     close(*trajectory(*small(remat=True, scan_layers=False)[1:], small_batch(8)), plain, 2e-4)
 
 
 # On two cores the simulated devices of the second mesh now and then wait for each other's collectives until XLA aborts.
 @pytest.mark.parametrize("axes", [(2, 4, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
-def test_a_mesh_changes_nothing(plain, axes):
+def test_train_step_sharded(plain, axes):
     _, state, frozen, encode, update = small()
     mesh = make_mesh(*axes)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
@@ -80,7 +83,8 @@ def test_a_mesh_changes_nothing(plain, axes):
         close(*trajectory(sharded, frozen, encode, update, batch), plain, 2e-4)
 
 
-def test_an_update_with_nan_changes_nothing_but_the_count():
+def test_update_nonfinite():
+    """A non-finite update changes only the step number and the count of consecutive non-finite steps."""
     _, state, frozen, encode, update = small()
     encoded = encode({name: frozen[name] for name in FROZEN_ENCODERS}, small_batch(8))
     broken = encoded.replace(target_mean=encoded.target_mean.at[0, 1, 2, 3].set(jnp.nan))
@@ -96,8 +100,8 @@ def test_an_update_with_nan_changes_nothing_but_the_count():
 
 
 @pytest.mark.parametrize(("step_number", "decay"), [(0, 0.1), (10_000, 0.98)])
-def test_the_running_mean_follows_the_parameters(step_number, decay):
-    """Its decay grows from 0.1 to the config's 0.98."""
+def test_update_ema(step_number, decay):
+    """The decay of the EMA grows from 0.1 to the config's 0.98."""
     _, state, frozen, encode, update = small()
     encoded = encode({name: frozen[name] for name in FROZEN_ENCODERS}, small_batch(8))
     after, _ = update(state.replace(step=jnp.asarray(step_number, jnp.int32)), frozen["transformer"], encoded)
@@ -110,7 +114,8 @@ def test_the_running_mean_follows_the_parameters(step_number, decay):
     assert moved > 1e-4
 
 
-def test_what_has_no_learning_rate_stays_and_has_no_opt_state():
+def test_frozen_parameters():
+    """Parameters without a learning rate are frozen and have no optimizer state."""
     _, state, frozen = small_step(rates=(("dla/.*", None), (".*/lora_[ab]", 1e-2)))
     assert all(path.startswith("transformer/") for path in flatten(state.params))
     assert "dla" in frozen
@@ -118,8 +123,8 @@ def test_what_has_no_learning_rate_stays_and_has_no_opt_state():
     assert list(flatten(adam.mu)) == list(flatten(state.params))
 
 
-def test_a_stage_may_train_less_than_the_run():
-    """The DLA is in the state, since the other stage trains it; this one neither moves it nor has opt_state for it."""
+def test_update_stage_subset():
+    """A stage that does not train the DLA keeps it in the state unchanged, without optimizer state for it."""
     stage, state, frozen, encode, _ = small()
     step = stage.step
     lora = FrozenDict({path: rate for path, rate in step.rates.items() if path.startswith("transformer/")})
@@ -131,7 +136,8 @@ def test_a_stage_may_train_less_than_the_run():
     assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, moved), strict=True))
 
 
-def test_a_row_s_numbers_depend_on_seed_step_and_row_alone():
+def test_draw_per_row():
+    """Random numbers depend on the seed, the step and the row alone."""
     stage, _, frozen, encode, _ = small()
     step = stage.step
     whole = jax.tree.map(lambda x: x[0], encode({name: frozen[name] for name in FROZEN_ENCODERS}, small_batch(8)))
@@ -143,8 +149,8 @@ def test_a_row_s_numbers_depend_on_seed_step_and_row_alone():
     assert abs(np.corrcoef(eight.noise.ravel(), eight.posterior.ravel())[0, 1]) < 0.1
 
 
-def test_the_batch_is_encoded_as_inference_does():
-    """One square reference, so that nothing is padded: the same features as from the front door's arrays."""
+def test_encode_matches_inference():
+    """With one square reference, so without padding, features are those of inference."""
     encoder, _, frozen, encode, _ = small()
     encoder = encoder.encoder
     batch = small_batch(8)
@@ -161,7 +167,8 @@ def test_the_batch_is_encoded_as_inference_does():
         np.testing.assert_allclose(getattr(got, name), getattr(want, name), rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def test_a_stage_without_the_vae_branch_does_not_encode_references():
+def test_encode_without_vae_branch():
+    """A stage without the VAE branch encodes no references."""
     _, state, frozen, encode, update = small(modes=(0.0, 0.9, 0.0, 0.1))
     encoded = encode({name: frozen[name] for name in FROZEN_ENCODERS}, small_batch(4))
     assert encoded.features.references.shape == (1, 4, 0, 16)
@@ -170,8 +177,8 @@ def test_a_stage_without_the_vae_branch_does_not_encode_references():
     assert np.isfinite(metrics["loss_sum"])
 
 
-def test_only_trained_parameters_cost_memory():
-    """Gradients, opt_state and mean are of the trained parameters alone, by the compiler's own count."""
+def test_update_memory():
+    """By the compiler's count, gradients, optimizer state and EMA take memory for the trained parameters alone."""
     stage, state, frozen, *_ = small()
     encoded = jax.eval_shape(stage.encoder.encode, {name: frozen[name] for name in FROZEN_ENCODERS}, small_batch(4))
     compiled = jax.jit(stage.step.update, donate_argnums=0).lower(state, frozen["transformer"], encoded).compile()
@@ -179,7 +186,7 @@ def test_only_trained_parameters_cost_memory():
     size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
     trained, base = size(state.params), size(frozen["transformer"])
     counters = 4 * 4
-    assert size(state) == 4 * trained + counters  # parameters, two opt_state, mean
+    assert size(state) == 4 * trained + counters  # parameters, Adam's two moments, EMA
     inputs = sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(encoded))
     assert memory.argument_size_in_bytes <= 4 * trained + base + inputs + 4096
     assert memory.output_size_in_bytes <= 4 * trained + 4096
@@ -187,8 +194,8 @@ def test_only_trained_parameters_cost_memory():
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_a_masked_row_is_a_row_without_those_tokens(number):
-    """Each mode's masks give what the sampler's stage of that name gives by leaving tokens out."""
+def test_masked_matches_dropped_tokens(number):
+    """Masking tokens of a mode gives the same velocity as the sampler's stage of that name, which drops them."""
     model, condition = small_model(), small_condition()
     params = {"transformer": small()[2]["transformer"]}
     latents, t = jnp.asarray(np.random.default_rng(1).standard_normal((2, 24, 16)), jnp.float32), jnp.array([0.3, 0.8])
@@ -200,7 +207,8 @@ def test_a_masked_row_is_a_row_without_those_tokens(number):
     np.testing.assert_allclose(masked, dropped, rtol=1e-4, atol=1e-5)
 
 
-def test_modes_come_as_often_as_they_should():
+def test_draw_modes():
+    """Modes are drawn with their shares."""
     shares = ModesConfig(0.6, 0.15, 0.15, 0.1)
     drawn = jax.vmap(lambda key: modes.draw(key, shares))(jax.random.split(jax.random.key(0), 20_000))
     np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 20_000, [0.6, 0.15, 0.15, 0.1], atol=0.02)
@@ -211,7 +219,8 @@ def test_modes_come_as_often_as_they_should():
     assert set(np.asarray(never)) == {1}
 
 
-def test_a_pattern_that_matches_nothing_is_an_error():
+def test_learning_rates_invalid():
+    """A pattern without a matching parameter, or rates that freeze every parameter, are errors."""
     stage, state, *_ = small()
     for rates, message in (
         ((("dlaa/.*", 1e-3),), "'dlaa/.\\*' matches no parameter"),
@@ -221,7 +230,8 @@ def test_a_pattern_that_matches_nothing_is_an_error():
             learning_rates(state.params, replace(stage.step.stage, learning_rates=rates))
 
 
-def test_a_step_puts_each_row_s_loss_into_its_bins():
+def test_update_binned_metrics():
+    """Each row's loss is in the bins of its time and its mode."""
     stage, state, frozen, encode, update = small()
     batch = small_batch(8)
     batch.skipped[3] = 2

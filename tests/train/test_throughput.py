@@ -12,7 +12,7 @@ from tests.train.test_writers import config
 
 
 class Now:
-    """Seconds that pass when a test says so."""
+    """A clock that tests advance."""
 
     def __init__(self):
         self.seconds = 100.0
@@ -24,7 +24,7 @@ class Now:
         self.seconds += seconds
 
 
-def test_figures():
+def test_throughput_report():
     now = Now()
     meter = Throughput(devices=jax.devices()[:2], now=now)
     for _ in range(4):
@@ -49,7 +49,7 @@ def test_figures():
     assert meter.report()["steps_per_sec"] == 1.0
 
 
-def test_share_of_peak_and_device_memory():
+def test_throughput_mfu_and_memory():
     now = Now()
     h100 = Mock(spec=jax.Device, device_kind="NVIDIA H100 80GB HBM3", process_index=0)
     h100.memory_stats.return_value = {"peak_bytes_in_use": 3 * 2**30, "bytes_in_use": 1}
@@ -62,7 +62,8 @@ def test_share_of_peak_and_device_memory():
     assert "host_memory_peak_gib" not in figures
 
 
-def test_clock_goes_on_after_a_restart():
+def test_throughput_resumed_timer():
+    """The timer of an earlier run is continued."""
     now = Now()
     meter = Throughput(Timer(seconds=50.0, steps=100, paused=5.0), now=now)
     for seconds in (1.0, 2.0):
@@ -79,11 +80,12 @@ def test_clock_goes_on_after_a_restart():
 
 @jax.jit
 def busy(x):
-    """A few tenths of a second on a CPU."""
+    """Takes a few tenths of a second on a CPU."""
     return jax.lax.fori_loop(0, 60, lambda _, y: y @ x / 1000.0, x)
 
 
-def test_waiting_counts_only_while_the_device_is_idle():
+def test_throughput_input_wait():
+    """Waiting for input counts only while the device is idle."""
     x = jnp.ones((1000, 1000))
     busy(x).block_until_ready()
     began = time.perf_counter()
@@ -109,7 +111,8 @@ def test_waiting_counts_only_while_the_device_is_idle():
     assert meter.report()["input_wait_share"] > 0.9
 
 
-def test_counting_does_not_wait_for_the_device():
+def test_throughput_nonblocking():
+    """Counting a step does not wait for the device; a pause does."""
     x = jnp.ones((1000, 1000))
     busy(x).block_until_ready()
     meter = Throughput()
@@ -134,17 +137,17 @@ def test_counting_does_not_wait_for_the_device():
         ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
     ],
 )
-def test_chips(kind, name):
+def test_find_chip(kind, name):
     assert find_chip(kind).name == name
 
 
-def test_unknown_chips_have_no_peak():
+def test_find_chip_unknown():
     assert find_chip("cpu") is None
     assert find_chip("NVIDIA H100 PCIe") is None
     assert {chip.name: chip.device_flops for chip in CHIPS}["tpu7x"] == 2307e12 / 2
 
 
-def test_profile(tmp_path):
+def test_profiler_trace(tmp_path):
     x = jnp.ones((8, 8))
     with Profiler(config(profile_start=2, profile_steps=2), tmp_path, 0) as profiler:
         for done in range(6):
@@ -155,7 +158,8 @@ def test_profile(tmp_path):
     assert b"busy" in trace.read_bytes()
 
 
-def test_a_run_may_end_inside_its_profile(tmp_path):
+def test_profiler_early_end(tmp_path):
+    """A run that ends while it is profiled leaves a trace."""
     with Profiler(config(profile_start=0, profile_steps=10), tmp_path, 0) as profiler:
         profiler.before_step(0)
         busy(jnp.ones((8, 8))).block_until_ready()
@@ -163,7 +167,7 @@ def test_a_run_may_end_inside_its_profile(tmp_path):
 
 
 @pytest.mark.parametrize(("count", "process"), [(0, 0), (2, 1)])
-def test_no_profile(tmp_path, count, process):
+def test_profiler_off(tmp_path, count, process):
     with Profiler(config(profile_start=0, profile_steps=count), tmp_path, process) as profiler:
         profiler.before_step(0)
     assert list(tmp_path.iterdir()) == []

@@ -25,7 +25,7 @@ def config(**changes) -> ConfigDict:
     return made
 
 
-def test_a_run_starts_and_goes_on(tmp_path):
+def test_open_workdir_resumes(tmp_path):
     workdir = tmp_path / "new" / "run"
     for resumes in (False, True, True):
         with open_workdir(workdir, config()) as found:
@@ -34,7 +34,7 @@ def test_a_run_starts_and_goes_on(tmp_path):
     assert sorted(path.name for path in workdir.iterdir()) == [".lock", "config.json"]
 
 
-def test_what_may_change(tmp_path):
+def test_open_workdir_allowed_changes(tmp_path):
     changed = config(mesh__fsdp=4, data__threads=1, train__stage2__steps=20)
     with open_workdir(tmp_path, config()):
         pass
@@ -52,18 +52,19 @@ def test_what_may_change(tmp_path):
         (dict(train__stage1__rates=((".*", 2e-4),)), r'rates: \[\["\.\*", 0\.0001\]\] there'),
     ],
 )
-def test_another_config_is_an_error(tmp_path, changes, says):
+def test_open_workdir_other_config(tmp_path, changes, says):
     with open_workdir(tmp_path, config()):
         pass
     with pytest.raises(UserError, match=says) as error, open_workdir(tmp_path, config(**changes)):
         pass
     assert "\n" not in str(error.value)
     assert (tmp_path / "config.json").read_text() == config_text(config())
-    with open_workdir(tmp_path, config()) as resumes:  # the lock was given back
+    with open_workdir(tmp_path, config()) as resumes:  # the lock was released
         assert resumes
 
 
-def test_keys_that_are_new_or_gone(tmp_path):
+def test_open_workdir_other_keys(tmp_path):
+    """The error names keys that were added or removed."""
     with open_workdir(tmp_path, config()):
         pass
     old = json.loads((tmp_path / "config.json").read_text())
@@ -76,7 +77,8 @@ def test_keys_that_are_new_or_gone(tmp_path):
         pass
 
 
-def test_one_run_at_a_time(tmp_path):
+def test_open_workdir_locked(tmp_path):
+    """One process at a time can open a workdir; a killed process releases it."""
     program = f"""
 import sys
 from pathlib import Path
@@ -102,7 +104,7 @@ with open_workdir(Path({str(tmp_path)!r}), config()):
 
 
 @pytest.mark.parametrize("wrong", ["file", "parent", "config"])
-def test_a_workdir_that_cannot_be(tmp_path, wrong):
+def test_open_workdir_invalid(tmp_path, wrong):
     (tmp_path / "file").touch()
     workdir = {"file": tmp_path / "file", "parent": tmp_path / "file" / "run", "config": tmp_path}[wrong]
     if wrong == "config":
@@ -112,8 +114,8 @@ def test_a_workdir_that_cannot_be(tmp_path, wrong):
         pass
 
 
-def test_a_first_start_that_fails_binds_nobody(tmp_path):
-    """Until something is saved; after that, the config is the run's."""
+def test_open_workdir_failed_start(tmp_path):
+    """The config may change until there is a checkpoint, even after a start that failed."""
 
     def fails(save: str, **changes):
         with open_workdir(tmp_path, config(**changes)) as resumes:
@@ -127,7 +129,8 @@ def test_a_first_start_that_fails_binds_nobody(tmp_path):
         fails("3")
 
 
-def test_what_killed_runs_left_is_cleared_away(tmp_path):
+def test_open_workdir_cleanup(tmp_path):
+    """Temporary folders of killed runs are removed."""
     for name in (".model.0123abcd", ".base.0123abcd", "model"):
         (tmp_path / name / "params").mkdir(parents=True)
     with open_workdir(tmp_path, config()):

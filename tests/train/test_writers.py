@@ -27,7 +27,7 @@ def steps(workdir: Path) -> list[int]:
     return [line["step"] for line in lines(workdir)]
 
 
-def test_jsonl(tmp_path):
+def test_jsonl_writer(tmp_path):
     writer = make_writer(tmp_path, config(), {}, 0)
     writer.write_scalars(1, {"loss": jnp.asarray(0.5), "examples_per_sec": 3})
     writer.write_scalars(2, {"loss": float("nan"), "grad_norm": np.float32("inf")})
@@ -40,7 +40,8 @@ def test_jsonl(tmp_path):
     assert (second["loss"], second["grad_norm"]) == (None, None)
 
 
-def test_resumed_run_has_each_step_once(tmp_path):
+def test_jsonl_writer_resume(tmp_path):
+    """A resumed run has each step once."""
     for start, stop in ((0, 7), (4, 6), (5, 8)):
         writer = make_writer(tmp_path, config(), {}, 0, resume_step=start)
         for step in range(start + 1, stop + 1):
@@ -53,7 +54,8 @@ def test_resumed_run_has_each_step_once(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_half_a_line_is_dropped(tmp_path):
+def test_jsonl_writer_partial_line(tmp_path):
+    """An incomplete last line is dropped."""
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "loss": 2.0}\n{"step": 2, "lo\xc3')
     writer = JsonlWriter(path, resume_step=5)
@@ -62,8 +64,8 @@ def test_half_a_line_is_dropped(tmp_path):
     assert steps(tmp_path) == [1, 6]
 
 
-def test_lines_outlive_a_kill(tmp_path):
-    """Each line is there as soon as it is written: nothing is lost with a process that dies without a word."""
+def test_jsonl_writer_killed(tmp_path):
+    """Each line is in the file as soon as it is written, so SIGKILL loses none."""
     program = f"""
 import os, signal
 from pathlib import Path
@@ -78,8 +80,8 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert steps(tmp_path) == list(range(1, 61))
 
 
-def test_tensorboard(tmp_path):
-    """Read back with TensorBoard's own reader."""
+def test_tensorboard_writer(tmp_path):
+    """Files are read back with TensorBoard's own reader."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
@@ -111,7 +113,8 @@ def png(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def test_tensorflow_is_not_needed(tmp_path, monkeypatch, caplog):
+def test_tensorboard_without_tensorflow(tmp_path, monkeypatch, caplog):
+    """Without TensorFlow, one warning is logged and the other files are written."""
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     writer = make_writer(tmp_path, config(tensorboard=True), {}, 0)
     writer.write_scalars(1, {"loss": 1.0})
@@ -122,13 +125,15 @@ def test_tensorflow_is_not_needed(tmp_path, monkeypatch, caplog):
     assert steps(tmp_path) == [1]
 
 
-def test_tensorflow_is_not_imported_before_the_first_write(tmp_path, monkeypatch, caplog):
+def test_tensorboard_lazy_import(tmp_path, monkeypatch, caplog):
+    """TensorFlow is imported at the first write."""
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     TensorBoardWriter(tmp_path)
     assert not caplog.records
 
 
-def test_tensorflow_is_imported_for_tensorboard_alone(tmp_path):
+def test_make_writer_imports(tmp_path):
+    """Neither TensorFlow nor wandb is imported if it is off, or in processes other than the first."""
     program = f"""
 import sys
 from mllmsubj.config.train import LogConfig
@@ -140,7 +145,8 @@ sys.exit("tensorflow" in sys.modules or "wandb" in sys.modules)
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_other_processes_write_nothing(tmp_path):
+def test_make_writer_other_process(tmp_path):
+    """Processes other than the first write nothing."""
     writer = make_writer(tmp_path, config(tensorboard=True, wandb="project"), {}, 1)
     writer.write_scalars(1, {"loss": 1.0})
     writer.write_images(1, {"samples": np.zeros((1, 2, 2, 3))})
@@ -161,7 +167,8 @@ class Slow(Writer):
         self.closed = True
 
 
-def test_a_step_does_not_wait_and_errors_come_up():
+def test_background_writer_flush():
+    """Writes return at once; `flush` and `close` raise their errors."""
     slow = Slow()
     writer = BackgroundWriter([slow])
     began = time.perf_counter()
@@ -176,7 +183,8 @@ def test_a_step_does_not_wait_and_errors_come_up():
     assert slow.closed
 
 
-def test_an_error_comes_up_in_a_later_write():
+def test_background_writer_write():
+    """A write raises the error of an earlier one."""
     writer = BackgroundWriter([Slow()])
     writer.write_scalars(2, {"loss": 1.0})
     time.sleep(0.8)
@@ -185,13 +193,14 @@ def test_an_error_comes_up_in_a_later_write():
     writer.close()
 
 
-def test_a_folder_that_cannot_be_written_is_the_users_mistake(tmp_path):
+def test_make_writer_invalid_folder(tmp_path):
+    """A folder that cannot be written to is a UserError."""
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write '.*metrics.jsonl'"):
         make_writer(tmp_path / "file", config(), {}, 0)
 
 
-def test_a_full_disk_is_one_line(tmp_path):
+def test_jsonl_writer_full_disk(tmp_path):
     program = f"""
 import resource
 from pathlib import Path
@@ -209,14 +218,14 @@ except UserError as error:
     assert done.stdout == f"cannot write '{tmp_path}/metrics.jsonl': File too large\n"
 
 
-def test_wandb_that_is_not_installed(tmp_path, monkeypatch):
+def test_wandb_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"log.wandb is 'project' but wandb is not installed; pip install wandb"):
         make_writer(tmp_path, config(wandb="project"), {}, 0)
 
 
-def test_wandb_goes_on_under_its_id(tmp_path, monkeypatch):
-    """The real library, offline."""
+def test_wandb_resume(tmp_path, monkeypatch):
+    """A resumed run keeps its id, in the real library, offline."""
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     for start in (0, 2):
@@ -229,8 +238,8 @@ def test_wandb_goes_on_under_its_id(tmp_path, monkeypatch):
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))) == 2
 
 
-def test_pictures_as_files(tmp_path):
-    """Those of one name below each other; a step that is done again replaces its file."""
+def test_image_files(tmp_path):
+    """Images of one name are stacked vertically in a file, which is replaced if the step is repeated."""
     pictures = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), np.uint8)
     for shown in (pictures[::-1], pictures):
         writer = make_writer(tmp_path, config(), {}, 0)

@@ -16,7 +16,7 @@ OTHER = Scene(Background.BEACH, Time.DAY, OTHER_POSE, Thing.NONE)
 
 
 def case(*asks, identity=DOG, reasoning=False) -> Example:
-    """The reference is in SCENE; the target in OTHER but for what is asked."""
+    """Returns an example with its reference in SCENE and its target in OTHER, except for what `asks` changes."""
     values = tuple((name, SCENE_ATTRIBUTES.get(name, Colour)(value)) for name, value in asks)
     prompt = Prompt("…", "scene", values, reasoning)
     target = Picture(prompt.identity(identity), prompt.scene(OTHER))
@@ -24,7 +24,7 @@ def case(*asks, identity=DOG, reasoning=False) -> Example:
 
 
 def read(example: Example, **wrong) -> np.ndarray:
-    """The target's values, but for those given."""
+    """Returns the target's attribute numbers, except for those in `wrong`."""
     found = numbers(example.target.identity, example.target.scene)
     for name, value in wrong.items():
         found[list(ATTRIBUTES).index(name)] = number(name, value)
@@ -32,5 +32,5 @@ def read(example: Example, **wrong) -> np.ndarray:
 
 
 def stacked(*cases) -> tuple[list[Example], np.ndarray]:
-    """Of (example, reading) pairs."""
+    """Returns the examples and the stacked readings of (example, reading) pairs."""
     return [example for example, _ in cases], np.stack([reading for _, reading in cases])

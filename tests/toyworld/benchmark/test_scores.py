@@ -12,7 +12,8 @@ def pair():
     return examples, drawn, np.stack([read(example) for example in examples])
 
 
-def test_numbers_and_what_lies_beside_them():
+def test_scores():
+    """Metrics come with intervals and with their values on real images."""
     found = dict(scores(*pair()))
     assert found["identity_accuracy"] == pytest.approx(1 - 0.5 / 6)
     assert found["prompt_accuracy"] == 0.5
@@ -29,7 +30,7 @@ def test_numbers_and_what_lies_beside_them():
     assert {name for name in MEANINGS if not name.startswith(("probe", "copy"))} <= set(found)
 
 
-def test_the_probes_own():
+def test_of_probe():
     examples, drawn, real = pair()
     found = dict(of_probe(examples, drawn))
     assert found["probe/shape"] == found["probe/time"] == found["probe_least"] == 0.5
@@ -37,7 +38,8 @@ def test_the_probes_own():
     assert dict(of_probe(examples, real))["probe_least"] == 1
 
 
-def test_intervals_hold_the_rate_and_shrink():
+def test_interval_width():
+    """Intervals contain the true rate and shrink with the number of examples."""
     good, bad = case(("time", "day")), case(("time", "day"))
     widths = []
     for n in (25, 100):
@@ -50,7 +52,8 @@ def test_intervals_hold_the_rate_and_shrink():
     assert widths[1] < 0.6 * widths[0]
 
 
-def test_copies_are_nearer_to_the_reference_than_targets():
+def test_copying_psnr():
+    """Copies of the reference have a higher PSNR to it than the targets."""
     rng = np.random.default_rng(0)
     references, targets = rng.integers(0, 256, (2, 3, 8, 8, 3), np.uint8)
     found = dict(copying(references, references, targets))

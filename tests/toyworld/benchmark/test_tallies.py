@@ -22,12 +22,13 @@ def one(statistic, tally):
 
 
 def counts(tally):
-    """Name -> (right, judged) over all pictures, where anything is judged."""
+    """Returns name -> (correct, evaluated) over all images, for names with any evaluated."""
     found = zip(tally.names, tally.right.sum(0).tolist(), tally.judged.sum(0).tolist(), strict=True)
     return {name: (right, judged) for name, right, judged in found if judged}
 
 
-def test_identity_is_the_references_own():
+def test_identity_reference():
+    """Identity is evaluated against the reference's attributes."""
     example = case(("background", "beach"))
     tally = identity(*stacked((example, read(example, main="green", accent="none"))))
     assert counts(tally) == {
@@ -38,9 +39,10 @@ def test_identity_is_the_references_own():
     assert one(all_right, tally) == 0
 
 
-def test_a_recoloured_attribute_counts_for_the_prompt_alone():
+def test_prompt_recolored():
+    """A recolored attribute counts for the prompt and not for the identity."""
     example = case(("main", "green"), ("second", "red"))
-    readings = stacked((example, read(example, second="blue")))  # the reference's: the prompt asked for red
+    readings = stacked((example, read(example, second="blue")))  # blue is the reference's; the prompt asks for red
     assert {"main", "second"} & set(counts(identity(*readings))) == set()
     assert one(all_right, identity(*readings)) == 1
     assert counts(prompt(*readings)) == {RECOLOURING: (1, 2)}
@@ -48,27 +50,31 @@ def test_a_recoloured_attribute_counts_for_the_prompt_alone():
     assert one(all_right, prompt(*readings)) == 0
 
 
-def test_nobodys_accent_is_not_judged_but_its_accessory_is():
+def test_identity_without_accessory():
+    """Without an accessory, its color is not evaluated, but its absence is."""
     example = case(("time", "day"), identity=BARE)
     tally = identity(*stacked((example, read(example, accessory="hat", accent="pink"))))
     assert "accent" not in counts(tally)
     assert counts(tally)["accessory"] == (0, 1)
 
 
-def test_only_what_is_asked_of_the_scene_is_judged():
+def test_prompt_asked_attributes():
+    """Only scene attributes that the prompt asks for are evaluated."""
     example = case(("background", "castle"), ("facing", "left"))
     tally = prompt(*stacked((example, read(example, facing="right", time="sunset", column="centre"))))
     assert counts(tally) == {"background": (1, 1), "facing": (0, 1)}
 
 
-def test_accuracy_is_a_mean_over_attributes_not_over_questions():
+def test_accuracy_attribute_mean():
+    """Accuracy is a mean over attributes, however often each is evaluated."""
     often, once = case(("time", "day")), case(("tilt", "left"))
     cases = [(often, read(often))] * 3 + [(once, read(once, tilt="right"))]
     assert one(accuracy, prompt(*stacked(*cases))) == 0.5
     assert one(all_right, prompt(*stacked(*cases))) == 0.75
 
 
-def test_reasoning_is_the_same_on_reasoning_prompts():
+def test_reasoning_subset():
+    """Reasoning accuracy is prompt accuracy on reasoning prompts alone, and NaN if there are none."""
     plain, asked = case(("time", "day")), case(("facing", "right"), reasoning=True)
     tally = reasoning(*stacked((plain, read(plain, time="night")), (asked, read(asked))))
     assert counts(tally) == {"facing": (1, 1)}
@@ -77,15 +83,17 @@ def test_reasoning_is_the_same_on_reasoning_prompts():
     assert np.isnan([one(accuracy, nothing), one(all_right, nothing)]).all()
 
 
-def test_pose_copies_are_counted_where_the_prompt_leaves_it_free():
-    example = case(("facing", "left"))  # the reference's own: no copy, since it is asked
+def test_pose_copy_free_attributes():
+    """Pose copies are counted only for attributes that the prompt leaves free."""
+    example = case(("facing", "left"))  # the reference's value, but no copy, since the prompt asks for it
     tally = pose_copy(*stacked((example, read(example, column="left", row="back"))))
     assert counts(tally) == {"column": (1, 1), "row": (1, 1), "size": (0, 1), "tilt": (0, 1)}
     assert one(accuracy, tally) == 0.5
     assert copy_chance(tally) == pytest.approx((1 / 3 + 1 / 2 + 1 / 3 + 1 / 3) / 4)
 
 
-def test_chance_is_what_independent_renders_get():
+def test_copy_chance():
+    """The targets' copy rate is the chance rate, and all other accuracies of targets are 1."""
     source = ToyworldSource(Split.TEST, 2000)
     examples = [source.example(i) for i in range(len(source))]
     targets = np.stack([numbers(example.target.identity, example.target.scene) for example in examples])
@@ -96,13 +104,15 @@ def test_chance_is_what_independent_renders_get():
         assert one(all_right, right(examples, targets)) == 1
 
 
-def test_weights_count_pictures():
+def test_accuracy_weights():
+    """Weights are numbers of images."""
     good, bad = case(("time", "day")), case(("time", "day"))
     tally = prompt(*stacked((good, read(good)), (bad, read(bad, time="night"))))
     assert accuracy(tally, np.asarray([[3.0, 1.0], [0.0, 2.0]])).tolist() == [0.75, 0.0]
 
 
-def test_the_probe_is_judged_by_every_attribute():
+def test_truth_all_attributes():
+    """The probe is evaluated on every attribute."""
     example = case(("time", "day"), identity=BARE)
     tally = truth(*stacked((example, read(example, accent="pink"))))
     assert tally.names == tuple(ATTRIBUTES)

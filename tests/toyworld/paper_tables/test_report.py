@@ -1,4 +1,4 @@
-"""The tables as a page, as CSV and as text."""
+"""The tables as an HTML page, as CSV and as text."""
 
 import csv
 
@@ -29,7 +29,8 @@ def html():
     return page("a <title>", "lead & more", FILLED, {"training": "3 < 4"}, '{"key": "</pre>"}')
 
 
-def test_nothing_is_loaded_and_all_is_escaped(html):
+def test_page_self_contained(html):
+    """The page loads no other file and escapes all text."""
     parser = Parser()
     parser.feed(html)
     assert not {"script", "link", "iframe"} & set(parser.tags)
@@ -39,24 +40,26 @@ def test_nothing_is_loaded_and_all_is_escaped(html):
         assert said in text
 
 
-def test_rows_verdicts_and_pictures(html):
+def test_page_contents(html):
+    """The page shows the rows, the claim checks and the images."""
     assert "identity lower: holds (−30.0 ± 14.1)" in html
     assert "30.0 ± 10.0" in html
     assert html.count("<img ") == 4 * 4  # examples x (reference, two rows, target)
     assert html.count("<circle ") == 2 * 4
 
 
-def test_without_the_papers_choice_nothing_is_compared():
+def test_page_without_paper_setting():
+    """Without a result of the paper's own setting, no claim is checked."""
     text = page("t", "l", [Filled(ALL["branches"], (found(0.3), None, None))], {}, "")
     assert "holds (" not in text
 
 
-def test_nothing_finished():
+def test_page_unfinished():
     text = page("t", "l", [Filled(ALL["last_stage"], (None, None))], {}, "")
     assert text.count("not finished") == 2
 
 
-def test_csv_and_text():
+def test_as_csv_and_as_text():
     rows = list(csv.DictReader(as_csv(FILLED).splitlines()))
     assert [row["row"] for row in rows] == ["MLLM only", "MLLM and VAE"]
     assert float(rows[0]["identity_accuracy/low"]) == pytest.approx(0.2)

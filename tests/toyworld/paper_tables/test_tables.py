@@ -1,4 +1,4 @@
-"""The paper's tables: their runs, what they claim, and verdicts on made-up numbers."""
+"""The paper's tables: their runs, their claims, and claim checks on synthetic numbers."""
 
 import numpy as np
 import pytest
@@ -17,35 +17,39 @@ def claims(table, label):
     return {(claim.metric, claim.side) for claim in ALL[table].claims(row)}
 
 
-def test_runs_come_once_and_share_the_papers_choice():
+def test_runs_unique():
+    """Each run is listed once, and every table compares with the paper's own setting."""
     found = runs(list(ALL.values()))
     assert len(found) == 14
     assert found.count({}) == 1
     for name, table in ALL.items():
-        cold = {"train.warm_start": False} if name == "connection" else {}  # there is a trained start for the DLA alone
+        cold = {"train.warm_start": False} if name == "connection" else {}  # only the DLA can be warm-started
         assert table.ours.overrides == cold
         assert all(row.overrides.items() >= cold.items() for row in table.rows)
 
 
-def test_seven_trainings():
+def test_runs_trainings():
+    """The runs of all tables need seven trainings."""
     trained = [{k: v for k, v in one.items() if not k.startswith("sampling.")} for one in runs(list(ALL.values()))]
     assert len({str(one) for one in trained}) == 7
 
 
-def test_one_stage_trains_as_long():
+def test_stages_equal_steps():
+    """Training in one stage has as many steps as both stages together."""
     one = ALL["stages"].rows[0].overrides
     assert one["train.stage1.steps"] == 0
     assert one["train.stage2.steps"] == CONFIG.train.stage1.steps + CONFIG.train.stage2.steps
 
 
-def test_more_guidance_is_of_the_kind_that_is_in_use():
+def test_sampler_guidance():
+    """The row with more guidance overrides the kind of guidance that the config uses."""
     paper = load_config(str(ROOT / "configs" / "paper.py"))
     assert TABLES["sampler"](paper).rows[-1].overrides == {"sampling.guidance": 4.0}
     scales = {"sampling.text_guidance": 6.4, "sampling.reference_guidance": 3.2}
     assert ALL["sampler"].rows[-1].overrides == pytest.approx(scales)
 
 
-def test_every_mix_of_conditions_sums_to_one():
+def test_runs_modes_sum_to_one():
     for one in runs(list(ALL.values())):
         for stage in ("stage1", "stage2"):
             shares = [v for k, v in one.items() if k.startswith(f"train.{stage}.modes.")]
@@ -64,7 +68,8 @@ def test_every_mix_of_conditions_sums_to_one():
         ("last_stage", "keep_text", set()),
     ],
 )
-def test_claims_are_the_papers_numbers(table, label, want):
+def test_claims(table, label, want):
+    """Claims follow from the paper's numbers."""
     assert claims(table, label) == want
 
 
@@ -77,14 +82,15 @@ def around(value, half, name="identity_accuracy"):
     [(around(0.5, 0.03), "holds"), (around(0.7, 0.03), "does not hold"), (around(0.56, 0.03), "open")],
 )
 def test_verdicts(mine, outcome):
-    """Noise of both: 0.03 and 0.04 are 0.05."""
+    """The noise of a difference combines both half-widths: 0.03 and 0.04 give 0.05."""
     table = ALL["branches"]
     (verdict,) = verdicts(table, table.rows[0], mine, around(0.6, 0.04))
     assert verdict.outcome == outcome
     assert verdict.noise == pytest.approx(0.05)
 
 
-def test_without_an_interval_all_is_open():
+def test_verdicts_without_interval():
+    """Without intervals, every claim is open."""
     table = ALL["branches"]
     (verdict,) = verdicts(table, table.rows[0], {"identity_accuracy": 0.1}, {"identity_accuracy": 0.9})
     assert verdict.outcome == "open"

@@ -1,4 +1,4 @@
-"""Parts of the tiny model, smaller still, and batches for them."""
+"""Components of the tiny model at even smaller sizes, and batches for them."""
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ def make(part, folder, **changes):
 
 
 def read(part, rows):
-    """A batch of the first training pictures."""
+    """Returns a batch of the first training images."""
     reader = part.reader(Experiment.from_config(config(part.name)).data)
     source = part.source(PictureSource(Split.TRAIN, rows, SIZE), threads=2)
     batch = reader.empty(BUCKET, rows)
@@ -45,5 +45,5 @@ def read(part, rows):
 
 def parameters(part):
     params = jax.jit(part.init)(jax.random.key(0))
-    assert not any("/0/" in path for path in flatten(params))  # stacked
+    assert not any("/0/" in path for path in flatten(params))  # layers are stacked
     return params if (part.dit if part.name == "dla" else part).model.compute.scan_layers else unstack(params)

@@ -1,4 +1,4 @@
-"""The tiny transformer's part: what captions say to it, and what it is trained and judged by."""
+"""Pretraining of the tiny transformer: captions, losses and evaluation."""
 
 from dataclasses import replace
 
@@ -24,14 +24,15 @@ from tests.toyworld.pretrain.parts import SIZE, config, make, parameters, read
 
 @pytest.fixture(scope="module")
 def dit(tmp_path_factory):
-    """The transformer's part, on a VAE that lies in its folder."""
+    """The transformer's component, with a random VAE in its folder."""
     folder = tmp_path_factory.mktemp("dit")
     vae = make("vae", folder)
     components.write(folder, "vae", jax.jit(vae.init)(jax.random.key(0)), {})
     return make("dit", folder, judge_steps=2)
 
 
-def test_a_caption_says_what_is_kept(dit):
+def test_caption_kept_attributes(dit):
+    """Attributes that are not kept have the token UNSAID."""
     picture = PictureSource(Split.TRAIN, 5, SIZE)[1]
     everything, _ = says(dit.encoder, picture, set(ATTRIBUTES))
     assert ((everything >= FIRSTS[:-1]) & (everything < FIRSTS[1:])).all()
@@ -42,17 +43,18 @@ def test_a_caption_says_what_is_kept(dit):
     assert (ids != empty).any()
 
 
-def test_captions_leave_out_anything_from_none_to_most_of_a_scene(dit):
-    """Prompts say little of it; the mean share, `drop_scene`, is kept."""
+def test_caption_scene_dropout(dit):
+    """Captions keep any number of scene attributes; the mean share of dropped ones is `drop_scene`."""
     reader, rng = dit.reader(Experiment.from_config(config("dit")).data), np.random.default_rng(0)
     part = replace(dit.config, drop_all=0.0, drop_scene=0.4)
     counts = [len(replace(reader, part=part).kept(rng, paired=False) & set(SCENE_ATTRIBUTES)) for _ in range(2000)]
     assert np.mean(counts) == pytest.approx(0.6 * len(SCENE_ATTRIBUTES), rel=0.03)
     shares = np.bincount(counts, minlength=len(SCENE_ATTRIBUTES) + 1) / len(counts)
-    assert min(shares[1], shares[2], shares[-1]) > 0.04  # of independent draws: 0.8, 4.1 and 1.7 %
+    assert min(shares[1], shares[2], shares[-1]) > 0.04  # independent draws give 0.8, 4.1 and 1.7 %
 
 
-def test_the_transformer_reads_its_captions_and_what_is_not_said_is_not_read(dit):
+def test_dit_loss_captions(dit):
+    """The loss depends on the batch's caption tokens and on no other rows of the embedding table."""
     params, frozen, batch = parameters(dit), dit.frozen(), read(dit, 8)
     lose = jax.jit(lambda params, batch: dit.losses(params, frozen, batch, jax.random.key(1))[0])
     before = lose(params, batch)
@@ -65,7 +67,8 @@ def test_the_transformer_reads_its_captions_and_what_is_not_said_is_not_read(dit
     assert {path.partition("/")[0] for path in flatten(params)} == {"transformer", "clip", "captions"}
 
 
-def test_the_transformer_draws_its_captions(dit):
+def test_dit_evaluate(dit):
+    """Evaluation reports metrics and images with and without reference views."""
     values = list(dit.judge(parameters(dit), dit.frozen()))
     numbers = {name: value for name, value in values if isinstance(value, float)}
     assert set(numbers) <= set(dit.meanings)
@@ -75,11 +78,12 @@ def test_the_transformer_draws_its_captions(dit):
 
 
 @pytest.mark.parametrize(("guidance", "heard"), [(0.0, False), (1.0, True)])
-def test_guidance_of_drawings_leads_away_from_what_is_drawn_of_nothing(dit, guidance, heard):
+def test_dit_guidance(dit, guidance, heard):
+    """Guidance starts at the unconditional velocity: at scale 0, captions do not affect the images."""
     part = replace(dit, config=replace(dit.config, judge_guidance=guidance))
     params, frozen, batch = parameters(part), part.frozen(), read(part, 4)
     other = replace(batch, said=np.broadcast_to(FIRSTS[:-1], batch.said.shape))
-    # Noise and times are the same: only what is said differs.
+    # Noise and times are the same; only the captions differ.
     active_tokens = ActiveTokens(text=True)
     draw = jax.jit(
         lambda batch: part.draw(params, frozen, part.condition(params, batch), jax.random.key(0), active_tokens)
@@ -87,7 +91,8 @@ def test_guidance_of_drawings_leads_away_from_what_is_drawn_of_nothing(dit, guid
     assert np.any(draw(batch) != draw(other)) == heard
 
 
-def test_every_second_row_sees_another_view_of_its_subject(dit):
+def test_dit_reference_view(dit):
+    """Every second row is conditioned on another view of its subject."""
     params, frozen, batch = parameters(dit), dit.frozen(), read(dit, 8)
     source = dit.source(PictureSource(Split.TRAIN, 8, SIZE), threads=2)
     assert len(source.index().width) == dit.config.pictures // 2
@@ -102,7 +107,8 @@ def test_every_second_row_sees_another_view_of_its_subject(dit):
     np.testing.assert_array_equal(changed, np.arange(8) % 2 == 0)
 
 
-def test_tokens_about_the_subject_weigh_more(dit):
+def test_token_weights(dit):
+    """Tokens around the subject have a higher weight, and scaling all weights does not change the loss."""
     picture = PictureSource(Split.TRAIN, 5, SIZE)[1]
     grid = (8, 8)
     weights = token_weights(picture, grid, 4.0).reshape(grid)
@@ -116,7 +122,8 @@ def test_tokens_about_the_subject_weigh_more(dit):
     np.testing.assert_allclose(lose(replace(batch, weights=2 * batch.weights)), lose(batch), rtol=1e-5)
 
 
-def test_the_latents_that_it_learns_from_are_the_frozen_vaes_and_are_kept(dit):
+def test_dit_latents_cached(dit):
+    """Latents are computed by the frozen VAE and cached in one file per VAE config and image source."""
     pictures = PictureSource(Split.TRAIN, 50, SIZE)
     source = dit.source(pictures, threads=2)
     pixels = np.stack([source.pictures[2 * i].render(SIZE) for i in range(8)])
@@ -131,7 +138,7 @@ def test_the_latents_that_it_learns_from_are_the_frozen_vaes_and_are_kept(dit):
     before = kept.stat()
     assert dit.source(pictures, threads=2).moments.shape == source.moments.shape
     assert kept.stat() == before
-    assert len(repr(source)) < 200  # goes into every save
+    assert len(repr(source)) < 200  # stored in every checkpoint
     vae = replace(dit.model.config.vae, scaling_factor=2 * dit.model.config.vae.scaling_factor)
     scaled = replace(dit, model=replace(dit.model, config=replace(dit.model.config, vae=vae)))
     again = scaled.source(pictures, threads=2)
@@ -146,7 +153,7 @@ def test_the_latents_that_it_learns_from_are_the_frozen_vaes_and_are_kept(dit):
     kept.unlink()
 
 
-def test_without_the_vae_there_is_no_transformer(tmp_path, monkeypatch):
+def test_dit_missing_vae(tmp_path, monkeypatch):
     part = make("dit", tmp_path)
     monkeypatch.setattr(checkpoint, "TINY", tmp_path)
     with pytest.raises(UserError, match="part dit builds on part vae, which is not in"):

@@ -1,4 +1,4 @@
-"""The DLA's part: prompts about references, and texts, that are to say what captions say."""
+"""Pretraining of the DLA: distillation from captions, on prompts with references and on texts alone."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ from tests.toyworld.pretrain.parts import SIZE, make, parameters, read
 
 @pytest.fixture(scope="module")
 def dla(tmp_path_factory):
-    """The part, on random parts that lie in its folder."""
+    """The DLA's component, with the random components that it builds on in its folder."""
     folder = tmp_path_factory.mktemp("dla")
     for i, name in enumerate(("vae", "mllm", "dit")):
         components.write(folder, name, jax.jit(make(name, folder).init)(jax.random.key(i)), {})
@@ -32,8 +32,8 @@ def dla(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_it_learns_what_the_captions_say(dla):
-    """Its loss falls on pictures that it sees again and again, and only its own parameters have gradients."""
+def test_dla_overfit(dla):
+    """The loss falls when the same batch is repeated."""
     params, frozen, batch = parameters(dla), dla.frozen(), read(dla, 8)
     optimizer = optax.adam(3e-3)
 
@@ -50,17 +50,19 @@ def test_it_learns_what_the_captions_say(dla):
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_a_text_says_what_its_caption_says(dla):
+def test_dla_text_rows(dla):
+    """A text has at least one token for each attribute of its caption, and is empty if there are none."""
     batch, alone = read(dla, 8), slice(None, None, ALONE)
     start = dla.dit.encoder.layout(0, dla.config.tokens)[0][0]
     length = batch.attention_mask[alone, start:].sum(axis=1)
     empty = dla.dit.encoder("", 0).attention_mask.sum() - start
     said = (batch.said[alone] != UNSAID).sum(axis=1)
     assert ((length == empty) == (said == 0)).all()
-    assert (length - empty >= said).all()  # at least a word for everything that is said
+    assert (length - empty >= said).all()  # at least one token per attribute
 
 
-def test_a_prompt_says_the_referenced_subject_as_it_is_to_be_and_what_is_asked_of_the_scene(dla):
+def test_dla_prompt_rows(dla):
+    """A prompt's distillation data are the target's identity, its pose and the scene attributes asked for."""
     batch, source = read(dla, 8), dla.source(PictureSource(Split.TRAIN, 8, SIZE), threads=1)
     for row in set(range(8)) - {0, ALONE}:
         example, moments = source[row]
@@ -76,7 +78,8 @@ def test_a_prompt_says_the_referenced_subject_as_it_is_to_be_and_what_is_asked_o
         np.testing.assert_array_equal(batch.moments[row], moments)
 
 
-def test_prompts_are_read_beside_their_references_and_texts_alone_are_not(dla):
+def test_dla_loss_references(dla):
+    """References affect the losses of prompts and not those of texts."""
     params, frozen, batch = parameters(dla), dla.frozen(), read(dla, 8)
     lose = jax.jit(lambda batch: dla.losses(params, frozen, batch, jax.random.key(1)))
     losses, metrics = lose(batch)
@@ -89,7 +92,8 @@ def test_prompts_are_read_beside_their_references_and_texts_alone_are_not(dla):
 
 
 @pytest.mark.parametrize(("guidance", "seen"), [(0.0, False), (1.0, True)])
-def test_what_is_drawn_of_nothing_does_not_know_the_reference(dla, guidance, seen):
+def test_dla_guidance(dla, guidance, seen):
+    """Guidance starts at a velocity without references: at scale 0, references do not affect the images."""
     dit = replace(dla.dit, config=replace(dla.dit.config, judge_guidance=guidance, judge_steps=2))
     part, params, frozen = replace(dla, dit=dit), parameters(dla), dla.frozen()
     batch = jax.tree.map(lambda x: x[1:4], read(dla, 4))
@@ -99,7 +103,8 @@ def test_what_is_drawn_of_nothing_does_not_know_the_reference(dla, guidance, see
     assert np.any(draw(tell(batch)) != draw(others)) == seen
 
 
-def test_what_is_left_out_of_a_caption_is_not_in_its_text():
+def test_write_caption_only():
+    """Attributes that a caption leaves out are not in its text."""
     rng, picture = np.random.default_rng(0), example(Split.TRAIN, 3).target
     write = lambda only: write_caption(rng, picture.identity, picture.scene, only, held_out=False)  # noqa: E731
     assert write(set()) == ""
@@ -108,14 +113,16 @@ def test_what_is_left_out_of_a_caption_is_not_in_its_text():
     assert str(picture.identity.shape) not in write({"background"})
 
 
-def test_padding_is_not_read(dla):
+def test_dla_loss_padding(dla):
+    """Padding tokens do not affect the loss."""
     params, frozen, batch = parameters(dla), dla.frozen(), read(dla, 8)
     lose = jax.jit(lambda batch: dla.losses(params, frozen, batch, jax.random.key(1))[0])
     filled = np.where(batch.attention_mask, batch.input_ids, 5)
     np.testing.assert_allclose(lose(replace(batch, input_ids=filled)), lose(batch), atol=1e-6)
 
 
-def test_it_is_judged_by_pictures_and_by_velocities(dla):
+def test_dla_evaluate(dla):
+    """Evaluation reports losses of velocities, and images."""
     values = list(dla.judge(parameters(dla), dla.frozen()))
     said = {name: value for name, value in values if isinstance(value, float)}
     assert set(said) == set(dla.meanings)
@@ -124,12 +131,13 @@ def test_it_is_judged_by_pictures_and_by_velocities(dla):
     assert widths == [2 * SIZE, 3 * SIZE]
 
 
-def test_a_text_that_is_too_long_names_the_key(dla):
+def test_dla_text_too_long(dla):
+    """The error names the config key to raise."""
     with pytest.raises(UserError, match=r"config key pretrain\.dla\.tokens is 6, too few for '.*raise it"):
         read(make("dla", dla.dit.folder, tokens=6), 8)
 
 
-def test_without_the_transformer_there_is_nobody_to_talk_to(tmp_path, monkeypatch):
+def test_dla_missing_component(tmp_path, monkeypatch):
     part = make("dla", tmp_path)
     monkeypatch.setattr(checkpoint, "TINY", tmp_path)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Parts of the tiny model, small: what they read, lose and say; one of them made by the real loop."""
+"""Small components of the tiny model: their batches, losses and metrics, and one pretraining by the real loop."""
 
 import json
 
@@ -24,7 +24,7 @@ from tests.train.runs import on_one_device
 
 
 def binned(part, metrics):
-    """Sums over counts of the part's one metric with bins, those bins that something fell into."""
+    """Returns the mean of each non-empty bin of the component's only binned metric."""
     ((name, bins),) = part.bins.items()
     sums, counts = np.asarray(metrics[name])
     return {bin: sums[i] / counts[i] for i, bin in enumerate(bins.names) if counts[i]}
@@ -32,12 +32,13 @@ def binned(part, metrics):
 
 @pytest.fixture(scope="module")
 def network():
-    """The smallest probe."""
+    """Settings of the smallest probe."""
     look = dict(stem=4, widths=(8, 8), blocks=(1, 1))
     return dict(network=dict(whole=look, close=look, cut=16, span=1.4, norm_num_groups=2, maps=1))
 
 
-def test_a_part_is_made_and_written_down(tmp_path, network, monkeypatch):
+def test_pretrain_probe(tmp_path, network, monkeypatch):
+    """The trained component is written with its provenance, and a finished pretraining is not repeated."""
     on_one_device(monkeypatch, run_module)
     assert pretrain(config("probe", **network), "probe", tmp_path) == tmp_path / "probe.safetensors"
     logged = [json.loads(line) for line in (tmp_path / "probe" / "metrics.jsonl").read_text().splitlines()]
@@ -45,18 +46,20 @@ def test_a_part_is_made_and_written_down(tmp_path, network, monkeypatch):
 
     part, found = make("probe", tmp_path, **network), components.read(tmp_path, ("probe",))
     again, judged = dict(part.judge(unflatten(found), {})), logged[-1]
-    assert again["probe/mean"] == pytest.approx(judged["probe/mean"], abs=0.1)  # rounded to 16 bits
+    assert again["probe/mean"] == pytest.approx(judged["probe/mean"], abs=0.1)  # weights are stored in 16 bits
     about = components.provenance(tmp_path, "probe")
     assert about["metrics"]["probe/mean"] == judged["probe/mean"]
     assert (about["steps"], about["seed"], about["pretrain"]["batch_size"]) == (4, 0, 8)
     assert about["started_from"] is None
     assert about["seconds"] > 0
 
-    pretrain(config("probe", **network), "probe", tmp_path)  # ended before: nothing is left to do, nothing is lost
+    pretrain(config("probe", **network), "probe", tmp_path)  # finished: no steps are left
     assert components.provenance(tmp_path, "probe")["metrics"] == pytest.approx(about["metrics"], abs=0.1)
 
 
-def test_a_part_goes_on_from_one_that_is_there(tmp_path, network):
+def test_pretrain_start_from(tmp_path, network):
+    """Pretraining can start from an existing component."""
+
     def start(part):
         whole = Experiment.from_config(config("probe", **network))
         run = PartRun(part_experiment(whole, part), make_mesh(), part)
@@ -78,8 +81,8 @@ def test_a_part_goes_on_from_one_that_is_there(tmp_path, network):
     assert not (tmp_path / "new").exists()
 
 
-def test_each_step_has_random_numbers_of_its_own(tmp_path, network):
-    """The same parameters and pictures lose otherwise at another step, and the same at the same."""
+def test_update_rng_per_step(tmp_path, network):
+    """The same parameters and batch give another loss at another step, and the same at the same step."""
     part = make("probe", tmp_path, **network)
     run = PartRun(
         part_experiment(Experiment.from_config(config("probe", **network)), part),
@@ -94,7 +97,8 @@ def test_each_step_has_random_numbers_of_its_own(tmp_path, network):
     assert first == again != later
 
 
-def test_the_vae_loses_what_its_terms_say(tmp_path):
+def test_vae_loss_terms(tmp_path):
+    """The VAE's loss is the sum of its terms, and its PSNR is that of the logged reconstructions."""
     part = make("vae", tmp_path, window=16)
     params, batch = parameters(part), read(part, 4)
     assert batch.pixels.shape == (4, 16, 16, 3)
@@ -111,12 +115,13 @@ def test_the_vae_loses_what_its_terms_say(tmp_path):
     assert numbers["vae/psnr"] == pytest.approx(float(np.mean(-10 * np.log10(squares))), abs=0.05)
 
 
-def test_an_unknown_part_names_the_nearest(tmp_path):
+def test_pretrain_unknown_component(tmp_path):
+    """The error suggests the nearest name."""
     with pytest.raises(UserError, match=r"unknown part 'vea' \(did you mean 'vae'\?\)"):
         pretrain(config("vae"), "vea", tmp_path)
 
 
-def test_a_config_without_pretraining_says_so(tmp_path):
+def test_pretrain_missing_section(tmp_path):
     other = config("vae")
     with other.unlocked():
         other.pretrain = None
@@ -129,7 +134,8 @@ def mllm(tmp_path_factory):
     return make("mllm", tmp_path_factory.mktemp("mllm"))
 
 
-def test_only_answers_count_and_every_one_ends(mllm):
+def test_mllm_answer_mask(mllm):
+    """The mask covers the answers alone, each with its end token."""
     picture = PictureSource(Split.TRAIN, 5, SIZE)[3]
     said = caption(picture.identity, picture.scene, {"background"})
     ids, answers, mask = mllm.talk([("one", said), ("two", "cat")])
@@ -140,13 +146,15 @@ def test_only_answers_count_and_every_one_ends(mllm):
     assert ids[mask][-len(text) :].tolist() == text
 
 
-def test_a_talk_that_is_too_long_is_cut_off(mllm):
+def test_mllm_tokens_truncated(mllm):
+    """Tokens beyond the configured length are cut off."""
     ids, answers, mask = mllm.talk([("one", "cat " * 500)])
     assert mask.all()
     assert len(ids) == len(answers) == mllm.config.tokens
 
 
-def test_talks_are_of_every_kind_and_each_token_of_an_answer_counts_the_same(mllm):
+def test_mllm_loss_answer_tokens(mllm):
+    """A batch has VQA rows of every task, and every answer token has the same weight."""
     batch = read(mllm, 24)
     assert set(batch.task.tolist()) == {0, 1, 2}
     np.testing.assert_array_equal(batch.pixels[7], PictureSource(Split.TRAIN, 24, SIZE)[7].render(SIZE))
@@ -160,7 +168,8 @@ def test_talks_are_of_every_kind_and_each_token_of_an_answer_counts_the_same(mll
     assert float(losses[talking].sum()) / 24 == pytest.approx(float(sums.sum() / counts.sum()), rel=1e-5)
 
 
-def test_from_silent_rows_the_eye_learns_every_attribute(mllm):
+def test_mllm_loss_vision_only(mllm):
+    """Vision-only rows train the vision tower by the auxiliary head, and no text parameters."""
     batch, params = read(mllm, 24), parameters(mllm)
     silent = slice(0, int(0.75 * 24))
 
@@ -181,7 +190,8 @@ def test_from_silent_rows_the_eye_learns_every_attribute(mllm):
     assert sizes["mllm/vision/patch_embedding/kernel"] > 0
 
 
-def test_the_mllm_is_judged_by_every_question(mllm):
+def test_mllm_evaluate(mllm):
+    """Evaluation reports a metric for every question."""
     numbers = dict(mllm.judge(parameters(mllm), {}))
     assert set(numbers) == set(mllm.meanings) == {f"mllm/{name}" for name in (*QUESTIONS, "mean", "least", "seen")}
     assert numbers["mllm/least"] < 0.9  # random weights

@@ -1,4 +1,4 @@
-"""The probe's training: labels, wear, and that it learns."""
+"""Training of the probe: labels, augmentation and loss."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def part(config):
 
 @pytest.fixture(scope="module")
 def batch(part, config):
-    """16 pictures of the training split, read."""
+    """A batch of 16 training images."""
     source, reader = PictureSource(Split.TRAIN, 16, SIZE), part.reader(Experiment.from_config(config).data)
     bucket = Bucket(SIZE, SIZE, 1)
     batch = reader.empty(bucket, len(source))
@@ -57,7 +57,7 @@ def batch(part, config):
     return batch
 
 
-def test_labels_are_the_truth(batch):
+def test_probe_labels(batch):
     picture = PictureSource(Split.TRAIN, 16, SIZE)[3]
     np.testing.assert_array_equal(batch.pixels[3], picture.render(SIZE))
     values = dict(zip(ATTRIBUTES, batch.labels[3].tolist(), strict=True))
@@ -67,7 +67,8 @@ def test_labels_are_the_truth(batch):
     assert said["thing"] == picture.scene.thing
 
 
-def test_a_training_step_lowers_the_loss(part, batch):
+def test_probe_training_step(part, batch):
+    """A gradient step lowers the loss."""
     params = jax.jit(part.init)(jax.random.key(0))
 
     @jax.jit
@@ -87,7 +88,8 @@ def test_a_training_step_lowers_the_loss(part, batch):
     assert step(stepped)[0][0] < before
 
 
-def test_places_are_the_subjects_own_and_not_quite(part, batch):
+def test_probe_position_jitter(part, batch):
+    """Positions in training are the subject's own with a jitter of less than `off`."""
     pose = PictureSource(Split.TRAIN, 16, SIZE)[3].scene.pose
     true = np.asarray([COLUMN[pose.column], ROW[pose.row], SIZE_OF[pose.size]])
     off = (part._places(batch.labels, jax.random.key(0))[3] - true) / SIZE_OF[pose.size]
@@ -95,7 +97,8 @@ def test_places_are_the_subjects_own_and_not_quite(part, batch):
     assert np.abs(off).max() < part.config.off
 
 
-def test_wear_is_slight_and_differs_from_picture_to_picture(part):
+def test_probe_augmentation(part):
+    """Augmentation is slight and differs between images."""
     images = jnp.zeros((6, SIZE, SIZE, 3)).at[:, :, SIZE // 2 :].set(0.5)
     worn = np.asarray(part._worn(images, jax.random.key(0)))
     off = np.abs(worn - images).mean(axis=(1, 2, 3))
@@ -105,8 +108,8 @@ def test_wear_is_slight_and_differs_from_picture_to_picture(part):
 
 
 @pytest.mark.slow
-def test_what_is_written_reads_pictures(config, tmp_path, monkeypatch):
-    """The command's work, for two steps; the file and its provenance are all that a reader needs."""
+def test_probe_reader_load(config, tmp_path, monkeypatch):
+    """A probe pretrained for two steps can be loaded from its file and its provenance."""
     on_one_device(monkeypatch, run)
     pretrain(config, "probe", tmp_path)
     reader = ProbeReader.load(tmp_path)

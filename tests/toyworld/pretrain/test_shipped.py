@@ -1,4 +1,4 @@
-"""The parts that are shipped do what their files say they did when they were made."""
+"""Shipped components reach the metrics that were recorded when they were trained."""
 
 from dataclasses import replace
 
@@ -21,21 +21,22 @@ from mllmsubj.tree import flatten, unflatten
 from tests.environment import ROOT
 
 JUDGED = 32
-"""Held-out pictures; the files' numbers are of more."""
+"""Number of held-out images; metrics in the files are over more."""
 NUMBERS = {
     "vae": ("vae/psnr", 0.7),
     "probe": ("probe/mean", 0.02),
     "mllm": ("mllm/mean", 0.05),
     "dit": ("dit/accuracy", 0.04),
 }
-"""Part -> what it is judged by, and how far so few pictures may be off."""
+"""Component -> its metric, and the tolerance for so few images."""
 CONFIG = load_config(str(ROOT / "configs" / "tiny.py"))
 
 
 @pytest.mark.parametrize(
     "name", ["vae", "probe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mllm", "dit"))]
 )
-def test_a_shipped_part_is_as_good_as_it_says(name):
+def test_shipped_component_metrics(name):
+    """A shipped component reaches the metric in its provenance."""
     part = make_part(name, Experiment.from_config(CONFIG), checkpoint.TINY)
     part, (number, off) = replace(part, config=replace(part.config, judged=JUDGED)), NUMBERS[name]
     params = unflatten(components.read(checkpoint.TINY, (name,)))
@@ -45,8 +46,8 @@ def test_a_shipped_part_is_as_good_as_it_says(name):
     assert found[number] == pytest.approx(components.provenance(checkpoint.TINY, name)["metrics"][number], abs=off)
 
 
-def test_shipped_parts_fit_the_model():
-    """Path by path, layers stacked, whatever the machine that made them computes with."""
+def test_shipped_component_shapes():
+    """Shipped components have the paths and shapes of the model with stacked layers."""
     experiment = Experiment.from_config(CONFIG)
     model = SubjectModel(experiment.model, experiment.compute.resolve()).stacked
     expected, found = flatten(model.abstract_params()), components.read(checkpoint.TINY)
@@ -60,7 +61,8 @@ def test_shipped_parts_fit_the_model():
 
 
 @pytest.mark.parametrize("warm", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_training_begins_with_the_dla_that_is_shipped_or_a_random_one(warm, tmp_path):
+def test_prepare_warm_start(warm, tmp_path):
+    """Training starts from the shipped DLA if `warm_start` is set, else from a random one."""
     config = load_config(str(ROOT / "configs" / "tiny.py"))
     config.train.warm_start = warm
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -71,13 +73,14 @@ def test_training_begins_with_the_dla_that_is_shipped_or_a_random_one(warm, tmp_
     assert all(np.array_equal(trained[path], found[path]) == warm for path in kernels)
 
 
-def test_all_that_is_shipped_is_small():
+def test_shipped_size():
+    """All shipped components together are smaller than 24 MiB."""
     assert sum(checkpoint.sizes(checkpoint.TINY).values()) < 24 * 2**20
 
 
 @pytest.mark.slow
-def test_the_shipped_model_draws_as_well_as_it_did():
-    """The method's guard: the same pictures as when the subject was shipped, judged by the same probe."""
+def test_shipped_model_accuracy():
+    """Accuracies on the recorded examples are at most 0.05 below those at release."""
     recorded = components.provenance(checkpoint.TINY, components.SUBJECT)["guarded"]
     found = judged("tiny", checkpoint.read_config(checkpoint.TINY), Request("toyworld", limit=recorded["examples"]))
     for name in ("identity_accuracy", "prompt_accuracy"):

@@ -19,19 +19,19 @@ PIXELS = 64
 
 
 def box(scene: Scene) -> tuple[slice, slice]:
-    """Rows and columns that hold the subject, its hat and its shadow."""
+    """Returns the rows and columns that contain the subject, its hat and its shadow."""
     unit, x, y = SIZE[scene.pose.size], COLUMN[scene.pose.column], ROW[scene.pose.row]
     rows = slice(max(0, int((y - 1.1 * unit) * PIXELS)), int((y + 0.09 * unit) * PIXELS) + 1)
     return rows, slice(max(0, int((x - 0.56 * unit) * PIXELS)), int((x + 0.56 * unit) * PIXELS) + 1)
 
 
 def changed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pixels that differ visibly."""
+    """Returns the mask of pixels that differ visibly."""
     return np.abs(a.astype(int) - b).max(-1) > 24
 
 
 def split(mask: np.ndarray, scene: Scene) -> tuple[int, int]:
-    """Changed pixels inside of the subject's box and outside."""
+    """Returns the numbers of changed pixels inside and outside the subject's box."""
     inside = int(mask[box(scene)].sum())
     return inside, int(mask.sum()) - inside
 
@@ -50,13 +50,15 @@ def identities(attribute: str) -> list[Identity]:
 
 
 @pytest.mark.parametrize("places", [COLUMN, ROW])
-def test_places_lie_whole_tokens_of_the_tiny_transformer_apart(places):
+def test_positions_whole_tokens(places):
+    """Distances between positions are whole tokens of the tiny transformer."""
     tokens = 8 * np.diff(sorted(places.values()))  # 128 pixels in tokens of 16
     np.testing.assert_allclose(tokens, np.round(tokens), atol=1e-9)
 
 
 @pytest.mark.parametrize("attribute", ["shape", "main", "second", "accent", "texture", "accessory"])
-def test_each_value_of_the_identity_is_seen_in_the_subject_and_nowhere_else(attribute):
+def test_render_identity_attributes(attribute):
+    """Every value of an identity attribute changes pixels of the subject and no others."""
     pictures = [render(identity, SCENE, PIXELS) for identity in identities(attribute)]
     for a, b in itertools.combinations(pictures, 2):
         inside, outside = split(changed(a, b), SCENE)
@@ -65,7 +67,8 @@ def test_each_value_of_the_identity_is_seen_in_the_subject_and_nowhere_else(attr
 
 
 @pytest.mark.parametrize("shape", Shape)
-def test_every_shape_shows_its_texture_colours_and_accessory(shape):
+def test_render_shape_attributes(shape):
+    """Texture, colors, accessory, facing and tilt are visible on every shape."""
     identity = IDENTITY.replace(shape=shape)
     plain = render(identity, SCENE, PIXELS)
     for changes in (dict(texture=Texture.PLAIN), dict(main=Colour.GREEN), dict(second=Colour.GREEN),
@@ -76,7 +79,8 @@ def test_every_shape_shows_its_texture_colours_and_accessory(shape):
 
 
 @pytest.mark.parametrize("attribute", SCENE_ATTRIBUTES)
-def test_each_value_of_the_scene_is_seen(attribute):
+def test_render_scene_attributes(attribute):
+    """Every value of a scene attribute changes visible pixels."""
     pictures = [render(IDENTITY, SCENE.replace(**{attribute: v}), PIXELS) for v in SCENE_ATTRIBUTES[attribute]]
     for a, b in itertools.combinations(pictures, 2):
         inside, outside = split(changed(a, b), SCENE)
@@ -87,14 +91,15 @@ def test_each_value_of_the_scene_is_seen(attribute):
             assert inside == 0
 
 
-def test_the_place_leaves_the_subject_as_it_is():
-    """Under another background the same subject has the same pixels wherever it covers the ground."""
+def test_render_background_keeps_subject():
+    """The subject's pixels are the same in front of every background."""
     pictures = [render(IDENTITY, SCENE.replace(background=b), PIXELS)[box(SCENE)] for b in Background]
     same = np.all([~changed(pictures[0], other) for other in pictures[1:]], axis=0)
     assert same.mean() > 0.25
 
 
-def test_position_and_size_are_where_the_subject_is():
+def test_render_position_and_size():
+    """The subject's bounding box matches the position and the size of its pose."""
     for column, row, size in itertools.product(Column, Row, Size):
         scene = SCENE.replace(column=column, row=row, size=size, thing=Thing.NONE)
         a, b = (render(IDENTITY.replace(shape=shape), scene, PIXELS) for shape in (Shape.DOG, Shape.HOUSE))
@@ -104,8 +109,8 @@ def test_position_and_size_are_where_the_subject_is():
         assert abs((xs.max() - xs.min()) / PIXELS - SIZE[size]) < 0.35 * SIZE[size]
 
 
-def test_facing_mirrors_the_subject():
-    """The subject in the middle of the picture, mirrored, is the mirrored picture where it hides the ground."""
+def test_render_facing():
+    """Facing left mirrors a centered subject that faces right, where it covers the background."""
     scene = SCENE.replace(column=Column.CENTRE, thing=Thing.NONE)
     identity = IDENTITY.replace(texture=Texture.PLAIN)
     right, left = (render(identity, scene.replace(facing=facing), PIXELS) for facing in Facing)
@@ -114,14 +119,16 @@ def test_facing_mirrors_the_subject():
     assert changed(right[middle], left[middle]).mean() > 0.3
 
 
-def test_colours_stay_apart_in_every_light():
+def test_palette_distinct():
+    """Colors are distinguishable at every time of day."""
     for time in Time:
         seen = [np.array(rgb) * TINT[time] for rgb in PALETTE.values()]
         assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 60
 
 
 @pytest.mark.parametrize("size", [64, 96, 128, 256, 512])
-def test_the_same_picture_at_every_size(size):
+def test_render_sizes(size):
+    """An image is about the same at every size."""
     picture = render(IDENTITY, SCENE, size)
     assert picture.shape == (size, size, 3)
     assert picture.dtype == np.uint8
@@ -129,7 +136,8 @@ def test_the_same_picture_at_every_size(size):
     assert np.abs(small - render(IDENTITY, SCENE, PIXELS)).mean() < 6
 
 
-def test_a_picture_does_not_depend_on_what_was_drawn_before():
+def test_render_deterministic():
+    """An image does not depend on the images that were rendered before it."""
     rng = np.random.default_rng(5)
     jobs = [(random_identity(rng), random_scene(rng)) for _ in range(12)]
     forward = [render(*job, PIXELS).tobytes() for job in jobs]
@@ -138,19 +146,21 @@ def test_a_picture_does_not_depend_on_what_was_drawn_before():
     assert len(set(forward)) == len(jobs)
 
 
-def test_an_identity_is_consistent():
+def test_identity_inconsistent():
     with pytest.raises(ValueError, match="do not go together"):
         IDENTITY.replace(accent=None)
     with pytest.raises(ValueError, match="must differ"):
         IDENTITY.replace(second=IDENTITY.main)
 
 
-def test_thousands_of_identities():
+def test_random_identity_diversity():
+    """Among 6000 random identities, more than 5000 are distinct."""
     rng = np.random.default_rng(0)
     assert len({random_identity(rng) for _ in range(6000)}) > 5000
 
 
-def test_a_caption_says_everything():
+def test_caption_complete():
+    """A caption names every attribute of the identity and of the scene."""
     text = caption(IDENTITY, SCENE)
     for value in (
         IDENTITY.shape,
@@ -165,7 +175,7 @@ def test_a_caption_says_everything():
         assert PHRASES[name][value][0] in text
 
 
-def test_the_benchmark_counts_pictures():
+def test_bench_pictures_per_second():
     result = bench.run(size=64, seconds=0.05)
     assert result["pictures"] >= 1
     assert result["pictures_per_second"] == pytest.approx(result["pictures"] / result["seconds"], rel=0.05)
