@@ -1,4 +1,4 @@
-"""Commands of other programs, built elsewhere as lists of words: shown, or run one after the other."""
+"""Calls of other programs, as lists of words, which are printed or run one after the other."""
 
 import shlex
 import shutil
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 MISTAKE = 2
-"""Exit code of a mistake in what was given, as everywhere in this project."""
+"""Exit code of a user's mistake, as everywhere in this project."""
 WHERE_FROM = {
     "gcloud": "https://cloud.google.com/sdk/docs/install",
     "kubectl": "https://kubernetes.io/docs/tasks/tools",
@@ -18,19 +18,20 @@ WHERE_FROM = {
 
 
 class Mistake(ValueError):
-    """Something the user can set right: shown as one line, exit code 2."""
+    """A mistake that the user can correct; it is printed as one line, and the exit code is 2."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """One program call. As text it is a line of shell that does the same."""
+    """One program call, whose text is an equivalent line of shell."""
 
     words: tuple[str, ...]
     stdin: str | None = None
     note: str = ""
-    """For whoever reads the line: what only the running launcher does, such as waiting."""
+    """Comment for readers of the line: what only the running launcher does, such as waiting."""
 
     def __str__(self) -> str:
+        """Returns the line of shell, with the note as a comment."""
         line = shlex.join(self.words)
         if self.stdin is not None:
             line = f"printf %s {shlex.quote(self.stdin)} | {line}"
@@ -38,14 +39,14 @@ class Command:
 
 
 def show(commands: Iterable[Command]) -> int:
-    """Prints them, one a line, ready to be pasted."""
+    """Prints the commands, one per line, ready to be pasted into a shell."""
     for command in commands:
         print(command)
     return 0
 
 
 def run(commands: Iterable[Command]) -> int:
-    """Runs them in order up to the first that fails, which one line then names; returns its exit code, or 0."""
+    """Runs the commands in order, up to the first that fails, which is printed; returns its exit code, or 0."""
     for command in commands:
         code = started(command).returncode
         if code:
@@ -55,9 +56,9 @@ def run(commands: Iterable[Command]) -> int:
 
 
 def started(command: Command, capture: bool = False) -> subprocess.CompletedProcess[str]:
-    """Runs one to its end; `capture` keeps its output. A signal's number n becomes exit code 128 + n, as in a shell.
+    """Runs a command to its end; `capture` keeps its output. Signal n becomes exit code 128 + n, as in a shell.
 
-    Raises Mistake if the program is not there.
+    Raises Mistake if the program is not installed.
     """
     program = command.words[0]
     if not shutil.which(program):
@@ -70,20 +71,20 @@ def started(command: Command, capture: bool = False) -> subprocess.CompletedProc
 
 
 def passed_on(flags: Namespace, *names: str) -> list[str]:
-    """Those flags that were given, for a program that calls them the same."""
+    """Returns those of the flags that were given, for a program that has flags of the same names."""
     given = [(f"--{name.replace('_', '-')}", getattr(flags, name)) for name in names]
     return [name if value is True else f"{name}={value}" for name, value in given if value]
 
 
 def parsers(document: str | None, steps: Mapping[str, str]) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    """A launcher's parser, and one for each of its steps (name -> what it does), which becomes `flags.step`."""
+    """Returns a launcher's parser and one for each of its `steps` (name -> description); the name is `flags.step`."""
     made = ArgumentParser(description=document, formatter_class=RawDescriptionHelpFormatter)
     each = made.add_subparsers(dest="step", required=True, metavar="|".join(steps))
     return made, {step: each.add_parser(step, help=summary, description=summary) for step, summary in steps.items()}
 
 
 def split_command(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The launcher's own words, and those after the first `--`: the command to launch."""
+    """Splits the launcher's own arguments from those after the first `--`: the command to launch."""
     if "--" not in argv:
         return argv, ()
     at = argv.index("--")
@@ -91,7 +92,7 @@ def split_command(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:
 
 
 def front(main: Callable[[list[str]], int]) -> int:
-    """A launcher's exit code; a Mistake is one line."""
+    """Runs a launcher and returns its exit code; a Mistake is printed as one line."""
     try:
         return main(sys.argv[1:])
     except Mistake as mistake:

@@ -1,8 +1,8 @@
-"""The table of docs/tpu.md of what fits where: `mllmsubj compile` for every variant of configs/paper.py (docs/fits/).
+"""Writes the table in docs/tpu.md of which variants of configs/paper.py fit, from reports of `mllmsubj compile`.
 
     python launch/fit_table.py [--variants=v5p-64,colab-v5e-1] [--steps=train,sample] [--table-only]
 
-A report takes minutes and 10 GB of memory. Those that are there already and were not asked for stay as they are.
+A report, in docs/fits/, takes minutes and 10 GB of memory. Existing reports of other variants and steps are kept.
 """
 
 import argparse
@@ -19,7 +19,7 @@ GIB = 2**30
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compiles, then writes the table; 1 if a report could not be made."""
+    """Compiles, then writes the table; returns 1 if a report could not be made."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", help="by default all")
     parser.add_argument("--steps", default="train,sample")
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     for variant in [] if arguments.table_only else asked:
         for step in arguments.steps.split(","):
             if step == "train" and variant.startswith("colab"):
-                continue  # they are there to draw
+                continue  # these variants are for sampling only
             if not compiled(variant, topologies[variant], step):
                 failed.append(f"{variant} {step}")
     PAGE.write_text(replaced(PAGE.read_text(), table(topologies)))
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def known_variants() -> dict[str, str]:
-    """Variant -> topology."""
+    """Returns variant -> topology."""
     sys.path.insert(0, str(ROOT))
     from configs import paper
 
@@ -51,7 +51,7 @@ def known_variants() -> dict[str, str]:
 
 
 def compiled(variant: str, topology: str, step: str) -> bool:
-    """Whether there is a report now, of something that fits or not."""
+    """Compiles a step of a variant; returns whether a report was written, even if the step does not fit."""
     FITS.mkdir(parents=True, exist_ok=True)
     path = FITS / f"{variant}-{step}.json"
     path.unlink(missing_ok=True)
@@ -62,7 +62,7 @@ def compiled(variant: str, topology: str, step: str) -> bool:
 
 
 def table(topologies: dict[str, str]) -> str:
-    """A row a report, in the order of the variants."""
+    """Returns the table, one row per report, in the order of the variants."""
     names = ("variant", "slice", "chips", "step", "GiB a chip", "fits", "GB sent a chip", "at best", "of peak")
     rows = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for variant, topology in topologies.items():
@@ -74,7 +74,7 @@ def table(topologies: dict[str, str]) -> str:
 
 
 def row(variant: str, topology: str, found: dict) -> str:
-    """One report."""
+    """Returns the row of one report."""
     need, have = found["peak_bytes_per_chip"] / GIB, found["hbm_bytes_per_chip"] / GIB
     fits = "yes" if found["fits"] else f"no, {need - have:+.1f} GiB"
     speed = "– | –"
@@ -86,7 +86,7 @@ def row(variant: str, topology: str, found: dict) -> str:
 
 
 def replaced(page: str, lines: str) -> str:
-    """The page with the table between its marks; raises ValueError if it has none."""
+    """Returns the page with the table between its marks; raises ValueError if it has none."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):

@@ -1,4 +1,4 @@
-"""TPU slices on GKE: a JobSet manifest from flags, rendered, applied, followed, deleted; or the same through xpk.
+"""Runs a command on TPU slices of GKE, through a JobSet manifest made from flags, or through xpk.
 
     FLAGS="--name=paper --accelerator-type=v5p-64 --image=IMAGE --secret=mllmsubj"
     python launch/gke.py render $FLAGS -- mllmsubj train --config=paper --workdir=DIR   # prints the manifest
@@ -7,10 +7,10 @@
     python launch/gke.py delete --name=paper
     python launch/gke.py xpk --name=paper --accelerator-type=v5p-64 --image=IMAGE --cluster=CLUSTER -- mllmsubj train …
 
-A slice that is preempted is started again without limit, and so is a command that was told to stop and has saved
-(exit code 143); any other failure counts towards --max-restarts. --secret names a secret of the cluster, made by
+A preempted slice is restarted without limit, and so is a command that saved and stopped after SIGTERM (exit code 143);
+any other failure counts towards --max-restarts. --secret names a secret of the cluster, made by
 `kubectl create secret generic NAME --from-env-file=FILE`; its keys become environment variables. --dry-run prints the
-commands instead, one a line, for a shell. The cluster needs JobSet 0.6 or newer and a node pool for each slice; the
+commands instead, one per line, for a shell. The cluster needs JobSet 0.6 or newer and a node pool for each slice; the
 image is built by launch/Dockerfile. The manifest is JSON, which is YAML too.
 """
 
@@ -37,12 +37,12 @@ CONTAINER = "worker"
 
 
 def main(argv: list[str]) -> int:
-    """Does one step; returns the exit code of what failed, or 0."""
+    """Runs one step; returns the exit code of the command that failed, or 0."""
     argv, command = split_command(argv)
     flags = parser().parse_args(argv)
     if (flags.step in ("render", "apply", "xpk")) != bool(command):
         raise Mistake(f"{flags.step} takes {'a' if not command else 'no'} command after --, such as mllmsubj train …")
-    # Its pods are called NAME-slice-0-0, in at most 63 characters, to which Kubernetes adds six.
+    # Pods are named NAME-slice-0-0 plus six characters by Kubernetes, at most 63 in all.
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", flags.name):
         raise Mistake(f"name {flags.name!r} must be at most 40 lower-case letters, digits and hyphens")
     if flags.step == "render":
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 
 def planned(flags: argparse.Namespace, command: tuple[str, ...]) -> Command:
-    """The command of a step."""
+    """Returns the command of a step."""
     if flags.step == "xpk":
         return xpk(flags, command)
     if flags.step == "apply":
@@ -69,12 +69,12 @@ def planned(flags: argparse.Namespace, command: tuple[str, ...]) -> Command:
 
 
 def kubectl(flags: argparse.Namespace, *words: str, stdin: str | None = None) -> Command:
-    """One kubectl call about the cluster and namespace."""
+    """Returns a kubectl call for the flags' cluster and namespace."""
     return Command(("kubectl", *words, *passed_on(flags, "context", "namespace")), stdin=stdin)
 
 
 def xpk(flags: argparse.Namespace, command: tuple[str, ...]) -> Command:
-    """What `apply` does, as xpk does it; it restarts after exit codes from 127 on, 143 among them."""
+    """Returns the xpk call that corresponds to `apply`; xpk restarts after exit codes from 127 on, 143 among them."""
     line = shlex.join(command)
     if "\n" in line:
         raise Mistake("xpk cannot take a command with line breaks")
@@ -84,7 +84,7 @@ def xpk(flags: argparse.Namespace, command: tuple[str, ...]) -> Command:
         f"--num-slices={flags.slices}",
         f"--docker-image={flags.image}",
         f"--termination-grace-period-seconds={flags.grace_seconds}",
-        # It becomes part of a script of bash's, in a manifest.
+        # xpk inserts the command into a bash script in a manifest.
         f"--command={literal(line)}",
     ]
     words += passed_on(flags, "cluster", "project", "zone", "max_restarts", "env_file")
@@ -92,7 +92,7 @@ def xpk(flags: argparse.Namespace, command: tuple[str, ...]) -> Command:
 
 
 def manifest(flags: argparse.Namespace, command: tuple[str, ...]) -> dict[str, Any]:
-    """The JobSet: a Job for each slice, a pod for each of its hosts.
+    """Returns the JobSet: a Job for each slice, a pod for each of its hosts.
 
     Source: kubernetes-sigs/jobset, docs/tasks/tpu_multislice and examples/failure-policy.
     """
@@ -111,7 +111,7 @@ def manifest(flags: argparse.Namespace, command: tuple[str, ...]) -> dict[str, A
         "podFailurePolicy": {"rules": ended_by_others},
         "template": {"spec": pod(flags, command)},
     }
-    # All hosts of a slice on one node pool: only those are wired together.
+    # All hosts of a slice must be in one node pool, whose chips are connected.
     together = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     again = {
         "name": "interrupted",
@@ -130,7 +130,7 @@ def manifest(flags: argparse.Namespace, command: tuple[str, ...]) -> dict[str, A
 
 
 def pod(flags: argparse.Namespace, command: tuple[str, ...]) -> dict[str, Any]:
-    """One host: all its chips, the host's network, time to save."""
+    """Returns the pod of one host, with all its chips, the host's network, and a grace period to save."""
     part = find_slice(flags.accelerator_type)
     container = {
         "name": CONTAINER,
@@ -158,12 +158,12 @@ def pod(flags: argparse.Namespace, command: tuple[str, ...]) -> dict[str, Any]:
 
 
 def literal(text: str) -> str:
-    """For a container's command, where Kubernetes reads $(NAME), and $$ as a dollar sign."""
+    """Escapes dollar signs in a container's command, where Kubernetes expands $(NAME)."""
     return text.replace("$", "$$")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Flags by kubectl's and xpk's names."""
+    """Returns the parser; flags have the names that kubectl and xpk use."""
     made, each = parsers(__doc__, STEPS)
     for step, flags in each.items():
         flags.add_argument("--name", required=True, help="of the JobSet")

@@ -1,9 +1,9 @@
-"""Several processes of one command on this machine, joined as one run: several hosts, to try things out.
+"""Runs several processes of one command on this machine as one distributed run, to simulate several hosts.
 
     python launch/local.py --processes=2 [--devices=4] -- mllmsubj train --config=tiny --workdir=DIR
 
-Each line of output begins with the number of its process. SIGTERM and SIGINT go to all of them. Once one fails, the
-others get a moment to end, then are killed; the exit code is that of the first one that failed. A second signal kills.
+Each line of output begins with the number of its process. SIGTERM and SIGINT are sent to all processes, and a second
+signal kills them. If one fails, the others are killed after some seconds; the exit code is that of the first failure.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 from typing import TextIO
 
 SECONDS_TO_END = 10.0
-"""For the others, once one has failed: whoever waits for it in a collective never ends."""
+"""Grace period of the others when one has failed: a process that waits for it in a collective never ends."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,23 +58,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def environment(address: str, processes: int, index: int, devices: int | None) -> dict[str, str]:
-    """What tells a process who it is; see mllmsubj/parallel/multihost.py."""
+    """Returns the environment that identifies a process of the run; see mllmsubj/parallel/multihost.py."""
     env = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
     env |= {"JAX_PROCESS_ID": str(index), "PYTHONUNBUFFERED": "1"}
     if devices:
-        # The last of several such flags counts.
+        # XLA uses the last of several such flags.
         env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip()
     return env
 
 
 def start(command: list[str], env: dict[str, str]) -> subprocess.Popen:
-    """In a session of its own: a terminal's Ctrl-C reaches it through us, once."""
+    """Starts a process in its own session, so that Ctrl-C in a terminal reaches it once, through `forward`."""
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
 def wait(processes: list[subprocess.Popen]) -> int:
-    """Until all have ended; the code of the first that failed, or 0."""
+    """Waits until all processes have ended; returns the code of the first that failed, or 0."""
     code, deadline = 0, float("inf")
     while None in (codes := [process.poll() for process in processes]):
         failed = [each for each in codes if each]
@@ -88,14 +88,14 @@ def wait(processes: list[subprocess.Popen]) -> int:
 
 
 def copy(index: int, source: TextIO, target: TextIO) -> None:
-    """Lines as they come, each with its process's number."""
+    """Copies lines as they arrive, each with its process's number."""
     for line in source:
         target.write(f"{index}| {line}")
         target.flush()
 
 
 def free_port() -> int:
-    """Nobody listens there at this moment."""
+    """Returns a port that no process uses at this moment."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return free.getsockname()[1]

@@ -1,6 +1,6 @@
-"""TPU slices by the names that Google gives them: chips, hosts, and what GKE and the TPU runtime call them.
+"""TPU slices by Google's names, with their chips, hosts, and names in GKE and the TPU runtime.
 
-The number in an accelerator type counts TensorCores for v4 and v5p, two a chip (v5p-64 is 32 chips), and chips for
+The number in an accelerator type counts TensorCores for v4 and v5p, two per chip (v5p-64 is 32 chips), and chips for
 v5e and v6e. A host has 4 chips; slices of v5e and v6e up to 8 chips are one host, on GKE too (machine types ending
 in -1t, -4t, -8t).
 
@@ -20,13 +20,13 @@ SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 
 @dataclass(frozen=True)
 class Generation:
-    """One kind of TPU."""
+    """A TPU generation."""
 
     name: str
     prefix: str
-    """Of its accelerator types."""
+    """Prefix of its accelerator types."""
     cores_per_chip: int
-    """As accelerator types count them."""
+    """Number that a chip counts for in accelerator types."""
     gke_accelerator: str
     """Value of the node label cloud.google.com/gke-tpu-accelerator."""
     runtime_version: str
@@ -43,27 +43,30 @@ GENERATIONS = (
 
 @dataclass(frozen=True)
 class Slice:
-    """Chips of one generation, joined in one topology."""
+    """Chips of one generation, connected in one topology."""
 
     generation: Generation
     topology: str
 
     @property
     def chips(self) -> int:
+        """Number of chips."""
         return math.prod(int(side) for side in self.topology.split("x"))
 
     @property
     def chips_per_host(self) -> int:
+        """Number of chips of each host."""
         flat = self.topology.count("x") == 1
         return self.chips if flat and self.chips <= 8 else 4
 
     @property
     def hosts(self) -> int:
+        """Number of hosts."""
         return self.chips // self.chips_per_host
 
     @property
     def accelerator_type(self) -> str:
-        """What gcloud and xpk call it."""
+        """Name of the slice for gcloud and xpk."""
         return f"{self.generation.prefix}-{self.chips * self.generation.cores_per_chip}"
 
 
@@ -74,7 +77,10 @@ BY_NAME = {part.accelerator_type: part for part in SLICES} | {
 
 
 def find_slice(name: str) -> Slice:
-    """By accelerator type (v5p-128) or by generation and topology (v5p:4x4x4); raises Mistake, naming the nearest."""
+    """Returns the slice of an accelerator type (v5p-128) or of generation and topology (v5p:4x4x4).
+
+    Raises Mistake for an unknown name, with the nearest known one.
+    """
     spelled = name.replace("v5e-", "v5litepod-")
     if spelled not in BY_NAME:
         match = difflib.get_close_matches(spelled, BY_NAME, n=1, cutoff=0.5)

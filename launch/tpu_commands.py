@@ -1,6 +1,6 @@
-"""What tpu_vm.py runs, as pure functions of its flags: gcloud for the slice, scripts of this folder for its workers.
+"""Commands of tpu_vm.py, as pure functions of its flags: gcloud for the slice, scripts of this folder for its workers.
 
-On every worker the folder `mllmsubj` in the home holds setup_worker.sh, run_worker.sh and what they make.
+On every worker the folder `mllmsubj` in the home contains setup_worker.sh, run_worker.sh and their files.
 """
 
 import shlex
@@ -18,12 +18,12 @@ RUN = f"{FOLDER}/run_worker.sh"
 
 
 def gcloud(flags: Namespace, *words: str, note: str = "") -> Command:
-    """One gcloud call about this slice's zone and project."""
+    """Returns a gcloud call for the flags' zone and project."""
     return Command(("gcloud", "compute", "tpus", *words, *passed_on(flags, "zone", "project")), note=note)
 
 
 def create(flags: Namespace) -> Command:
-    """Asks for the slice; Google queues the request."""
+    """Requests the slice; Google queues the request."""
     part = find_slice(flags.accelerator_type)
     words = [
         f"--node-id={flags.name}",
@@ -36,20 +36,20 @@ def create(flags: Namespace) -> Command:
 
 
 def describe(flags: Namespace, note: str = "") -> Command:
-    """Prints the request's state, in one word."""
+    """Prints the state of the request as one word."""
     return gcloud(flags, "queued-resources", "describe", flags.name, "--format=value(state.state)", note=note)
 
 
 def delete(flags: Namespace, note: str = "") -> Command:
-    """The request and its machines, without a question."""
+    """Deletes the request and its machines, without confirmation."""
     return gcloud(flags, "queued-resources", "delete", flags.name, "--force", "--quiet", note=note)
 
 
 def setup(flags: Namespace) -> list[Command]:
-    """The commit `--revision` and the env file to all workers, and the package installed there."""
+    """Copies the commit `--revision` and the env file to all workers and installs the package there."""
     archive = Path(tempfile.gettempdir()) / f"mllmsubj-{flags.name}.tar.gz"
     files = [HERE / "setup_worker.sh", HERE / "run_worker.sh", archive]
-    # Made before it is filled: nobody else can ever read it, since a copy onto a file keeps that file's mode.
+    # The file is created before it is filled, so that no other user can read it: a copy onto a file keeps its mode.
     empty = f" && install -m 600 /dev/null {FOLDER}/variables" if flags.env_file else ""
     pack = ("git", "-C", str(HERE.parent), "archive", "--format=tar.gz", f"--output={archive}", flags.revision)
     secrets = [copy(flags, [flags.env_file], f"{FOLDER}/variables")] if flags.env_file else []
@@ -63,32 +63,32 @@ def setup(flags: Namespace) -> list[Command]:
 
 
 def start(flags: Namespace, command: Sequence[str]) -> Command:
-    """The command on all workers; returns as soon as it runs."""
+    """Starts the command on all workers; returns as soon as it runs."""
     return ssh(flags, shlex.join(["bash", RUN, "start", *command]))
 
 
 def status(flags: Namespace, note: str = "") -> Command:
-    """A line for each worker that is set up: `mllmsubj: ` and none, running, killed or exited CODE."""
+    """Prints a line for each worker that is set up: `mllmsubj: ` and none, running, killed or exited CODE."""
     return ssh(flags, f"! test -e {RUN} || bash {RUN} status", note=note)
 
 
 def logs(flags: Namespace) -> Command:
-    """One worker's log, up to its end."""
+    """Follows one worker's log until its command ends."""
     return ssh(flags, shlex.join(["bash", RUN, "logs"]), worker=str(flags.worker))
 
 
 def stop(flags: Namespace) -> Command:
-    """SIGTERM to the command on all workers: training saves, then leaves with 143."""
+    """Sends SIGTERM to the command on all workers: training saves, then exits with 143."""
     return ssh(flags, shlex.join(["bash", RUN, "stop"]))
 
 
 def ssh(flags: Namespace, line: str, worker: str = "all", note: str = "") -> Command:
-    """A line of shell on the workers; ssh hands it to the login shell there, which parses it once."""
+    """Runs a line of shell on the workers, in the login shell there, which parses it once."""
     words = [f"--worker={worker}", f"--command={line}", *passed_on(flags, "internal_ip")]
     return gcloud(flags, "tpu-vm", "ssh", flags.name, *words, note=note)
 
 
 def copy(flags: Namespace, files: list[Path], target: str) -> Command:
-    """Files to all workers."""
+    """Copies files to all workers."""
     words = [*map(str, files), f"{flags.name}:{target}", "--worker=all", *passed_on(flags, "internal_ip")]
     return gcloud(flags, "tpu-vm", "scp", *words)

@@ -1,16 +1,16 @@
-"""A TPU VM slice through gcloud: create it, set it up, run one command on all its workers, resume, delete.
+"""Runs a command on all workers of a TPU VM slice, which it creates, sets up, restarts and deletes through gcloud.
 
     FLAGS="--name=paper --zone=us-east5-a --accelerator-type=v5p-64 --spot --env-file=secrets.env"
     python launch/tpu_vm.py watch $FLAGS -- mllmsubj train --config=paper --workdir=DIR
 
-`watch` does it all and stays: it creates the slice if there is none, waits for it, sets it up, starts the command, and
-after a preemption deletes what is left and begins anew, until the command ends everywhere; its exit code is then
-watch's. Stopped and started again, it goes on with whatever it finds. The single steps are `create`, `setup`, `run`,
-`status`, `logs`, `stop`, `delete`.
+`watch` runs all steps: it creates the slice if there is none, waits for it, sets it up, starts the command, and after a
+preemption deletes the slice and repeats, until the command has ended on all workers; its exit code is then that of the
+command. When stopped and started again, it continues from the state of the slice. The single steps are `create`,
+`setup`, `run`, `status`, `logs`, `stop`, `delete`.
 
-Workers get the commit --revision of this checkout, in which the command runs; it goes on when the connection breaks.
---env-file holds NAME=VALUE lines, taken literally, for secrets: it is copied, and no value is ever on a command line.
---dry-run prints the commands instead, one a line, for a shell.
+Workers get the commit --revision of this checkout, in which the command runs; it continues if the connection breaks.
+--env-file contains NAME=VALUE lines, taken literally, for secrets: it is copied, and no value is ever on a command
+line. --dry-run prints the commands instead, one per line, for a shell.
 """
 
 import argparse
@@ -37,7 +37,7 @@ STEPS = {
 
 
 def main(argv: list[str]) -> int:
-    """Does one step; returns the exit code of what failed, or 0."""
+    """Runs one step; returns the exit code of the command that failed, or 0."""
     argv, command = split_command(argv)
     flags = parser().parse_args(argv)
     if (flags.step in ("run", "watch")) != bool(command):
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 
 def planned(flags: argparse.Namespace, command: tuple[str, ...]) -> list[Command]:
-    """The commands of a step; of `watch` those of one life of the slice."""
+    """Returns the commands of a step; those of `watch` without a preemption."""
     match flags.step:
         case "create":
             return [tpu.create(flags)]
@@ -84,7 +84,7 @@ def planned(flags: argparse.Namespace, command: tuple[str, ...]) -> list[Command
 
 
 def parser() -> argparse.ArgumentParser:
-    """Flags by gcloud's names."""
+    """Returns the parser; flags have gcloud's names."""
     made, each = parsers(__doc__, STEPS)
     for step, flags in each.items():
         flags.add_argument("--name", required=True, help="of the queued resource and of its TPU VM")
@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(flags: argparse.Namespace) -> None:
-    """Raises Mistake for what would else come out later, or never."""
+    """Raises Mistake for errors in the flags that would otherwise appear later, or never."""
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", flags.name):
         raise Mistake(f"name {flags.name!r} must be lower-case letters, digits and hyphens, beginning with a letter")
     if "accelerator_type" in flags:
@@ -121,7 +121,7 @@ def check(flags: argparse.Namespace) -> None:
 
 
 def check_env_file(path: Path) -> None:
-    """Raises Mistake, which never quotes what is in the file."""
+    """Raises Mistake for a malformed file; the message never contains text of the file."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -132,7 +132,7 @@ def check_env_file(path: Path) -> None:
 
 
 def commit(revision: str) -> str:
-    """What the revision is now, so that a watch starts the same code after every preemption."""
+    """Returns the commit of a revision, so that a watch starts the same code after every preemption."""
     found = git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     if found.returncode:
         raise Mistake(f"unknown --revision {revision!r}; give a commit, tag or branch of this checkout")
@@ -140,7 +140,7 @@ def commit(revision: str) -> str:
 
 
 def warn_of_changes() -> None:
-    """A config edited but not committed would be missed on the workers only."""
+    """Prints changes that are not committed: they would be missing on the workers."""
     changed = git("status", "--porcelain").stdout.splitlines()
     if changed:
         names = ", ".join(line[3:] for line in changed[:3])
@@ -149,6 +149,7 @@ def warn_of_changes() -> None:
 
 
 def git(*words: str) -> subprocess.CompletedProcess[str]:
+    """Runs git in this checkout and captures its output."""
     return started(Command(("git", "-C", str(tpu.HERE.parent), *words)), capture=True)
 
 

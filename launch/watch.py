@@ -1,7 +1,7 @@
-"""Keeps a command running on a slice that may be taken away: looks, decides, looks again.
+"""Keeps a command running on a slice that may be preempted: polls the state, acts on it, and repeats.
 
-Nothing is remembered from one look to the next but how often something failed in a row, so that a watch can be
-stopped and started again at any time.
+The only memory between two polls is the number of consecutive failures, so that a watch can be stopped and started
+again at any time.
 """
 
 import re
@@ -19,13 +19,13 @@ UNKNOWN = "UNKNOWN"
 COMING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
 LOST = ("SUSPENDED", "PREEMPTED", "FAILED")
 STOPPED = 143
-"""What a command leaves with that has saved after SIGTERM: to be started again. See mllmsubj/cli/train.py."""
+"""Exit code of a command that has saved after SIGTERM and is to be restarted; see mllmsubj/cli/train.py."""
 PATIENCE = 5
-"""Failures in a row of one thing, before watch gives up."""
+"""Number of consecutive failures before watch gives up."""
 
 
 def watch(flags: Namespace, command: Sequence[str]) -> int:
-    """Until the command has ended on all workers; returns its exit code, or that of what keeps failing."""
+    """Polls until the command has ended on all workers; returns its exit code, or that of repeated failures."""
     failures, code, reached = 0, 0, False
     while failures < PATIENCE:
         state = look(flags)
@@ -35,7 +35,7 @@ def watch(flags: Namespace, command: Sequence[str]) -> int:
                 return code
             failures = failures + 1 if code else 0
         elif state in (ABSENT, *LOST):
-            # A request that fails again and again, or cannot even be made, needs somebody who reads why.
+            # A request that fails repeatedly, or cannot be made, requires the user to read the reason.
             code = renew(flags, state) or int(state == "FAILED")
             failures += bool(code)
         elif state == UNKNOWN and not reached:
@@ -47,7 +47,10 @@ def watch(flags: Namespace, command: Sequence[str]) -> int:
 
 
 def attend(flags: Namespace, command: Sequence[str]) -> tuple[bool, int]:
-    """One look at the workers: whether all is over, and the exit code of the command or of what was tried."""
+    """Polls the workers and restarts the command if necessary.
+
+    Returns whether the watch is over, and the exit code of the command or of what was run.
+    """
     answer = started(tpu.status(flags), capture=True)
     if answer.returncode:
         say(f"no answer from the workers: {last_line(answer.stderr)}")
@@ -59,7 +62,7 @@ def attend(flags: Namespace, command: Sequence[str]) -> tuple[bool, int]:
     if found and set(found) == {"exited 0"}:
         return True, 0
     failed = {int(each.split()[1]) for each in found if each.startswith("exited")} - {0, STOPPED}
-    # What a worker that restarted does to the others says nothing of the command.
+    # A worker that restarted makes the others fail, so their exit codes may not be the command's own.
     if failed and "killed" not in found and still_there(flags):
         return True, min(failed)
     ready = len(found) == find_slice(flags.accelerator_type).hosts and "none" not in found
@@ -67,18 +70,18 @@ def attend(flags: Namespace, command: Sequence[str]) -> tuple[bool, int]:
 
 
 def still_there(flags: Namespace) -> bool:
-    """Whether a failure is the command's own: a slice that is being taken away can break it in any way."""
+    """Returns whether the slice still exists; during a preemption the command may fail in any way."""
     time.sleep(flags.interval)
     return look(flags) == "ACTIVE"
 
 
 def renew(flags: Namespace, state: str) -> int:
-    """Asks for the slice, after what is left of the last one is gone; returns the exit code."""
+    """Requests the slice again, after deleting the remains of the last one; returns the exit code."""
     return run([*([] if state == ABSENT else [tpu.delete(flags)]), tpu.create(flags)])
 
 
 def wait(flags: Namespace) -> None:
-    """Until the slice is there; raises Mistake if it will not come."""
+    """Waits until the slice is ready; raises Mistake if it will not be."""
     while (state := look(flags)) != "ACTIVE":
         if state not in COMING:
             raise Mistake(f"{flags.name} is {state}; if it is there, delete it, and create it anew")
@@ -86,7 +89,7 @@ def wait(flags: Namespace) -> None:
 
 
 def look(flags: Namespace) -> str:
-    """The state of the request, one of Google's, ABSENT, or UNKNOWN when gcloud cannot tell."""
+    """Returns the state of the request: one of Google's, ABSENT, or UNKNOWN if gcloud fails otherwise."""
     answer = started(tpu.describe(flags), capture=True)
     state = answer.stdout.strip()
     if answer.returncode:
@@ -96,8 +99,10 @@ def look(flags: Namespace) -> str:
 
 
 def last_line(text: str) -> str:
+    """Returns the last line of a program's output."""
     return (text.strip().splitlines() or ["no output"])[-1]
 
 
 def say(text: str) -> None:
+    """Prints a message with the time to stderr."""
     print(f"launch: {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""One module per command: `define(flags)` declares its flags, `run(flags, argv)` does it."""
+"""One module per command: `define(flags)` declares its flags, `run(flags, argv)` runs it."""

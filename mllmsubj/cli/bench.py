@@ -1,4 +1,6 @@
-"""mllmsubj bench --what=sampler [--width=768 --tokens=256 --steps=8 --repeats=7]
+"""Measures speed, compared with a peer where there is one.
+
+mllmsubj bench --what=sampler [--width=768 --tokens=256 --steps=8 --repeats=7]
 mllmsubj bench --what=train [--sizes=tiny,medium --repeats=7]
 mllmsubj bench --what=toyworld [--size=64 --seconds=3]
 mllmsubj bench --what=data [--size=512 --seconds=3]
@@ -26,7 +28,7 @@ MEASURES: dict[str, tuple[str, dict[str, object]]] = {
     "import": ("importing", dict(gigabytes=24, folder=None)),
     "int8": ("int8", dict(width=512, steps=8)),
 }
-"""What -> module of `mllmsubj.bench`, and the flags that its `run` takes, with their defaults."""
+"""Value of --what -> module of `mllmsubj.bench`, and the flags that its `run` takes, with their defaults."""
 
 
 def define(values: flags.FlagValues) -> None:
@@ -62,7 +64,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
                 f"--{name} is not a flag of bench --what={values.what}; its flags: --{', --'.join(defaults)}"
             )
 
-    # It starts JAX: only after the flags are right.
+    # The import starts JAX, so it comes after the checks of the flags.
     result = importlib.import_module(f"mllmsubj.bench.{module}").run(**(defaults | given))
     text = json.dumps(result, indent=2)
     print(text)

@@ -1,8 +1,10 @@
-"""mllmsubj compile --config=FILE[:VARIANT] --topology=v5p:4x4x4 --step=train|sample|encode [--json=FILE]
+"""Compiles a step for a TPU slice ahead of time, without the TPU and without weights.
 
-Compiles a step for a TPU slice, without the TPU and without weights, and says whether it fits, how fast it can be and
-what it sends between chips. Exits with 2 if it does not fit. train: both programs of a step, the frozen encoders and
-the update; sample: one batch of pictures; encode: the frozen encoders alone.
+mllmsubj compile --config=FILE[:VARIANT] --topology=v5p:4x4x4 --step=train|sample|encode [--json=FILE]
+
+Reports whether the step fits, its best possible speed, and the communication between chips. Exits with 2 if it does
+not fit. train: both programs of a training step, the frozen encoders and the update; sample: one batch of images;
+encode: the frozen encoders alone.
 """
 
 import json
@@ -38,7 +40,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     if values.json and not Path(values.json).absolute().parent.is_dir():
         raise UserError(f"cannot write {values.json!r}: its folder does not exist")
     need_train_extra("compiling needs")
-    os.environ["JAX_PLATFORMS"] = "cpu"  # whatever this machine has, nothing runs here
+    os.environ["JAX_PLATFORMS"] = "cpu"  # compiling needs no accelerator of this machine
 
     from mllmsubj.compile.report import report
     from mllmsubj.config.load import load_config
@@ -61,7 +63,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """The report as text."""
+    """Returns the lines of the report."""
     table = [f"{found['step']} on {found['topology']}: {found['chips']} chips, mesh {found['mesh']}"]
     for row in found["programs"]:
         seconds = "does not fit" if row["predicted_seconds"] is None else f"{row['predicted_seconds']:8.3f} s"

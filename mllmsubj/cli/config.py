@@ -1,7 +1,8 @@
-"""mllmsubj config [--config=NAME|FILE[:VARIANT]] [--diff=OTHER[:VARIANT]] [--config.KEY=VALUE …]
+"""Prints every key of a config with its value and origin: the default, the config or the command line.
 
-Prints every key of a config with its value and where that comes from: the default, the config or the command line.
-With --diff, only keys whose values differ from those of OTHER: "-" lines are OTHER's, "+" lines this config's.
+mllmsubj config [--config=NAME|FILE[:VARIANT]] [--diff=OTHER[:VARIANT]] [--config.KEY=VALUE …]
+
+With --diff, prints only keys whose values differ from those of OTHER: "-" lines are OTHER's, "+" lines this config's.
 """
 
 from absl import flags

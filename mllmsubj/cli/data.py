@@ -1,9 +1,11 @@
-"""mllmsubj data preview --output=SHEET.png [--split=train|test --count=12 --size=128 --seed=0]
+"""Previews toyworld, packs a data set into a few large files, or checks that all of it can be read.
+
+mllmsubj data preview --output=SHEET.png [--split=train|test --count=12 --size=128 --seed=0]
 mllmsubj data pack --source=SOURCE --output=DIR [--split=train --shards=N --threads=N --examples=N --size=N --seed=0]
 mllmsubj data check --source=SOURCE [--split=train --threads=N --examples=N --size=N --seed=0]
 
 preview writes a contact sheet of toyworld: each row has a reference, a prompt with its edits, and a target. pack copies
-a data set into a few large files with random access and leaves images as they are; stopped and run again, it resumes.
+a data set into files with random access, with images unchanged; the same command resumes after an interruption.
 check reads a whole data set, lists broken examples and exits with 2 if there are any.
 SOURCE: toyworld, FILE.jsonl, a folder of ArrayRecord or parquet files, tfds:NAME[:CONFIG][@DIR]; UNO-1M's FILE.json.
 --split applies to toyworld and TFDS; --examples, --size (pixels) and --seed apply to toyworld.
@@ -39,7 +41,7 @@ SHAPES = {
     "16:9": 16 / 9,
     "2:1": 2 / 1,
 }
-"""Aspect ratios (width to height) of the histogram of `check`; a size counts for the nearest."""
+"""Aspect ratios (width to height) of the histogram of `check`; an image counts for the nearest one."""
 BAR = 40
 """Characters of the longest bar."""
 
@@ -163,7 +165,7 @@ def _summary(source: "Source", report: "Report") -> list[str]:
 
 
 def _histogram(sizes: Counter[tuple[int, int]]) -> list[str]:
-    """Number and range of pixels of the targets of each aspect ratio."""
+    """Returns a line for each aspect ratio: the number of targets and their range of sizes."""
     groups: dict[str, Counter[tuple[int, int]]] = {}
     for (width, height), count in sizes.items():
         shape = min(

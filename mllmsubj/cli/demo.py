@@ -1,9 +1,11 @@
-"""mllmsubj demo [--workdir=demo] [--reference=IMG] [--prompt=TEXT]
+"""Runs the whole method on this machine, in minutes.
 
-Runs the whole method on this machine, in minutes: trains both stages for a few steps on the shipped frozen components,
-evaluates the result and the shipped model on held-out subjects and prompts, and generates an image of your own subject
-(scikit-image's cat by default) with the shipped model. Writes report.html, reference.png and picture.png into WORKDIR,
-and the training run into WORKDIR/run. Run again, it resumes.
+mllmsubj demo [--workdir=demo] [--reference=IMG] [--prompt=TEXT]
+
+Trains both stages for a few steps on the shipped frozen components, evaluates the result and the shipped model on
+held-out subjects and prompts, and generates an image of your own subject (scikit-image's cat by default) with the
+shipped model. Writes report.html, reference.png and picture.png into WORKDIR, and the training run into WORKDIR/run.
+The same command resumes an interrupted training.
 """
 
 import sys
@@ -64,7 +66,8 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     from mllmsubj.train.loop import train
 
     photograph = open_image(values.reference) if values.reference else _cat()
-    RequestReader(Experiment.from_config(read_config(TINY)), TINY)([photograph], values.prompt, 1, 0)  # raises errors
+    # Raises errors in the request before training.
+    RequestReader(Experiment.from_config(read_config(TINY)), TINY)([photograph], values.prompt, 1, 0)
     config = short_config()
     print(f"1/3  both stages of training, {STEPS[0]} + {STEPS[1]} steps of {BATCH_SIZE}", file=sys.stderr)
     with stopped():
@@ -82,7 +85,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def short_config() -> "ConfigDict":
-    """The shipped model's config with fewer steps and no evaluation during training."""
+    """Returns the shipped model's config with fewer steps and no evaluation during training."""
     from mllmsubj.checkpoints.format import TINY, read_config
 
     config = read_config(TINY)
@@ -113,7 +116,7 @@ def report(workdir: Path, config: "ConfigDict") -> None:
 
 
 def _found(checkpoint: str | Path) -> "tuple[Found, dict[str, str]]":
-    """Metrics and images of a checkpoint, and the settings of its evaluation."""
+    """Evaluates a checkpoint; returns its metrics and images, and the settings of the evaluation."""
     from mllmsubj.checkpoints.format import folder_of, read_config
     from mllmsubj.config.schema import Experiment
     from mllmsubj.evals.benchmarks import Request

@@ -1,11 +1,13 @@
-"""mllmsubj evaluate --checkpoint=DIR|tiny --benchmark=heldout|toyworld --output=DIR [--seed --limit]
+"""Evaluates a checkpoint, or the result of a training run, on held-out data.
+
+mllmsubj evaluate --checkpoint=DIR|tiny --benchmark=heldout|toyworld --output=DIR [--seed --limit]
 [--config.KEY=VALUE …]
 
-Judges a checkpoint, or the result of a training run: "heldout" with the evaluators that run during training, "toyworld"
-by what a probe network reads off pictures of subjects and prompts of the drawn world that training never saw. Writes
-metrics.json, samples.png and report.html, which opens offline; earlier results in DIR are replaced. Any key of the
-checkpoint's config can be replaced, such as --config.sampling.steps=N, or --config.evals.source=DATA for the data that
-"heldout" judges on. On several hosts the same command runs on each.
+"heldout" runs the evaluators that run during training. "toyworld" generates images of held-out subjects and prompts of
+toyworld, whose attributes a probe network scores. Writes metrics.json, samples.png and report.html, which opens
+offline; earlier results in DIR are replaced. Any key of the checkpoint's config can be replaced, such as
+--config.sampling.steps=N, or --config.evals.source=DATA for the data of "heldout". On several hosts the same command
+runs on each.
 """
 
 from pathlib import Path
@@ -34,7 +36,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     argv, overrides = split_overrides(argv)
     parse(values, argv)
 
-    from mllmsubj.evals.results import lines, output_folder, write  # imports numpy, which --help has no use for
+    from mllmsubj.evals.results import lines, output_folder, write  # imports numpy, which --help does not need
 
     check_benchmark(values.benchmark)
     folder = output_folder(values.output)

@@ -1,7 +1,9 @@
-"""mllmsubj export --checkpoint=DIR --output=DIR
+"""Exports the trained weights for use with diffusers.
 
-What was trained, for others: pytorch_lora_weights.safetensors (the LoRA as diffusers' load_lora_weights takes it),
-dla.safetensors and dla_config.json, and a model card. The frozen weights are neither needed nor read.
+mllmsubj export --checkpoint=DIR --output=DIR
+
+Writes pytorch_lora_weights.safetensors (the LoRA, for diffusers' load_lora_weights), dla.safetensors and
+dla_config.json, and a model card. The frozen weights are neither needed nor read.
 """
 
 from pathlib import Path
@@ -19,7 +21,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
-    """Writes the folder, whole or not at all."""
+    """Writes the folder, completely or not at all."""
     parse(values, argv)
     for name in ("checkpoint", "output"):
         if not values[name].value:

@@ -7,7 +7,7 @@ from mllmsubj.errors import UserError
 
 
 def png_path(output: str | None) -> Path:
-    """The path in `--output`; raises UserError if no PNG could be written there. Its folder may still be missing."""
+    """Returns the path in `--output`, whose folder may be missing; raises UserError if no PNG can be written there."""
     if not output:
         raise UserError("no output; name the PNG to write with --output=FILE.png")
     path = Path(output).expanduser()
@@ -22,7 +22,7 @@ def png_path(output: str | None) -> Path:
 
 
 def workdir_path(workdir: str) -> Path:
-    """The folder in `--workdir`, which may be missing; raises UserError if it cannot be a folder."""
+    """Returns the folder in `--workdir`, which may be missing; raises UserError if it cannot be a folder."""
     if "://" in workdir:
         raise UserError(f"workdir {workdir!r} is not a folder; give a local one")
     path = Path(workdir).expanduser()

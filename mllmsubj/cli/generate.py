@@ -1,4 +1,6 @@
-"""mllmsubj generate --checkpoint=DIR|tiny --reference=IMG [--reference=IMG …] --prompt=TEXT --output=PNG
+"""Generates images of a subject from reference images and a prompt.
+
+mllmsubj generate --checkpoint=DIR|tiny --reference=IMG [--reference=IMG …] --prompt=TEXT --output=PNG
 
 Settings that are not given are the checkpoint's; any key of its config can be replaced with --config.KEY=VALUE.
 Several images are written as OUTPUT-0.png, OUTPUT-1.png, …
@@ -70,7 +72,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     given = {key: values[name].value for name, key in SETTINGS.items() if values[name].value is not None}
     overrides += [f"--config.{key}={value}" for key, value in given.items()]
 
-    from mllmsubj.data.images import open_image  # imports JAX: only after the flags are checked
+    from mllmsubj.data.images import open_image  # imports JAX, so it comes after the checks of the flags
 
     for path in values.reference:  # checked before the slow imports
         open_image(path)
@@ -91,13 +93,13 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def output_paths(output: str | None, num_images: int) -> list[Path]:
-    """Files of the images; raises UserError if they cannot be written."""
+    """Returns the files of the images; raises UserError if they cannot be written."""
     path = png_path(output)
     return [path] if num_images == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(num_images)]
 
 
 def lora_of(text: str) -> tuple[Path, float]:
-    """Path and weight (1 by default) in a value of `--lora`; raises UserError if the path does not exist."""
+    """Returns path and weight (1 by default) in a value of `--lora`; raises UserError for a wrong path or weight."""
     name, colon, number = text.rpartition(":")
     path, weight = Path(text).expanduser(), 1.0
     if colon and not path.exists():

@@ -1,7 +1,9 @@
-"""mllmsubj import --mllm=DIR --transformer=DIR --vae=DIR [--clip=DIR] --workdir=DIR [--config=FILE] [--dtype=bfloat16]
+"""Converts Hugging Face folders of InternVL, FLUX and CLIP to a checkpoint to train on.
 
-Folders as transformers and diffusers save them (InternVL3-8B-hf; FLUX.1-dev, or its transformer and vae) -> a
-checkpoint to train on: mllmsubj train --config=… --config.train.weights=WORKDIR. Stopped and run again, it goes on.
+mllmsubj import --mllm=DIR --transformer=DIR --vae=DIR [--clip=DIR] --workdir=DIR [--config=FILE] [--dtype=bfloat16]
+
+The folders are as transformers and diffusers save them (InternVL3-8B-hf; FLUX.1-dev, or its transformer and vae). Train
+with mllmsubj train --config=… --config.train.weights=WORKDIR. The same command resumes an interrupted import.
 """
 
 from collections.abc import Mapping
@@ -36,14 +38,14 @@ def define(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
-    """Imports; reports mistakes in the flags and folders before any tensor is read."""
+    """Imports the models; raises errors in the flags and folders before any tensor is read."""
     argv, overrides = split_overrides(argv)
     parse(values, argv)
     for name in REQUIRED:
         if not values[name].value:
             raise UserError(f"no {name}; import with --mllm=DIR --transformer=DIR --vae=DIR --workdir=DIR")
 
-    import numpy as np  # JAX starts below: only after the flags are right
+    import numpy as np  # the imports start JAX, so they come after the checks of the flags
     from tqdm import tqdm
 
     from mllmsubj.checkpoints.importing.models import open_model
@@ -66,7 +68,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _folders(values: flags.FlagValues) -> dict[str, Path]:
-    """Component of the model -> folder of its files."""
+    """Returns component of the model -> folder of its files."""
     from mllmsubj.checkpoints.importing.models import part_folder
 
     def given(name: str) -> Path:
@@ -82,7 +84,7 @@ def _folders(values: flags.FlagValues) -> dict[str, Path]:
 
 
 def _tokenizers(values: flags.FlagValues, folders: Mapping[str, Path]) -> dict[str, Path]:
-    """Name in the checkpoint -> folder of the tokenizer."""
+    """Returns name in the checkpoint -> folder of the tokenizer."""
     beside = folders["clip"].absolute().parent / "tokenizer"
     clip = values.clip_tokenizer or (beside if beside.is_dir() else folders["clip"])
     mllm = values.tokenizer or folders["mllm"]
@@ -90,7 +92,7 @@ def _tokenizers(values: flags.FlagValues, folders: Mapping[str, Path]) -> dict[s
 
 
 def _check_tokenizers(config: ConfigDict, tokenizers: Mapping[str, Path]) -> None:
-    """Raises UserError if prompts cannot be read with them."""
+    """Raises UserError if prompts cannot be encoded with the tokenizers."""
     from mllmsubj.config.schema import Experiment
     from mllmsubj.data.tokenization import PromptEncoder
 

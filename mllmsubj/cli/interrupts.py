@@ -1,8 +1,8 @@
-"""Ctrl-C as a KeyboardInterrupt that is not lost.
+"""Handling of Ctrl-C that does not lose the KeyboardInterrupt.
 
 Python runs a signal's handler at whatever line the main thread has reached. If that line belongs to a finalizer, to a
-callback of the garbage collector or to one that C++ calls, what the handler raises is ignored, and the command would go
-on. The exception is then gone, which a weak reference shows, and the signal is sent again.
+callback of the garbage collector or to one that C++ calls, the handler's exception is ignored, and the command would
+continue. A weak reference to the exception is then dead, and the signal is sent again.
 """
 
 import signal
@@ -15,11 +15,11 @@ from types import FrameType
 from typing import Any
 
 SECONDS = 0.1
-"""Between two looks whether a KeyboardInterrupt still exists."""
+"""Interval between checks whether a KeyboardInterrupt still exists."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Python's own class cannot be referred to weakly."""
+    """A KeyboardInterrupt that, unlike Python's own class, supports weak references."""
 
 
 _ended = threading.Event()
@@ -27,7 +27,7 @@ _watchers: list[threading.Thread] = []
 
 
 def install() -> None:
-    """Handles SIGINT, if that is not ignored or handled otherwise. To be called in the main thread."""
+    """Handles SIGINT, unless it is ignored or has another handler. Must be called in the main thread."""
     _ended.clear()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _handle)
@@ -35,7 +35,7 @@ def install() -> None:
 
 
 def end() -> None:
-    """Nothing is repeated from now on: the command has ended."""
+    """Stops repeating signals, since the command has ended."""
     _ended.set()
     while _watchers:
         _watchers.pop().join()
@@ -49,7 +49,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     try:
         raise error
     finally:
-        del error  # else this frame, which the traceback holds, would keep it
+        del error  # the traceback refers to this frame, which would keep the exception alive
 
 
 def _repeat_if_lost(error: weakref.ref[Any]) -> None:
@@ -61,6 +61,6 @@ def _repeat_if_lost(error: weakref.ref[Any]) -> None:
 
 
 def _report_ignored(report: Callable[[Any], object], ignored: Any) -> None:
-    """Reports as before, but for what is raised again anyhow."""
+    """Reports ignored exceptions as before, except for those that are raised again."""
     if not isinstance(ignored.exc_value, Interrupted):
         report(ignored)

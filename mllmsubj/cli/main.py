@@ -95,13 +95,13 @@ def run(argv: list[str]) -> None:
 
 
 def start_logging() -> None:
-    """Sends log records of a long command to stderr; to be called before JAX and others set up logging."""
+    """Sends log records of a long command to stderr; must be called before JAX and others set up logging."""
     logging.basicConfig(format="mllmsubj: %(message)s")
     logging.getLogger("mllmsubj").setLevel(logging.INFO)
 
 
 def need_train_extra(what: str) -> None:
-    """Raises UserError if the extra 'train' is not installed; `what` begins the message."""
+    """Raises UserError if the extra 'train' is not installed; the message begins with `what`."""
     if importlib.util.find_spec("grain") is None or importlib.util.find_spec("optax") is None:
         raise UserError(f"{what} the extra 'train': pip install 'mllmsubj[train]'")
 
@@ -109,7 +109,7 @@ def need_train_extra(what: str) -> None:
 def keep_compiled(workdir: Path) -> None:
     """Places the compilation cache in a run's workdir, which outlives its machines.
 
-    A JAX_COMPILATION_CACHE_DIR that the user set stays. Child processes inherit it. To be called before JAX starts.
+    A JAX_COMPILATION_CACHE_DIR that the user set is kept. Child processes inherit it. Must be called before JAX starts.
     """
     if os.environ["JAX_COMPILATION_CACHE_DIR"] == str(_users_cache()):
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(workdir.absolute() / "compiled")
@@ -120,10 +120,10 @@ def _users_cache() -> Path:
 
 
 def _set_up() -> None:
-    """Sets a compilation cache and one-line warnings; to be called before JAX starts and reads its settings."""
+    """Sets a compilation cache and one-line warnings; must be called before JAX starts and reads its settings."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_users_cache()))
     if importlib.util.find_spec("libtpu") and not _has_accelerator():
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu is here to compile only, and warns of a missing TPU
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # here libtpu only compiles, and would warn of a missing TPU
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
     # TensorFlow, which TFDS and the TensorBoard writer import, logs lines at import; it computes nothing here.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -133,16 +133,16 @@ def _set_up() -> None:
 
 
 def _unheard() -> bool:
-    """Whether the reader of stdout, such as `| head`, has closed its end of the pipe."""
+    """Returns whether the reader of stdout, such as `| head`, has closed its end of the pipe."""
     output = select.poll()
     output.register(STDOUT, 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
 
 
 def _has_accelerator() -> bool:
-    """Whether a TPU or NVIDIA GPU is present, by vendor among the PCI devices; starts no backend."""
+    """Returns whether a TPU or NVIDIA GPU is present, by vendor among the PCI devices; starts no backend."""
     vendors = {path.read_text().strip() for path in Path("/sys/bus/pci/devices").glob("*/vendor")}
-    devices = ("/dev/accel0", "/dev/vfio/0", "/dev/nvidia0")  # as containers show them
+    devices = ("/dev/accel0", "/dev/vfio/0", "/dev/nvidia0")  # device files in containers
     return bool({"0x1ae0", "0x10de"} & vendors) or any(map(os.path.exists, devices))
 
 
@@ -157,7 +157,7 @@ def _usage() -> str:
 
 
 def _flags(argv: list[str]) -> tuple[list[str], bool]:
-    """Arguments with underscores in the names of flags and without `--debug`, and whether that was given."""
+    """Returns the arguments, with underscores in names of flags and without `--debug`, and whether that was given."""
     end = argv.index("--") if "--" in argv else len(argv)
     words, debug = [], os.environ.get("MLLMSUBJ_DEBUG", "") not in ("", "0")
     for word in argv[:end]:

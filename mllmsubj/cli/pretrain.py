@@ -1,8 +1,10 @@
-"""mllmsubj pretrain --config=tiny --part=vae|probe|mllm|dit|dla --workdir=DIR [--config.KEY=VALUE …]
+"""Trains a component of the tiny model on toyworld, from scratch.
 
-Makes a part of the tiny model on toyworld, from nothing; run again, it goes on where it stopped. Writes
-DIR/PART.safetensors and DIR/PART.json (where they come from), and into DIR/PART what `mllmsubj train` writes into a
-workdir. A part that builds on another one takes it from DIR, else the one that is shipped.
+mllmsubj pretrain --config=tiny --part=vae|probe|mllm|dit|dla --workdir=DIR [--config.KEY=VALUE …]
+
+Writes DIR/PART.safetensors and DIR/PART.json (their origin), and into DIR/PART the files that `mllmsubj train` writes
+into a workdir. A component that depends on another one reads it from DIR, or else the shipped one. The same command
+resumes an interrupted run.
 """
 
 from absl import flags
@@ -11,7 +13,7 @@ from mllmsubj.cli.train import begin, stopped
 
 
 def define(values: flags.FlagValues) -> None:
-    """The command's flags; those of the config are added when its file is known."""
+    """Defines the command's flags; those of the config are added when its file is known."""
     flags.DEFINE_string("config", None, "config, by name or file, such as tiny", flag_values=values)
     flags.DEFINE_string("part", None, "component to train: vae, probe, mllm, dit or dla", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of all components, made if missing", flag_values=values)

@@ -1,14 +1,16 @@
-"""mllmsubj reproduce --config=FILE[:VARIANT] --workdir=DIR [--tables=NAME,…] [--limit=N] [--parallel=N]
+"""Reproduces the paper's tables in miniature, on toyworld.
+
+mllmsubj reproduce --config=FILE[:VARIANT] --workdir=DIR [--tables=NAME,…] [--limit=N] [--parallel=N]
 [--config.KEY=VALUE …]
 
-The paper's tables in miniature: trains every variant of the config, judges it on toyworld's held-out subjects, and says
-of each row whether the paper's order holds. Each run is a process of its own in WORKDIR/NAME, as in `mllmsubj sweep`:
-run again, it goes on. Writes WORKDIR/report.html, which opens offline, and results.csv of what is finished; exit code 1
-if a run failed.
+Trains every variant of the config, evaluates it on toyworld's held-out subjects, and reports for each row whether the
+paper's order holds. Each run is a separate process in WORKDIR/NAME, as in `mllmsubj sweep`; the same command resumes
+after an interruption. Writes WORKDIR/report.html, which opens offline, and results.csv of the finished runs; the exit
+code is 1 if a run failed.
 
-Times add up: seven trainings, and --limit pictures (all 10,000 held-out ones) of each of the 14 variants. Shorter:
---limit=500 --config.train.stage1.steps=N --config.train.stage2.steps=N, or --tables=sampler,last_stage, which need one
-training.
+The command trains seven times and generates --limit images (by default 10,000, all held-out ones) with each of the 14
+variants. For a shorter run, give --limit=500 --config.train.stage1.steps=N --config.train.stage2.steps=N, or
+--tables=sampler,last_stage, which need one training.
 """
 
 import json
@@ -126,7 +128,7 @@ def _write(workdir: Path, config: ConfigDict, tables: "list[Table]", record: "Re
 
 
 def _found(workdir: Path, record: "Record", row: "Row", prompts: list[str]) -> "Found | None":
-    """Results of a row's evaluation, or None if it has not run."""
+    """Returns the results of a row's evaluation, or None if it has not run."""
     import numpy as np
     from PIL import Image
 
@@ -139,7 +141,7 @@ def _found(workdir: Path, record: "Record", row: "Row", prompts: list[str]) -> "
     metrics = {k: v for k, v in json.loads((folder / "metrics.json").read_text()).items() if isinstance(v, int | float)}
     with Image.open(folder / "samples.png") as image:
         pixels = np.asarray(image.convert("RGB"))
-    side = pixels.shape[1] // 3  # squares: reference, drawn, target
+    side = pixels.shape[1] // 3  # squares: reference, generated image, target
     return Found(metrics, pixels.reshape(-1, side, *pixels.shape[1:])[: len(prompts)], prompts)
 
 

@@ -1,16 +1,17 @@
-"""mllmsubj sweep --config=FILE[:VARIANT] --sweep=FILE --workdir=DIR [--parallel=N] [--config.KEY=VALUE …]
+"""Trains and evaluates every run of a sweep, and summarizes them.
+
+mllmsubj sweep --config=FILE[:VARIANT] --sweep=FILE --workdir=DIR [--parallel=N] [--config.KEY=VALUE …]
 mllmsubj sweep --checkpoint=DIR|tiny --sweep=FILE --workdir=DIR […]
 mllmsubj sweep --workdir=DIR --summary
 
-Trains and judges every run of a sweep, each in WORKDIR/NAME as a process of its own; NAME says its overrides, log.txt
-there what it said, eval/ how it was judged. Runs that differ in `sampling` and `evals` alone share one training; with
---checkpoint nothing is trained. Run again, it goes on: what is finished is left alone, what was stopped resumes, what
-failed is tried again. Exit code 1 if a run failed. The summary of what is finished is a table, summary.csv and
-summary.png.
+Each run is a separate process in WORKDIR/NAME, named after its overrides, with its output in log.txt and its evaluation
+in eval/. Runs that differ only in `sampling` and `evals` share one training; with --checkpoint nothing is trained. The
+same command keeps finished runs, resumes interrupted ones and repeats failed ones. The exit code is 1 if a run failed.
+The summary of the finished runs is a table, summary.csv and summary.png.
 
---launch='COMMAND … --' hands the commands to a launcher instead, each behind these words, in which {} becomes the run's
-number: training, or, where WORKDIR has the result of that, evaluation; so call it again when trainings are done.
---dry_run prints the commands that are due.
+--launch='COMMAND … --' passes the commands to a launcher instead, each appended to these words, in which {} becomes the
+run's number. They are trainings, or evaluations of trainings whose result is in WORKDIR, so repeat the command when the
+trainings are done. --dry_run prints the commands that would run.
 """
 
 import shlex
@@ -87,7 +88,7 @@ def _carry_out(values: flags.FlagValues, workdir: Path, common: list[str]) -> No
                 print(shlex.join(job.words))
         return
     if not values.launch:
-        keep_compiled(workdir)  # its runs share most programs
+        keep_compiled(workdir)  # the runs share most compiled programs
     before, unit = ((), "commands handed over") if values.launch else (HERE, "runs done")
     outcome = run_sweep(workdir, record, jobs, values.parallel, before, unit)
     say(outcome)

@@ -1,8 +1,10 @@
-"""mllmsubj train --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE …]
+"""Trains both stages; the same command resumes exactly.
 
-Trains both stages; run again, it resumes exactly. Writes WORKDIR/checkpoints (saves), WORKDIR/model (the result, for
-`mllmsubj generate --checkpoint=WORKDIR`), metrics.jsonl, tensorboard/, samples/ and compiled/ (programs, for the next
-start; JAX_COMPILATION_CACHE_DIR names another place for them). On several hosts the same command runs on each.
+mllmsubj train --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE …]
+
+Writes WORKDIR/checkpoints, WORKDIR/model (the result, for `mllmsubj generate --checkpoint=WORKDIR`), metrics.jsonl,
+tensorboard/, samples/ and compiled/ (programs, for the next start; JAX_COMPILATION_CACHE_DIR replaces this folder). On
+several hosts the same command runs on each.
 """
 
 import logging
@@ -71,7 +73,7 @@ def begin(values: flags.FlagValues, argv: list[str], command: str, **needed: str
 
 @contextmanager
 def stopped() -> Iterator[None]:
-    """Around training: exits with 143 after SIGTERM, when everything is saved."""
+    """Exits with 143 if training, in its body, was preempted by SIGTERM and has saved everything."""
     from mllmsubj.train.hooks import Preempted
 
     _hush_orbax()
@@ -83,9 +85,9 @@ def stopped() -> Iterator[None]:
 
 
 def _hush_orbax() -> None:
-    """Suppresses orbax's reports of writes that it gave up after one failed, as on a full disk.
+    """Suppresses orbax's reports of writes that it canceled after one failed, as on a full disk.
 
-    Each of hundreds would leave a traceback, later and from any thread; the failure itself is raised as an exception.
+    Each of hundreds would print a traceback, later and from any thread; the failure itself is raised as an exception.
     """
     logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
     before = sys.unraisablehook

@@ -28,7 +28,7 @@ class Generator:
     """Generates images of a subject; compiles once for each shape, stage plan and kind of guidance."""
 
     def __init__(self, model: SubjectModel, shift: ShiftConfig, run: RunProgram = on_device):
-        """`run`: how parameters get to a program: `on_device`, or `cpu_offload(mesh)`."""
+        """Creates the programs; `run` moves parameters to them: `on_device` or `cpu_offload(mesh)`."""
         self.model, self.shift, self.run = model, shift, run
         programs = _programs(model)
         self.condition, self.prepare, self.decode = programs.condition, programs.prepare, programs.decode
@@ -43,7 +43,7 @@ class Generator:
         num_images: int = 1,
         progress: Progress | None = None,
     ) -> Float[np.ndarray, "images height width 3"]:
-        """Images of one prompt, in [-1, 1]; image i depends on (seed, i) alone, not on `num_images`.
+        """Generates images of one prompt, in [-1, 1]; image i depends on (seed, i) alone, not on `num_images`.
 
         Without `progress` all steps are one program; with it, each step is a separate call.
         """
@@ -78,7 +78,7 @@ class Generator:
         return np.concatenate(images)[:num_images]
 
     def noise(self, seed: int, first: int, count: int, grid: tuple[int, int]) -> Float[Array, "b n c"]:
-        """Initial noise of the images `first` to `first + count`, each from its own key."""
+        """Returns the initial noise of images `first` to `first + count - 1`, each from its own key."""
         return self._noise(np.uint32(seed), np.uint32(first), count=count, grid=grid)
 
 
@@ -95,7 +95,7 @@ class _Programs:
 
 @cache
 def _programs(model: SubjectModel) -> _Programs:
-    """The programs of a model, shared by its generators in this process, so that each is compiled once."""
+    """Returns the programs of a model, shared by its generators in this process, so that each is compiled once."""
     jit = partial(jax.jit, compiler_options=compiler_options())
     return _Programs(
         condition=jit(model.condition),
@@ -129,7 +129,7 @@ def _sample(
     cfg: bool,
     stepper: Name = "euler",
 ) -> tuple[Float[Array, "b n c"], PyTree]:
-    """Latents at `times[-1]` from those at `times[0]`, and the stepper's state; see `diffusion.sampler.sample`.
+    """Returns latents at `times[-1]` from those at `times[0]`, and the stepper's state; see `diffusion.sampler.sample`.
 
     `modulation`: the output of `prepare` for these times, if it was computed before. `cfg`: classifier-free guidance.
     """

@@ -1,6 +1,6 @@
 """CPU offload: parameters are copied to the devices in groups, one for each program that reads them.
 
-An 80 GB accelerator cannot hold FLUX, an 8B MLLM and activations in bfloat16 at once; it can hold each group.
+FLUX, an 8B MLLM and activations in bfloat16 do not fit into 80 GB of device memory at once; each group does.
 """
 
 import re
@@ -31,17 +31,17 @@ class RunProgram(Protocol):
     """Calls a program with its parameter group on the devices, and returns its result."""
 
     def __call__(self, params: Params, group: str, program: Callable[[Params], T]) -> T:
-        """`group`: a key of PARAMETER_GROUPS."""
+        """Calls `program` with the parameters of `group`, a key of PARAMETER_GROUPS."""
         ...
 
 
 def is_read(path: str) -> bool:
-    """Whether any program reads the parameter."""
+    """Returns whether any program reads the parameter."""
     return any(pattern.fullmatch(path) for pattern in PARAMETER_GROUPS.values())
 
 
 def parameters_of(params: Params, group: str) -> Params:
-    """The parameters, or shapes, of one group."""
+    """Returns the parameters, or shapes, of one group."""
     pattern = PARAMETER_GROUPS[group]
     return unflatten({path: leaf for path, leaf in flatten(params).items() if pattern.fullmatch(path)})
 
@@ -68,7 +68,7 @@ def cpu_offload(mesh: Mesh) -> RunProgram:
 
 
 def group_bytes(params: Params, mesh: Mesh) -> dict[str, int]:
-    """Bytes on each device by parameter group; `params` may be shapes."""
+    """Returns the bytes on each device by parameter group; `params` may be shapes."""
     shapes = sharded_shapes(params, mesh)
     return {group: bytes_per_device(parameters_of(shapes, group)) for group in PARAMETER_GROUPS}
 
@@ -76,7 +76,7 @@ def group_bytes(params: Params, mesh: Mesh) -> dict[str, int]:
 def check_room(sizes: Mapping[str, int], offload: bool, room: int | None) -> None:
     """Raises UserError if parameters alone fill a device.
 
-    `sizes`: bytes of each group, see `group_bytes`; `room`: bytes that a device has, None if unknown.
+    `sizes`: bytes of each group, see `group_bytes`; `room`: bytes of a device's memory, None if unknown.
     """
     needed = max(sizes.values()) if offload else sum(sizes.values())
     if room is not None and needed >= room:

@@ -25,7 +25,7 @@ from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Params
 
 GROUP = 1 << 30
-"""Bytes, as stored, of parameters that are handled together, unless one kernel and its adapter are larger."""
+"""Bytes, as stored, of parameters that are processed together, unless one kernel and its adapter are larger."""
 
 Adapter = tuple[LoRAConfig, Params, float]
 """A LoRA as `load_lora` returns it, and the weight that it is added with."""
@@ -37,7 +37,7 @@ _unstacked = jax.jit(unstack)
 def load(
     folder: Path, experiment: Experiment, mesh: Mesh, adapters: Sequence[Adapter] = ()
 ) -> tuple[SubjectModel, Params]:
-    """The inference model of a checkpoint and its parameters, on the devices or, with `compute.offload`, on the host.
+    """Loads the inference model and parameters of a checkpoint, to the devices or, with `compute.offload`, to the host.
 
     Raises UserError for a folder whose parameters are not those of the config, and if a device has no room for them.
     """
@@ -54,18 +54,18 @@ def load(
 
 
 def held_model(stored: SubjectModel) -> SubjectModel:
-    """The model that `load` returns, with stacked layers."""
+    """Returns the model that `load` returns, but with stacked layers."""
     return replace(stored, config=replace(stored.config, lora=None)) if _merges(stored) else stored
 
 
 def held_shapes(stored: SubjectModel) -> Params:
-    """Shapes and dtypes of the parameters that `load` returns, with stacked layers."""
+    """Returns shapes and dtypes of the parameters that `load` returns, but with stacked layers."""
     read = unflatten({path: leaf for path, leaf in flatten(stored.abstract_params()).items() if is_read(path)})
     return jax.eval_shape(partial(_held, stored), read)
 
 
 def groups(stored: SubjectModel) -> list[list[str]]:
-    """Paths of the parameters that inference reads, in groups; a kernel and an adapter merged into it share a group."""
+    """Groups the paths of parameters that inference reads; a kernel and an adapter merged into it share a group."""
     units: defaultdict[str, list[str]] = defaultdict(list)
     sizes: defaultdict[str, int] = defaultdict(int)
     for path, leaf in flatten(stored.abstract_params()).items():
@@ -75,7 +75,7 @@ def groups(stored: SubjectModel) -> list[list[str]]:
             sizes[unit] += leaf.size * leaf.dtype.itemsize
     found: list[list[str]] = []
     size = GROUP
-    for unit in sorted(units, key=sizes.__getitem__, reverse=True):  # the largest come while little else is held
+    for unit in sorted(units, key=sizes.__getitem__, reverse=True):  # the largest first, while few others are in memory
         if size + sizes[unit] > GROUP:
             found.append([])
             size = 0
@@ -85,7 +85,7 @@ def groups(stored: SubjectModel) -> list[list[str]]:
 
 
 def _held(stored: SubjectModel, params: Params, adapters: Sequence[Adapter] = ()) -> Params:
-    """Some of the parameters, converted for inference; a kernel comes with the adapters that are merged into it.
+    """Converts some of the parameters for inference; a kernel comes with the adapters that are merged into it.
 
     In 8 bits the checkpoint's own adapters stay beside the kernels, as in training: their changes are smaller than the
     steps of 8 bits. Those of `adapters` are merged before quantization.
@@ -113,5 +113,5 @@ def _merges(stored: SubjectModel) -> bool:
 
 
 def _room(device: jax.Device) -> int | None:
-    """Bytes of a device's memory, where it says."""
+    """Returns the bytes of a device's memory, or None if the backend does not report them."""
     return (device.memory_stats() or {}).get("bytes_limit")

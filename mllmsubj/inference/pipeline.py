@@ -1,4 +1,4 @@
-"""The Python front door: `Pipeline.load("tiny").generate(references=[photo], prompt="…").images`."""
+"""The Python API: `Pipeline.load("tiny").generate(references=[photo], prompt="…").images`."""
 
 import json
 import sys
@@ -64,7 +64,7 @@ class Pipeline:
         checkpoint: str,
         loras: Sequence[Lora] = (),
     ):
-        """`checkpoint` (its fingerprint) and `loras` (those folded in) become part of the images' metadata."""
+        """Creates a pipeline; `checkpoint` (its fingerprint) and `loras` (those folded in) become image metadata."""
         self.experiment, self.params, self.mesh, self.checkpoint = experiment, params, mesh, checkpoint
         self.loras = [[Path(path).name, weight] for path, weight in loras]
         run = cpu_offload(mesh) if experiment.compute.offload else on_device
@@ -132,12 +132,12 @@ class Pipeline:
         return Result([to_pil(p) for p in pixels], [shared | {"index": i} for i in range(num_images)])
 
     def settings(self, **sampling: Any) -> SamplingConfig:
-        """The config's sampling settings with some replaced; raises UserError for an unknown or invalid one."""
+        """Returns the config's sampling settings with some replaced; raises UserError for an unknown or invalid one."""
         return typed(SamplingConfig, asdict(self.experiment.sampling) | sampling, "sampling")
 
 
 class _Bar:
-    """A tqdm bar on stderr, made at the first update, when the number of steps is known."""
+    """A tqdm bar on stderr, created at the first update, when the number of steps is known."""
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None

@@ -22,6 +22,7 @@ class RequestReader:
     """Reads requests for one checkpoint; needs its config and tokenizers, not its parameters."""
 
     def __init__(self, experiment: Experiment, folder: Path):
+        """Loads the tokenizers of the checkpoint `folder`."""
         mllm = experiment.model.mllm
         self._size, self._config = (mllm.vision.image_size,) * 2, experiment.reference
         self._encoder = PromptEncoder(
@@ -33,7 +34,7 @@ class RequestReader:
         )
 
     def __call__(self, references: Sequence[Reference], prompt: str, num_images: int, seed: int) -> SubjectInputs:
-        """Arrays of one request, batch 1; raises UserError for an invalid request."""
+        """Returns the arrays of one request, batch 1; raises UserError for an invalid request."""
         _check(prompt, num_images, seed)
         images = [open_image(r) if isinstance(r, str | Path) else to_rgb(r) for r in references]
         check_references(images, self._config)
@@ -53,10 +54,10 @@ class RequestReader:
 
 
 def _vae_images(images: list[Image.Image], config: ReferenceConfig) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """The VAE's inputs, in [-1, 1], and the mask of their tokens.
+    """Returns the VAE's inputs, in [-1, 1], and the mask of their tokens.
 
-    Several references are padded to squares as in training, since the position ids of one depend on the sizes of those
-    before it.
+    Several references are padded to squares as in training, since the position ids of each depend on the sizes of the
+    previous ones.
     """
     if len(images) == 1:
         return [vae_picture(images[0], False, config)], None
@@ -70,7 +71,9 @@ def _vae_images(images: list[Image.Image], config: ReferenceConfig) -> tuple[lis
 def _check(prompt: str, num_images: int, seed: int) -> None:
     if not prompt.strip():
         raise UserError('no prompt; give one with --prompt="…"')
-    if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # how Python keeps bytes that it could not decode
+    if any(
+        "\ud800" <= letter <= "\udfff" for letter in prompt
+    ):  # surrogates stand for bytes that Python could not decode
         raise UserError(f"the prompt is not valid UTF-8: {prompt!r}")
     if num_images < 1:
         raise UserError(f"num_images is {num_images}; it must be at least 1")

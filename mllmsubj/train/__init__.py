@@ -1,1 +1,1 @@
-"""Training: state, optimizer and step are pure; loop.py is the only impure part."""
+"""Training: state, optimizer and step are pure functions; the loop and its hooks have side effects."""

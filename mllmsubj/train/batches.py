@@ -1,4 +1,4 @@
-"""Batches on their way from the loader to the update: laid out on the mesh and, for the method's stages, encoded."""
+"""Batches between loader and update: placed on the mesh and, for the method's stages, encoded."""
 
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
@@ -20,17 +20,19 @@ from mllmsubj.typing import Params
 
 @runtime_checkable
 class RowLoader(Protocol):
-    """Such as `data.loader.Loader`."""
+    """Iterator over batches, such as `data.loader.Loader`."""
 
     rows: np.ndarray
-    """Which rows of a batch this process reads."""
+    """Numbers of the rows of a batch that this process reads."""
 
-    def __next__(self) -> Any: ...
+    def __next__(self) -> Any:
+        """Returns this process's rows of the next batch."""
+        ...
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """What one update reads, and where it comes from."""
+    """Inputs of one update, and the rows that they were made from."""
 
     inputs: Any
     """The update's argument, on the mesh."""
@@ -41,11 +43,11 @@ class TrainBatch:
     stage: int = 0
     """Number of the stage that trains on it."""
     flops: int = 0
-    """Spent on making `inputs`, over all devices."""
+    """Floating-point operations spent on `inputs`, over all devices."""
 
 
 def global_batches(loader: RowLoader, size: int, mesh: Mesh, throughput: Throughput) -> Generator[TrainBatch]:
-    """Batches of `size` rows over all processes, as the loader reads them."""
+    """Yields batches of `size` rows over all processes, as the loader reads them."""
     while True:
         with throughput.waiting():
             rows = next(loader)
@@ -63,7 +65,7 @@ def encoded_batches(
     step: int,
     throughput: Throughput,
 ) -> Generator[TrainBatch]:
-    """Features of the batches that `global_batches` gives, from the cache where all rows of a batch are in it.
+    """Yields features of the batches of `global_batches`, from the cache if it contains all rows of a batch.
 
     `stage_of`: step -> number of its stage, whose encoder is one of `encoders`; `frozen`: the frozen parameters;
     `step`: number of the first batch. Batches that are not in the cache are stored there. Closes `cache` at the end.
@@ -71,7 +73,7 @@ def encoded_batches(
     params, programs = {name: frozen[name] for name in FROZEN_ENCODERS}, Programs(throughput)
 
     def program(encoder: FeatureEncoder, batch: Batch, cached: CachedFeatures | None = None) -> Program:
-        """With cached features, its outputs lie as without, which the update is compiled for."""
+        """Compiles with the same output shardings with and without cached features: one update reads both."""
         shardings = None if cached is None else program(encoder, batch).compiled.output_shardings
 
         def compiled() -> Program:

@@ -1,7 +1,7 @@
-"""A run's own saves under `WORKDIR/checkpoints/STEP/`, written in the background, from which it resumes exactly.
+"""Checkpoints of a run under `WORKDIR/checkpoints/STEP/`, written in the background; a run resumes from them exactly.
 
-A save is `state` (arrays), `loader` and `meta` (JSON), and `files.json` with the sizes of all their files. It is
-written under a temporary name and renamed, so that one that was cut short is never taken for a whole one.
+A checkpoint consists of `state` (arrays), `loader` and `meta` (JSON), and `files.json`, the sizes of all their files.
+It is written under a temporary name and renamed, so that an incomplete one is never mistaken for a complete one.
 """
 
 import json
@@ -32,7 +32,7 @@ from mllmsubj.typing import PyTree
 
 @dataclass(frozen=True)
 class Saved:
-    """What `restore` gives back."""
+    """A restored checkpoint."""
 
     state: PyTree
     loader: dict[str, Any]
@@ -40,21 +40,27 @@ class Saved:
 
 
 class Checkpoints:
-    """Saves of one run; a context manager. On several processes all call every method, at the same steps.
+    """Writes and restores the checkpoints of one run; a context manager.
 
-    Also listens for SIGTERM, by which schedulers announce that the machine is taken away. On several processes that
-    is JAX's own service (`jax.distributed.initialize` starts it); else a handler, which `close` takes back.
+    On several processes, each calls every method, at the same steps. SIGTERM, which schedulers send before a
+    preemption, is handled by JAX's own service on several processes (started by `jax.distributed.initialize`), else by
+    a signal handler that `close` removes.
     """
 
     def __init__(self, workdir: str | Path, config: CheckpointConfig, clock: Callable[[], float] = time.monotonic):
-        """`clock`: seconds, for `every_minutes`. Raises UserError if the folder cannot be made."""
+        """Opens the folder; `clock` returns seconds, for `every_minutes`.
+
+        Raises UserError if the folder cannot be created.
+        """
         self.folder, self._config, self._clock = Path(workdir).absolute() / "checkpoints", config, clock
         self._last_save, self._failed, self._terminated = clock(), False, False
         with self._told("cannot open"):
             on_first_process(self._tidy)
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=_keep(config),
-                best_fn=(lambda metrics: metrics[config.best]) if config.keep_best else None,  # None: none are stored
+                best_fn=(lambda metrics: metrics[config.best])
+                if config.keep_best
+                else None,  # None: orbax stores no metrics
                 save_root_metadata=False,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files),
             )
@@ -68,21 +74,23 @@ class Checkpoints:
             self._previous = signal.signal(signal.SIGTERM, self._terminate)
 
     def __enter__(self) -> "Checkpoints":
+        """Returns the object itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Calls `close`."""
         self.close()
 
     def latest(self) -> int | None:
-        """The newest step that was saved whole, or None; waits for one that is being saved."""
+        """Returns the step of the newest complete checkpoint, or None; waits for one that is being saved."""
         self.wait()
         return self._manager.latest_step()
 
     def restore(self, step: int, state: PyTree) -> Saved:
-        """The save of a step; `state`: a tree of ShapeDtypeStruct with shardings, which may be another mesh's.
+        """Restores the checkpoint of a step.
 
-        Raises UserError if files of the save are damaged and if the state is of another form, naming the first few
-        paths.
+        `state`: a tree of ShapeDtypeStruct with shardings, which may be those of another mesh. Raises UserError if
+        files are damaged, and if the state has another structure, naming the first few paths.
         """
         folder = self.folder / str(step)
         advice = "delete that folder to resume from the save before it"
@@ -101,7 +109,7 @@ class Checkpoints:
                     ),
                 )
                 return Saved(restored.state, restored.loader, restored.meta)
-        except Exception as error:  # of many types
+        except Exception as error:  # orbax raises exceptions of many types
             raise UserError(f"cannot read save {folder}: {reason(error)}; {advice}") from None
         raise UserError(
             f"save {folder} does not fit the config: {problem}; resume with the config it was made with, or give "
@@ -116,11 +124,11 @@ class Checkpoints:
         meta: dict[str, Any],
         metrics: dict[str, float] | None = None,
     ) -> None:
-        """Saves a step in the background, after the save before it is done; one that is there already stays.
+        """Saves a step in the background, once the previous save is complete; an existing checkpoint is kept.
 
-        Returns when the arrays are copied, so the next step may donate them. `loader`, `meta`: as process 0 has them.
-        `metrics`: of the evaluators at this step, if they ran; the number `config.best` counts.
-        Raises UserError if this save, or the one before, cannot be written; older ones stay.
+        Returns when the arrays are copied, so the next step may donate them. `loader` and `meta` are those of process
+        0. `metrics`: results of the evaluators at this step, if they ran; only `config.best` is used.
+        Raises UserError if this save or the previous one cannot be written; older checkpoints are kept.
         """
         if step in self._manager.all_steps():
             return
@@ -139,14 +147,14 @@ class Checkpoints:
         self._last_save = self._clock()
 
     def due(self, step: int, log_point: bool = False) -> bool:
-        """Whether this step is to be saved: by its number or, at log points, by the time since the last save.
+        """Returns whether to save this step: by its number or, at log points, by the time since the last save.
 
-        The time is process 0's, and telling the others makes them wait for it, hence at log points only.
+        Process 0 measures the time and the other processes wait for its result, hence at log points only.
         Raises UserError if the save in the background failed.
         """
         with self._told("cannot save in"):
             if not self._manager.is_saving_in_progress():
-                self._manager.wait_until_finished()  # raises what went wrong, and does not wait
+                self._manager.wait_until_finished()  # raises the error of a failed save, without waiting
         if self._config.every_steps and step % self._config.every_steps == 0:
             return True
         if not log_point or not self._config.every_minutes:
@@ -154,18 +162,24 @@ class Checkpoints:
         return on_first_process(lambda: self._clock() - self._last_save >= 60 * self._config.every_minutes)
 
     def preempted(self, step: int) -> bool:
-        """Whether to save now and stop; to be asked at every step, since several processes agree on one by counting."""
+        """Returns whether to save now and stop.
+
+        Must be called at every step, since several processes have to agree on one.
+        """
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._terminated
 
     def wait(self) -> None:
-        """Until the save in the background is on disk; raises UserError if it failed."""
+        """Waits until the save in the background is on disk; raises UserError if it failed."""
         with self._told("cannot save in"):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, unless a save failed already, and gives SIGTERM back; raises UserError if the last save failed."""
+        """Waits for the last save, unless one failed already, and restores the handler of SIGTERM.
+
+        Raises UserError if the last save failed.
+        """
         if self._listens and not self._terminated:
             signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
         self._listens = False
@@ -178,13 +192,13 @@ class Checkpoints:
             logging.getLogger("absl").removeFilter(_not_orbax_error)
 
     def _terminate(self, *_: int | FrameType | None) -> None:
-        """The first SIGTERM; a second one does what it did before."""
+        """Handles the first SIGTERM; the previous handler receives a second one."""
         self._terminated = True
         signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
 
     @contextmanager
     def _told(self, what: str, quiet: bool = False) -> Iterator[None]:
-        """What orbax raises, of many types, as one line; with `quiet` not at all."""
+        """Converts orbax's exceptions, of many types, to a one-line UserError; `quiet` suppresses them."""
         try:
             yield
         except UserError:
@@ -198,10 +212,10 @@ class Checkpoints:
                 ) from None
 
     def _tidy(self) -> None:
-        """Makes the folder; clears away saves that were cut short while written or removed.
+        """Creates the folder and removes checkpoints whose writing or removal was interrupted.
 
-        Orbax would count the latter as whole, and clears the former in the background, done at some later time. Never
-        the newest with a name: a file that it lacks is damage.
+        Orbax would treat the latter as complete, and removes the former only later, in the background. The newest one
+        with its final name is kept: a file that is missing there is damage.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self._unfinished():
@@ -218,7 +232,7 @@ class Checkpoints:
         return damage(save) if (save / "files.json").is_file() else "files.json is missing"
 
     def _list_files(self) -> None:
-        """Orbax calls this in the background when all is written, just before the save gets its name and its time."""
+        """Writes `files.json`; orbax calls this in the background, just before it renames a complete save."""
         if jax.process_index() == 0:
             for partial in self._unfinished():
                 listing = {name: [size] for name, size in sizes(partial).items() if name != "_CHECKPOINT_METADATA"}
@@ -226,13 +240,13 @@ class Checkpoints:
 
 
 def _not_orbax_error(record: logging.LogRecord) -> bool:
-    """Orbax logs a traceback, from another thread, of each error that reaches us anyway."""
+    """Returns False for the tracebacks that orbax logs, from another thread, of errors that it raises as well."""
     return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
 @dataclass(frozen=True)
 class _Best:
-    """As orbax's BestN, but among the saves that have the number at all."""
+    """Preservation policy like orbax's BestN, but only among checkpoints that have the metric."""
 
     config: CheckpointConfig
 
@@ -244,7 +258,7 @@ class _Best:
 
 
 def _keep(config: CheckpointConfig) -> policies.AnyPreservationPolicy:
-    """The newest, whatever the config says, and those that it names."""
+    """Returns a policy that keeps the newest checkpoint in any case, and those that the config selects."""
     keep: list[Any] = [policies.LatestN(max(config.keep_last, 1))]
     if config.keep_every_steps:
         keep.append(policies.EveryNSteps(config.keep_every_steps))

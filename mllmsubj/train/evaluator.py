@@ -1,4 +1,4 @@
-"""What an evaluator is."""
+"""Interface of evaluators."""
 
 from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
@@ -8,26 +8,26 @@ import numpy as np
 from mllmsubj.typing import Params
 
 Value = float | np.ndarray | tuple[str, ...]
-"""A number; pictures [n, height, width, 3] of 8 bits; or the text beside each of the pictures of the same name."""
+"""A number; images [n, height, width, 3] uint8; or one text for each of the images of the same name."""
 
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Judges parameters; on several processes all run it, each getting the same values."""
+    """Evaluates parameters; on several processes each runs it, and all get the same values."""
 
     name: str
-    """Of its section in the config's `evals`, too."""
+    """Name of the evaluator and of its section in the config's `evals`."""
     meanings: Mapping[str, str]
-    """What each number, and each set of pictures, is: for people who read a report."""
+    """Description of each number and each set of images, for readers of a report."""
     every_steps: int
-    """Its cadence in training; it runs at the end, too."""
+    """Training steps between evaluations, which also run after the last step; 0: none during training."""
     examples: int
-    """How many it judges by."""
+    """Number of examples that it evaluates."""
 
     def run(self, params: Params) -> Iterator[tuple[str, Value]]:
-        """(name, value) pairs, names as "loss/both".
+        """Yields (name, value) pairs, with names such as "loss/both".
 
-        `params`: of the whole model, laid out as its `compute` wants them.
+        `params`: all parameters, in the layout that `Task.all_params` returns.
         """
         ...
 
@@ -35,7 +35,7 @@ class Evaluator(Protocol):
 def sort(
     values: Iterator[tuple[str, Value]],
 ) -> tuple[Mapping[str, float], Mapping[str, np.ndarray], Mapping[str, tuple[str, ...]]]:
-    """Numbers, pictures and texts apart."""
+    """Splits values into numbers, images and texts, each by name."""
     numbers: dict[str, float] = {}
     pictures: dict[str, np.ndarray] = {}
     texts: dict[str, tuple[str, ...]] = {}

@@ -1,10 +1,10 @@
 """Cached features on disk: outputs of the frozen encoders, one safetensors file per row.
 
 A file's name is the SHA-256 of all that the frozen encoders read of the row (after augmentation, so that a random crop
-is a new row) and of the encoders themselves. A row that is found under its name is therefore never stale, and files may
-be deleted at any time.
+is a new row) and of the encoders themselves. A stored row is therefore never stale, and files may be deleted at any
+time.
 
-    FOLDER/ab/abcd….safetensors    see `CachedFeatures`; and `crc32`, of the arrays before it
+    FOLDER/ab/abcd….safetensors    the arrays of `CachedFeatures`, and `crc32`, their checksum
 """
 
 import hashlib
@@ -46,10 +46,10 @@ from mllmsubj.train.features import (
 log = logging.getLogger("mllmsubj")
 
 VERSION = 2
-"""Of the files; and to be raised when the frozen encoders' code computes something else from the same numbers."""
+"""Version of the files; must be raised when the code of the frozen encoders computes other features."""
 _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "U32": np.dtype(np.uint32)}
 _BATCHES_BEHIND = 2
-"""Batches that may wait to be written; they hold device memory."""
+"""Batches that may wait to be written; they occupy device memory."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -57,13 +57,13 @@ Arrays = dict[str, np.ndarray]
 class FeatureCache:
     """Features of rows that were encoded before.
 
-    All processes call `find` for the same batches, and then what it returns.
+    All processes call `find` for the same batches, and then the function that it returns.
     """
 
     def __init__(self, folder: Path, parts: Literal["latents", "all"], encoders: str, mesh: Mesh, threads: int):
-        """`encoders`: text that names the frozen encoders and all that they read besides a batch.
+        """Opens the folder; `encoders`: text that identifies the frozen encoders and all their inputs but the batch.
 
-        Raises UserError if the folder cannot be made.
+        Raises UserError if the folder cannot be created.
         """
         self._folder, self._states, self._mesh = folder, parts == "all", mesh
         self._names = (*LATENTS, *STATES) if self._states else LATENTS
@@ -85,10 +85,9 @@ class FeatureCache:
     def find(
         self, encoder: FeatureEncoder, batch: Batch, rows: np.ndarray, batch_size: int
     ) -> tuple[CachedFeatures | None, Callable[[Encoded], None] | None]:
-        """Cached features of a whole batch, on the mesh, if those of every row of every process are stored.
+        """Returns the cached features of a whole batch, on the mesh, if every row of every process is stored.
 
-        Otherwise None, and a function that stores the features of the batch, once they are computed.
-
+        Otherwise returns None, and a function that stores the features of the batch once they are computed.
         `batch`: this process's `rows` of it, on the host.
         """
         keys = tuple(self._readers.map(partial(self._row_key, encoder, batch), range(len(rows))))
@@ -109,7 +108,7 @@ class FeatureCache:
         return cached, None
 
     def close(self) -> None:
-        """After the last row is written."""
+        """Waits until every row is written, and stops the threads."""
         self._writer.shutdown(wait=True)
         self._readers.shutdown(wait=True)
         while self._writing:
@@ -117,14 +116,14 @@ class FeatureCache:
 
     def _store_missing(self, missing: dict[int, str], encoded: Encoded) -> None:
         """Stores the rows that are missing (row of the batch -> its key), in the background."""
-        # Waited for, since simulated devices may deadlock with several programs with collectives under way.
+        # Blocks because simulated devices may deadlock when several programs with collectives run at once.
         features = jax.block_until_ready(self._by_row(encoded))
         self._writing.append(self._writer.submit(self._store, missing, features))
         while len(self._writing) > _BATCHES_BEHIND:
             self._writing.popleft().result()
 
     def _row_key(self, encoder: FeatureEncoder, batch: Batch, place: int) -> str:
-        """Key of one row: a hash of all that the frozen encoders read of it."""
+        """Returns the key of one row: a hash of all that the frozen encoders read of it."""
         names = ["target"]
         if encoder.with_references:
             names.append("references")
@@ -143,7 +142,7 @@ class FeatureCache:
         return self._folder / key[:2] / f"{key}.safetensors"
 
     def _read(self, key: str, names: Sequence[str] = ()) -> Arrays | None:
-        """What is stored under a key, or None; a damaged file is as good as none."""
+        """Returns the arrays stored under a key, or None if there are none or their file is damaged."""
         path = self._path(key)
         try:
             stored = safetensors.deserialize(path.read_bytes())
@@ -192,14 +191,14 @@ class FeatureCache:
                 partial_path.unlink(missing_ok=True)
 
     def _warn_once(self, kind: str, message: str) -> None:
-        """Once a kind and run."""
+        """Logs a warning, once of each kind."""
         if kind not in self._warned:
             self._warned.add(kind)
             log.warning("%s", message)
 
 
 def make_cache(experiment: Experiment, base: Path, encoder: FeatureEncoder, mesh: Mesh) -> FeatureCache | None:
-    """The cache that a config asks for; `base`: checkpoint of the frozen encoders."""
+    """Returns the cache that a config enables, or None; `base`: checkpoint of the frozen encoders."""
     data, model = experiment.data, experiment.model
     if not data.cache:
         return None
@@ -212,7 +211,7 @@ def make_cache(experiment: Experiment, base: Path, encoder: FeatureEncoder, mesh
 
 
 def _checksum(arrays: Arrays) -> np.ndarray:
-    """CRC-32 of all arrays in order of their names."""
+    """Returns the CRC-32 of all arrays in order of their names."""
     value = 0
     for name in sorted(arrays):
         value = zlib.crc32(arrays[name].reshape(-1).view(np.uint8).data, value)

@@ -1,7 +1,7 @@
 """Features: outputs of the frozen encoders for a batch, computed or taken from the cache. Pure functions.
 
-Encoding is a program of its own, so that a small chip need not hold the frozen encoders and the transformer at once,
-and so that its outputs can be cached on disk: the update gets the same arrays either way.
+Encoding is a separate program, so that frozen encoders and transformer need not be in a small chip's memory at once,
+and so that its outputs can be cached on disk: the update reads the same arrays either way.
 """
 
 from dataclasses import dataclass, replace
@@ -19,10 +19,10 @@ from mllmsubj.parallel.sharding import constrain
 from mllmsubj.typing import Array, Float, Int, Leaf, Params
 
 FROZEN_ENCODERS = ("mllm", "vae", "clip")
-"""What `FeatureEncoder.encode` reads of the frozen parameters; the update reads the transformer."""
+"""Subtrees of the frozen parameters that `FeatureEncoder.encode` reads; the update reads the transformer."""
 
 CachedFeatures = dict[str, Array]
-"""Features by name, with a leading axis of rows, but for `null`, which all rows share:
+"""Features by name, with a leading axis of rows, except `null`, which all rows share:
 
     latents   target_mean, target_std, references   [b, n, c], of the VAE
     states    text, image [b, l, s, d], pooled [b, p], null [l, 1, z, d], of the MLLM and CLIP
@@ -44,7 +44,7 @@ class Encoded:
     row: Leaf
     """[b] int32: number of the row in the whole batch; with seed and step it determines the row's random numbers."""
     skipped: Leaf
-    """[b] int32."""
+    """[b] int32: number of unreadable examples that were skipped for this row."""
     grid: tuple[int, int] = flax.struct.field(pytree_node=False)
     """Rows and columns of the target's tokens."""
 
@@ -65,7 +65,7 @@ class FeatureEncoder:
     """Whether the VAE encodes references."""
 
     def encode(self, encoders: Params, batch: Batch, cached: CachedFeatures | None = None) -> Encoded:
-        """Features of a batch, one microbatch after the other; what is `cached` is not computed again.
+        """Computes the features of a batch, one microbatch after the other; `cached` ones are not computed again.
 
         `encoders`: the subtrees of FROZEN_ENCODERS.
         """
@@ -79,7 +79,7 @@ class FeatureEncoder:
         )
 
     def inputs(self, batch: Batch) -> SubjectInputs:
-        """The model's inputs, as inference makes them of the same images, from 8 bits."""
+        """Returns the model's inputs from a batch with uint8 images, the same as in inference."""
         tiles = normalised(batch.tiles, self.reference)
         count = batch.references.shape[1] if self.with_references else 0
         return SubjectInputs(
@@ -107,7 +107,7 @@ class FeatureEncoder:
         )
 
     def _latents(self, encoders: Params, batch: Batch, inputs: SubjectInputs) -> CachedFeatures:
-        """The VAE's outputs for target and references, encoded together."""
+        """Returns the VAE's outputs for target and references, encoded together."""
         (mean, std), *others = self.model.encode_images(encoders, (_signed(batch.target), *inputs.references))
         references = self.model.concatenate_references(others, len(mean))
         return dict(zip(LATENTS, (mean, std, references), strict=True))
@@ -120,7 +120,7 @@ class FeatureEncoder:
 
 
 def features_by_row(encoded: Encoded, states: bool) -> CachedFeatures:
-    """What the cache stores of a whole batch: the latents and, with `states`, the MLLM's and CLIP's states."""
+    """Returns the features of a whole batch to cache: the latents and, with `states`, the MLLM's and CLIP's states."""
 
     def rows(parts: Array) -> Array:
         count, size = parts.shape[:2]  # no -1 below, since the first stage's references are empty
@@ -136,7 +136,7 @@ def features_by_row(encoded: Encoded, states: bool) -> CachedFeatures:
 
 
 def _features(model: SubjectModel, encoders: Params, inputs: SubjectInputs, cached: CachedFeatures) -> Features:
-    """`model.encode(encoders, inputs)`, running only the encoders whose outputs are not cached."""
+    """Computes `model.encode(encoders, inputs)`, running only the encoders whose outputs are not cached."""
     sizes = tuple(token_grid(*image.shape[1:3]) for image in inputs.references)
     if NULL not in cached:
         features = model.encode(encoders, replace(inputs, references=()))
@@ -154,5 +154,5 @@ def _features(model: SubjectModel, encoders: Params, inputs: SubjectInputs, cach
 
 
 def _signed(pixels: Array) -> Float[Array, "*shape"]:
-    """8 bits -> [-1, 1]."""
+    """Converts uint8 pixels to [-1, 1]."""
     return pixels.astype(jnp.float32) / 127.5 - 1.0

@@ -1,4 +1,4 @@
-"""What a run does after a step besides training: guard, log, evaluate, save. Each hook is called in turn."""
+"""Hooks that are called, in order, after each training step: guard, reports, evaluation, checkpoints."""
 
 import os
 import signal
@@ -29,51 +29,53 @@ from mllmsubj.train.throughput import Throughput
 from mllmsubj.train.writers import Writer
 
 FIRST_EXAMPLES = 1000
-"""The share of unreadable examples is taken of at least this many."""
+"""Smallest number of examples that the fraction of unreadable ones is computed of."""
 LOGGED_IMAGES = 8
 """Rows of the first batch whose images are logged."""
 
 
 class Preempted(Exception):
-    """The machine is taken away; everything is saved, and the same command resumes the run."""
+    """The machine is preempted; everything is saved, and the same command resumes the run."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the hooks of a run share."""
+    """Objects that the hooks of a run share."""
 
     task: Task
     workdir: Path
     first: int
-    """Steps that were done before this process started."""
+    """Number of steps that were done before this process started."""
     metrics: MetricAccumulator
     throughput: Throughput
     writer: Writer
 
     @property
     def total(self) -> int:
+        """Number of steps of the run, over both stages."""
         return self.task.experiment.train.steps
 
     def at_log_point(self, step: int) -> bool:
-        """Whether metrics are reported after `step` steps."""
+        """Returns whether metrics are reported after `step` steps."""
         return step % self.task.experiment.log.every_steps == 0 or step == self.total
 
 
 class NonfiniteGuard:
     """Stops a run after too many non-finite updates or unreadable examples.
 
-    It reads the metrics of the step before, so that the host never waits for the device.
+    It reads the metrics of the previous step, so that the host never waits for the device.
     """
 
     def __init__(self, progress: Progress) -> None:
+        """Creates the guard, with the limits of the task's config."""
         self._progress = progress
 
     def __call__(self, step: int, state: TrainState, batch: TrainBatch) -> None:
-        """Raises UserError where the run stops."""
+        """Raises UserError if the run has to stop."""
         metrics, train = self._progress.metrics, self._progress.task.experiment.train
         metrics.settle(behind=0 if self._progress.at_log_point(step) else 1)
         if metrics.nonfinite >= train.max_nonfinite_steps:
-            metrics.settle()  # with this step, whose batch is at hand
+            metrics.settle()  # includes this step, whose batch is available
             if metrics.nonfinite >= train.max_nonfinite_steps:
                 folder = _dump(self._progress.workdir, step, state, batch.rows)
                 raise UserError(
@@ -93,6 +95,7 @@ class Reports:
     """Metrics, speed and a profile at log points, and the images of a run's first batch. A context manager."""
 
     def __init__(self, progress: Progress, startup: StartupTime) -> None:
+        """Creates the status line and the profiler; `startup` is reported once, after the first step."""
         self._progress, self._startup, self._once = progress, startup, dict[str, float]()
         experiment, index = progress.task.experiment, jax.process_index()
         self._status = Status((experiment.train.stage1.steps, experiment.train.stage2.steps), index)
@@ -100,6 +103,7 @@ class Reports:
         self._opened = ExitStack()
 
     def __enter__(self) -> "Reports":
+        """Shows the status line."""
         self._opened.enter_context(self._status)
         self._opened.enter_context(self._profiler)
         self._status.update(self._progress.first, self._progress.throughput.clock)
@@ -107,9 +111,11 @@ class Reports:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Closes the status line and ends a running profile."""
         self._opened.close()
 
     def __call__(self, step: int, state: TrainState, batch: TrainBatch) -> None:
+        """Reports what is due after a step."""
         progress, done = self._progress, step - self._progress.first
         if done == 1:
             self._once = self._startup.done(progress.throughput.pending)
@@ -125,14 +131,16 @@ class Reports:
 
 
 class Evaluation:
-    """Evaluators, each at its own cadence and at the end."""
+    """Runs evaluators, each every `every_steps` steps and after the last one."""
 
     def __init__(self, progress: Progress, evaluators: Sequence[Evaluator]) -> None:
+        """Creates the hook; `numbers` is empty until evaluators run."""
         self._progress, self._evaluators = progress, evaluators
         self.numbers: dict[str, float] = {}
-        """Of the last step, if evaluators ran after it."""
+        """Metrics after the last step, if evaluators ran."""
 
     def __call__(self, step: int, state: TrainState, batch: TrainBatch) -> None:
+        """Runs the evaluators that are due and writes their values."""
         progress, self.numbers = self._progress, {}
         due = [e for e in self._evaluators if e.every_steps and (step % e.every_steps == 0 or step == progress.total)]
         if not due:
@@ -147,14 +155,15 @@ class Evaluation:
 
 
 class Saves:
-    """A checkpoint where one is due; before the machine is taken away, one more and the end."""
+    """Saves a checkpoint when one is due; on preemption, saves one and stops the run."""
 
     def __init__(self, progress: Progress, checkpoints: Checkpoints, loader: Loader, evaluation: Evaluation) -> None:
+        """Creates the hook; it saves the position of `loader` and the metrics of `evaluation` with the state."""
         self._progress, self._checkpoints, self._loader = progress, checkpoints, loader
         self._evaluation = evaluation
 
     def __call__(self, step: int, state: TrainState, batch: TrainBatch) -> None:
-        """Raises Preempted after SIGTERM, when the checkpoint is written."""
+        """Saves if due; raises Preempted after SIGTERM, when the checkpoint is written."""
         total, checkpoints = self._progress.total, self._checkpoints
         if checkpoints.preempted(step):
             with _deadline(self._progress.task.experiment.checkpoint.grace_seconds):
@@ -175,7 +184,7 @@ class Saves:
 
 
 def _images(rows: Rows) -> Mapping[str, np.ndarray]:
-    """Images of the first few rows, by field of the batch; several of a row side by side."""
+    """Returns images of the first few rows, by field of the batch; several of a row are concatenated."""
     fields = {name: x for name, x in vars(rows).items() if isinstance(x, np.ndarray) and x.dtype == np.uint8}
     images = {name: x[:LOGGED_IMAGES] for name, x in fields.items() if x.ndim in (4, 5) and x.shape[-1] == 3}
     return {
@@ -184,7 +193,7 @@ def _images(rows: Rows) -> Mapping[str, np.ndarray]:
 
 
 def _dump(workdir: Path, step: int, state: TrainState, rows: Rows) -> Path:
-    """Writes the state (orbax) and this process's rows (npz) for a look at them; returns the folder."""
+    """Writes the state (orbax) and this process's rows (npz) for debugging; returns the folder."""
     folder = workdir.absolute() / "nonfinite" / f"step_{step}"
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / "state", state, force=True)
@@ -195,7 +204,7 @@ def _dump(workdir: Path, step: int, state: TrainState, rows: Rows) -> Path:
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Ends the process, as SIGTERM would have, if the body takes longer: a half-written save is never picked up."""
+    """Ends the process, as SIGTERM would have, if the body takes longer; a half-written save is never restored."""
 
     def end() -> None:
         print(f"mllmsubj: the save took longer than {seconds:g} s of grace; the one before it stays", file=sys.stderr)

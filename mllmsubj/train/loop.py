@@ -35,17 +35,17 @@ log = logging.getLogger("mllmsubj")
 
 Metrics = dict[str, Any]
 MakeEvaluators = Callable[[Setup], Sequence[Evaluator]]
-"""Evaluators of a run; `evals.suite.evaluators` makes those that the config asks for."""
+"""Returns the evaluators of a run; `evals.suite.evaluators` returns those that the config enables."""
 
 
 def train(config: ConfigDict, workdir: Path, make_evaluators: MakeEvaluators = lambda setup: ()) -> None:
     """Trains both stages of a config in a workdir, from its newest checkpoint on, and writes `WORKDIR/model`.
 
-    Raises Preempted after SIGTERM, when everything is saved, and UserError where the run cannot start or go on.
+    Raises Preempted after SIGTERM, when everything is saved, and UserError if the run cannot start or continue.
     """
     experiment = Experiment.from_config(config)
     mesh = make_mesh(**asdict(experiment.mesh))
-    source = open_source(experiment.data, experiment.seed)  # its errors come before anything is made or loaded
+    source = open_source(experiment.data, experiment.seed)  # raises errors before anything is created or loaded
     with (
         StartupTime() as startup,
         open_workdir(workdir, config),
@@ -67,7 +67,7 @@ def fit(
     checkpoints: Checkpoints,
     startup: StartupTime,
 ) -> None:
-    """Trains a task to its end and has it write its result; `trained`: parameters to start from, if nothing is saved.
+    """Trains a task to its end and writes its result; `trained`: initial parameters, if there is no checkpoint.
 
     Raises as `train` does.
     """
@@ -102,7 +102,7 @@ def fit(
 
 
 def _train_step(task: Task, throughput: Throughput) -> Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]:
-    """The task's update, compiled at the first batch of each form."""
+    """Returns the task's update, compiled at the first batch of each form."""
     programs = Programs(throughput)
 
     def train_step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
@@ -117,7 +117,7 @@ def _train_step(task: Task, throughput: Throughput) -> Callable[[TrainState, Tra
 
 @dataclass(frozen=True)
 class _Start:
-    """Where a run starts or resumes."""
+    """The state that a run starts or resumes from."""
 
     step: int
     state: TrainState
@@ -127,7 +127,7 @@ class _Start:
 
 
 def _resume(task: Task, trained: Params, loader: Loader, checkpoints: Checkpoints) -> _Start:
-    """The newest checkpoint, with the loader sought to it, or the state before the first step."""
+    """Returns the newest checkpoint, after restoring the loader, too, or the state before the first step."""
     latest, total = checkpoints.latest(), task.experiment.train.steps
     # A checkpoint of the last step of stage 1 has the optimizer state of stage 2 already.
     init = partial(task.init_state, step=latest or 0)

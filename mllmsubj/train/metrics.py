@@ -1,4 +1,4 @@
-"""Metrics of steps, accumulated between log points, as named numbers."""
+"""Metrics of training steps, accumulated between log points."""
 
 import math
 from collections import deque
@@ -15,32 +15,34 @@ MEANS = ("grad_norm", "update_norm", "param_norm")
 
 @dataclass(frozen=True)
 class BinnedMetrics:
-    """What a step's metric of sums and counts, [2, n], becomes: "GROUP/NAME" for each of its n bins."""
+    """Names of a binned metric: its sums and counts [2, n] become means "GROUP/NAME", one for each of n bins."""
 
     group: str
     names: tuple[str, ...]
 
 
 class MetricAccumulator:
-    """Sums over steps; names follow TensorBoard's groups: "loss", "loss_t/0.3-0.4", "loss_mode/both", …"""
+    """Accumulates the metrics of steps; names have groups as in TensorBoard, such as "loss_t/0.3-0.4"."""
 
     def __init__(self, bins: Mapping[str, BinnedMetrics], examples: int = 0, skipped: int = 0) -> None:
-        """`bins`: of the binned metrics that a step returns, by their names there.
+        """Starts without steps.
 
-        `examples`, `skipped`: counts of the run before it was resumed.
+        `bins`: binned metrics that a step returns, by key. `examples`, `skipped`: counts before the run was resumed.
         """
         self._bins = bins
         self.examples, self.skipped = examples, skipped
-        """Of the whole run, over restarts."""
+        """Counts of the whole run, including restarts."""
         self.nonfinite = 0
-        """Updates in a row with NaN or Inf, as of the last step that was settled."""
+        """Number of consecutive updates with NaN or Inf, as of the last accumulated step."""
         self._pending: deque[Mapping[str, Any]] = deque()
         self._learning_rates: dict[str, float] = {}
         self._clear()
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """One step's, without waiting for them: "count", "skipped", "nonfinite", "loss_sum", those of MEANS,
-        "learning_rate/…", and those with bins."""
+        """Adds the metrics of one step, without waiting for them.
+
+        They are "count", "skipped", "nonfinite", "loss_sum", those of MEANS, "learning_rate/…" and the binned metrics.
+        """
         self._pending.append(metrics)
 
     def settle(self, behind: int = 0) -> None:
@@ -49,7 +51,7 @@ class MetricAccumulator:
             self._accumulate(jax.device_get(dict(self._pending.popleft())))
 
     def scalars(self) -> dict[str, float]:
-        """Means since the last call, and the last learning rates; a bin that no example fell into is left out."""
+        """Returns the means since the last call and the last learning rates; bins without examples are omitted."""
         self.settle()
         loss, count = np.sum(self._sums, axis=0) if self._sums else (math.nan, 0.0)
         numbers = {

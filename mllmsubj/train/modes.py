@@ -1,7 +1,7 @@
-"""Condition modes: which groups of tokens a training example sees, as masks over its row.
+"""Condition modes: the groups of tokens that a training example attends to, as masks over its row.
 
-Each mode is what one of the sampler's stages (diffusion/stages.py) attends to, so that training meets every
-sequence that sampling will: masking a token as a key equals leaving it out.
+Each mode has the tokens of one of the sampler's stages (diffusion/stages.py), so that training covers every sequence
+that occurs in sampling: masking a token as a key is equivalent to removing it.
 """
 
 from dataclasses import astuple, fields, replace
@@ -22,18 +22,18 @@ assert tuple(field.name for field in fields(ModesConfig)) == NAMES
 
 
 def draw(key: Array, modes: ModesConfig) -> Int[Array, ""]:
-    """Number of a mode in `NAMES`, by its share."""
+    """Samples the index of a mode in `NAMES`, with the probabilities of the config."""
     return jnp.searchsorted(np.cumsum(astuple(modes))[:-1], jax.random.uniform(key), side="right")
 
 
 def union(modes: ModesConfig) -> ActiveTokens:
-    """Tokens that at least one of the modes that occur attends to: no others need to be in the sequence."""
+    """Returns the groups of tokens that at least one mode in use attends to; the sequence needs no others."""
     used = [MODES[name] for name in NAMES if getattr(modes, name)]
     return ActiveTokens(*(any(getattr(mode, field.name) for mode in used) for field in fields(ActiveTokens)))
 
 
 def masked(condition: Condition, modes: Int[Array, " b"]) -> Condition:
-    """The condition with each row's masks as its mode says."""
+    """Returns the condition with the masks of each row's mode."""
 
     def mask(group: str) -> Array:
         seen = jnp.asarray([getattr(mode, group) for mode in MODES.values()])[modes]

@@ -1,4 +1,4 @@
-"""AdamW or Muon over the trained parameters alone; a frozen one has neither gradient nor moments."""
+"""AdamW or Muon over the trained parameters only; frozen parameters have neither gradients nor moments."""
 
 import re
 from collections.abc import Mapping
@@ -16,16 +16,16 @@ from mllmsubj.tree import flatten, join, split, unflatten
 from mllmsubj.typing import Array, Float, Params
 
 DECAYED = re.compile(r".*/(kernel|lora_[ab])")
-"""Weight decay pulls on matrices, not on biases and norms."""
+"""Paths with weight decay: matrices, not biases and norms."""
 
 INSIDE = re.compile(r"(?!transformer/(x_embedder|proj_out)/).*/kernel")
-"""Muon's: matrices between what is hidden; what reads or writes pictures is AdamW's, as tables of words are."""
+"""Paths that Muon updates: hidden kernels. AdamW updates all others, among them the projections of latents."""
 
 
 def learning_rates(params: Params, stage: StageConfig) -> FrozenDict[str, float]:
-    """Path -> peak learning rate of everything that `stage` trains; hashable, as the steps that hold it are.
+    """Returns path -> peak learning rate of everything that `stage` trains; hashable, so that `TrainStep` is, too.
 
-    Raises UserError for a pattern that names no parameter, and if nothing is left to train.
+    Raises UserError for a pattern that matches no parameter, and if every parameter is frozen.
     """
     paths = list(flatten(params))
     rates: dict[str, float | None] = {}
@@ -44,9 +44,9 @@ def learning_rates(params: Params, stage: StageConfig) -> FrozenDict[str, float]
 def make_optimizer(
     train: TrainConfig, stage: StageConfig, rates: FrozenDict[str, float]
 ) -> optax.GradientTransformation:
-    """Clip by the global norm, Adam or Muon, weight decay, each path's learning rate, and the stage's schedule.
+    """Chains clipping by global norm, Adam or Muon, weight decay, learning rates by path, and the stage's schedule.
 
-    Equal arguments give the same object, so that steps of equal settings are equal.
+    Equal arguments return the same object, so that steps with equal settings are equal.
     """
     adam = optax.scale_by_adam(train.beta1, train.beta2)
     return optax.chain(
@@ -62,9 +62,9 @@ def make_optimizer(
 
 
 def schedule(stage: StageConfig) -> optax.Schedule:
-    """Share of the peak learning rate by number of updates in the stage: linear warm-up, constant, linear decay to 0.
+    """Returns a schedule of the fraction of the peak learning rate: linear warm-up, constant, linear decay to 0.
 
-    Updates that were left out because of NaN or Inf do not count.
+    Its argument counts the updates of the stage, without those skipped because of NaN or Inf.
     """
 
     def share(count: Array) -> Float[Array, ""]:
@@ -80,9 +80,9 @@ def schedule(stage: StageConfig) -> optax.Schedule:
 def current_learning_rates(
     opt_state: optax.OptState, stage: StageConfig, rates: Mapping[str, float]
 ) -> dict[str, Array]:
-    """ "learning_rate/COMPONENT" of the next update: the largest of each top-level subtree of the parameters.
+    """Returns "learning_rate/COMPONENT" of the next update: the maximum of each top-level subtree of the parameters.
 
-    `opt_state`: of `make_optimizer(train, stage, rates)`.
+    `opt_state`: state of `make_optimizer(train, stage, rates)`.
     """
     peaks: dict[str, float] = {}
     for path, rate in rates.items():
@@ -100,10 +100,10 @@ def _scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation
 
 
 def _muon() -> optax.GradientTransformation:
-    """Orthogonal steps for matrices (Jordan 2024), as large as Adam's: 0.2 a number (arXiv 2502.16982, section 2.2)."""
+    """Orthogonalized updates of matrices (Jordan 2024), with Adam's RMS of 0.2 (arXiv 2502.16982, section 2.2)."""
 
     def axes(tree: Params) -> Params:
-        # Axes that are neither, of layers, are matrices apart; `modulation` has its layers in the middle.
+        # The remaining axis, of layers, separates matrices; in `modulation` it is the middle one.
         each = {path: (1 if STACKED.match(path) else 0, leaf.ndim - 1) for path, leaf in flatten(tree).items()}
         return unflatten({path: optax.contrib.MuonDimensionNumbers(*pair) for path, pair in each.items()})
 
@@ -115,7 +115,7 @@ def _muon() -> optax.GradientTransformation:
 
 
 def _either(inside: optax.GradientTransformation, others: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inside` for matrices of `INSIDE`, `others` for the rest; unlike `optax.partition`, moments are plain dicts."""
+    """Applies `inside` to matrices of `INSIDE`, `others` to the rest; unlike `optax.partition`, moments are dicts."""
 
     def parted(tree: Params) -> tuple[Params, Params]:
         return split(tree, {path for path, leaf in flatten(tree).items() if INSIDE.fullmatch(path) and leaf.ndim <= 3})

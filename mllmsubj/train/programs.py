@@ -33,14 +33,15 @@ class Program:
 
 
 class Programs:
-    """Programs by key, each compiled when it is first asked for, in a pause of the throughput's clock."""
+    """Programs by key, each compiled on first use, while the throughput's clock is paused."""
 
     def __init__(self, throughput: Throughput) -> None:
+        """Starts without programs."""
         self._throughput = throughput
         self._programs: dict[Any, Program] = {}
 
     def get(self, what: str, key: Any, make: Callable[[], Program]) -> Program:
-        """The program of a key; `make` compiles it, `what` names it in the log."""
+        """Returns the program of a key; `make` compiles it, `what` is its name in the log."""
         if key not in self._programs:
             with self._throughput.paused():
                 start = time.perf_counter()
@@ -50,7 +51,7 @@ class Programs:
 
 
 def form(batch: PyTree) -> Any:
-    """What a program is compiled for: a batch's structure and shapes; hashable."""
+    """Returns a batch's structure and shapes, which a program is compiled for; hashable."""
     return jax.tree.structure(batch), tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
@@ -61,7 +62,7 @@ def lower_encode(
     cached: CachedFeatures | None = None,
     shardings: PyTree | None = None,
 ) -> jax.stages.Lowered:
-    """The encoding of a batch of which `cached` is known; `shardings`: of its outputs, the compiler's if None.
+    """Lowers the encoding of a batch with features `cached`; `shardings`: those of its outputs, if not the compiler's.
 
     Arguments may be arrays or ShapeDtypeStructs with shardings; only their forms are read.
     """
@@ -70,14 +71,14 @@ def lower_encode(
 
 
 def encoded_by(encode: jax.stages.Compiled) -> Encoded:
-    """Shapes and shardings of a compiled encoding's output."""
+    """Returns the shapes and shardings of a compiled encoding's output."""
     return with_sharding(encode.out_info, encode.output_shardings)
 
 
 def lower_update(
     step: TrainStep, state: TrainState, transformer: Params, encoded: Encoded, mesh: Mesh
 ) -> jax.stages.Lowered:
-    """The update; it donates the state. Arguments as in `lower_encode`."""
+    """Lowers the update, which donates the state; arguments as in `lower_encode`."""
     shardings = (state_shardings(state, mesh), None)
     options = compiler_options()
     update = jax.jit(_update_of(step), donate_argnames="state", out_shardings=shardings, compiler_options=options)
@@ -85,7 +86,7 @@ def lower_update(
 
 
 def encode_step_flops(encoder: FeatureEncoder, batch: Batch, cached: CachedFeatures | None = None) -> int:
-    """Floating-point operations that encoding a batch must spend; only shapes are read."""
+    """Returns the floating-point operations that encoding a batch must spend; only shapes are read."""
     parts = encoder.grad_accum_steps
     part = jax.eval_shape(partial(jax.tree.map, lambda x: x[::parts]), batch)
     inputs = jax.eval_shape(encoder.inputs, part)
@@ -95,18 +96,18 @@ def encode_step_flops(encoder: FeatureEncoder, batch: Batch, cached: CachedFeatu
 
 
 def update_step_flops(step: TrainStep, encoded: Encoded) -> int:
-    """Floating-point operations that an update must spend; only shapes are read."""
+    """Returns the floating-point operations that an update must spend; only shapes are read."""
     each = train_flops(step.model.config, encoded.features, encoded.grid, step.active_tokens)
     return step.train.grad_accum_steps * each
 
 
 @cache
 def _encode_of(encoder: FeatureEncoder) -> Callable[..., Encoded]:
-    """The same object for equal encoders, so that JAX traces it once in a process."""
+    """Returns the same object for equal encoders, so that JAX traces it once in a process."""
     return encoder.encode
 
 
 @cache
 def _update_of(step: TrainStep) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """As `_encode_of`."""
+    """Returns the same object for equal steps, as `_encode_of` does."""
     return step.update

@@ -1,4 +1,4 @@
-"""What a training run is made of, built once from its config: mesh, model, frozen weights, both stages, data."""
+"""Setup of a training run, built once from its config: mesh, model, frozen weights, both stages, data."""
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,21 +49,21 @@ class TrainStage:
 
 @dataclass(frozen=True)
 class Setup:
-    """A run of the method's two stages; see `train.task.Task`. Every process has one; arrays lie on the mesh."""
+    """A run of the method's two stages; see `train.task.Task`. Every process has one; arrays are on the mesh."""
 
     experiment: Experiment
     mesh: Mesh
     base: Path
-    """Checkpoint of the frozen parameters, and of the trained ones' start."""
+    """Checkpoint of the frozen parameters and of the initial trained ones."""
     model: SubjectModel
     frozen: Params
-    """Laid out as `model.compute` says; what is trained is always stacked."""
+    """Frozen parameters, in the layout of `model.compute`; trained ones are always stacked."""
     prompts: PromptEncoder
     stages: tuple[TrainStage, TrainStage]
 
     @property
     def bins(self) -> Mapping[str, BinnedMetrics]:
-        """Of the metrics of a step."""
+        """Binned metrics of a step, by key."""
         return BINS
 
     @property
@@ -72,24 +72,24 @@ class Setup:
         return self.frozen["transformer"]
 
     def stage_of(self, step: int) -> int:
-        """Index in `stages` of update number `step`, counted from 0."""
+        """Returns the index in `stages` of update number `step`, counted from 0."""
         return int(step >= self.experiment.train.stage1.steps)
 
     def trainable_params(self, step: int) -> int:
-        """Number of parameters that update number `step` changes."""
+        """Returns the number of parameters that update number `step` changes."""
         shapes, rates = flatten(self.model.stacked.abstract_params()), self.stages[self.stage_of(step)].step.rates
         return sum(shapes[path].size for path in rates)
 
     def init_state(self, trained: Params, step: int = 0) -> TrainState:
-        """The state before the first update, with the optimizer of the stage of `step`.
+        """Returns the state before the first update, with the optimizer of the stage of `step`.
 
-        Shapes in, shapes out under `jax.eval_shape`.
+        Can be evaluated on shapes by `jax.eval_shape`.
         """
         stage = self.stages[self.stage_of(step)].step
         return new_state(trained, set(stage.rates), stage.optimizer, ema=self.experiment.train.ema_decay > 0)
 
     def enter_stage(self, state: TrainState, step: int) -> TrainState:
-        """After `step` updates: the state, at the border between the stages with a fresh optimizer state."""
+        """Returns the state after `step` updates; at the start of stage 2, with a new optimizer state."""
         if step != self.experiment.train.stage1.steps:
             return state
         stage = self.stages[1].step
@@ -102,14 +102,14 @@ class Setup:
         return jax.jit(enter, out_shardings=shardings)(state)
 
     def batches(self, loader: Loader, step: int, throughput: Throughput) -> Generator[TrainBatch]:
-        """Encoded batches of the loader, whose next one is for update number `step`."""
+        """Yields encoded batches of the loader, whose next one is for update number `step`."""
         cache = make_cache(self.experiment, self.base, self.stages[0].encoder, self.mesh)
         encoders = tuple(stage.encoder for stage in self.stages)
         size = self.experiment.train.batch_size
         return encoded_batches(loader, size, self.stage_of, encoders, self.frozen, self.mesh, cache, step, throughput)
 
     def compile_update(self, state: TrainState, batch: TrainBatch) -> Program:
-        """The update of the batch's stage."""
+        """Compiles the update of the batch's stage."""
         step = self.stages[batch.stage].step
         lowered = lower_update(step, state, self.update_params, batch.inputs, self.mesh)
         return Program(lowered.compile(), update_step_flops(step, batch.inputs))
@@ -121,16 +121,16 @@ class Setup:
         checkpoint.save(workdir / "model", config, state.result, self.base, base=self.base, replace=True)
 
     def all_params(self, trained: Params) -> Params:
-        """Trained and frozen parameters, laid out as `model.compute` says."""
+        """Returns trained and frozen parameters, in the layout of `model.compute`."""
         return join(self.frozen, trained if self.model.compute.scan_layers else unstack(trained))
 
     def loader(
         self, data: DataConfig, batch_size: int, source: Source | None = None, seed: int | None = None
     ) -> Loader:
-        """Batches of a source's examples, this process's rows; `source`: the one that `data` names, if it is open.
+        """Returns a loader of this process's rows of batches; `source`: the one that `data` names, if it is open.
 
-        `seed`: of a registered source's examples and of their order, if not the run's.
-        Raises UserError if hosts do not see the same data.
+        `seed`: seed of a registered source's examples and of their order, by default the run's.
+        Raises UserError if hosts do not read the same data.
         """
         experiment, mllm = self.experiment, self.experiment.model.mllm
         seed = experiment.seed if seed is None else seed
@@ -146,9 +146,9 @@ class Setup:
 
 
 def prepare(config: ConfigDict, experiment: Experiment, workdir: Path, mesh: Mesh) -> tuple[Setup, Params]:
-    """The setup of a run, and the trained parameters that it starts from.
+    """Returns the setup of a run, and the trained parameters that it starts from.
 
-    `config` is what `experiment` was made from. Raises UserError for a config that cannot be run.
+    `config` is the config of `experiment`. Raises UserError for a config that cannot be run.
     """
     train, seed = experiment.train, experiment.seed
     if experiment.model.lora is None:
@@ -168,9 +168,9 @@ def prepare(config: ConfigDict, experiment: Experiment, workdir: Path, mesh: Mes
 
 
 def restored(experiment: Experiment, folder: Path, mesh: Mesh) -> tuple[Setup, Params]:
-    """The setup to evaluate a checkpoint with, and all its parameters, laid out as the model's `compute` says.
+    """Returns the setup to evaluate a checkpoint with, and all its parameters, in the layout of `model.compute`.
 
-    `experiment`: of the checkpoint's config. Raises UserError as `checkpoint.restore` does.
+    `experiment` has the checkpoint's config. Raises UserError as `checkpoint.restore` does.
     """
     model = SubjectModel(experiment.model, experiment.compute.resolve())
     params = trained_params(folder, model.stacked, model.stacked.abstract_params(mesh), experiment.seed)
@@ -179,9 +179,9 @@ def restored(experiment: Experiment, folder: Path, mesh: Mesh) -> tuple[Setup, P
 
 
 def make_encoder(experiment: Experiment, folder: Path) -> PromptEncoder:
-    """With the tokenizers of the checkpoint `folder`.
+    """Returns the prompt encoder with the tokenizers of the checkpoint `folder`.
 
-    Raises UserError where batches would be longer than the MLLM reads.
+    Raises UserError if sequences would be longer than the MLLM supports.
     """
     mllm, data = experiment.model.mllm, experiment.data
     encoder = PromptEncoder(
@@ -203,7 +203,7 @@ def make_encoder(experiment: Experiment, folder: Path) -> PromptEncoder:
 def make_stages(
     experiment: Experiment, model: SubjectModel, params: Params, null_ids: tuple[int, ...], null_text: tuple[int, int]
 ) -> tuple[TrainStage, TrainStage]:
-    """Both stages; only the paths of `params` are read. `null_ids`, `null_text`: see `FeatureEncoder`."""
+    """Returns both stages; only the paths of `params` are read. `null_ids`, `null_text`: see `FeatureEncoder`."""
     train = experiment.train
 
     def stage(config: StageConfig) -> TrainStage:
@@ -226,22 +226,22 @@ def make_stages(
 
     first, second = stage(train.stage1), stage(train.stage2)
     if experiment.data.cache and train.stage2.steps and second.encoder.with_references:
-        # The first stage has references encoded where the second one will look them up.
+        # The first stage encodes references, too, so that the second stage finds them in the cache.
         first = replace(first, encoder=replace(first.encoder, with_references=True))
     return first, second
 
 
 def trained_paths(params: Params, stages: Sequence[TrainStage]) -> set[str]:
-    """What a run's state holds: what either stage trains, and the DLA and adapters in any case.
+    """Returns the paths in a run's state: what either stage trains, and always the DLA and adapters.
 
-    Those even where learning rates freeze them: the base checkpoint need not have them, or not as `start_from` has.
+    The latter are included even if frozen: the base checkpoint may lack them, or differ from that of `start_from`.
     """
     trained = {path for path in flatten(params) if is_trained(path)}
     return trained.union(*(stage.step.rates for stage in stages if stage.step.stage.steps))
 
 
 def check_batch(batch_size: int, grad_accum_steps: int, mesh: Mesh, key: str = "train") -> None:
-    """Raises UserError if the mesh does not divide the batch, which config section `key` says."""
+    """Raises UserError if the mesh does not divide the batch size, which is set in config section `key`."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (devices * grad_accum_steps):
         unit = devices * grad_accum_steps
@@ -255,7 +255,7 @@ def check_batch(batch_size: int, grad_accum_steps: int, mesh: Mesh, key: str = "
 def _make_setup(
     experiment: Experiment, mesh: Mesh, base: Path, model: SubjectModel, params: Params, prompts: PromptEncoder
 ) -> tuple[Setup, Params]:
-    """The setup on the parameters of the checkpoint `base`, and those of them that its state holds, stacked."""
+    """Returns the setup on the parameters of the checkpoint `base`, and those of them in its state, stacked."""
     null = prompts("", 0)
     stages = make_stages(experiment, model, params, tuple(null.input_ids[0].tolist()), null.text)
     trained, frozen = split(params, trained_paths(params, stages))
@@ -267,7 +267,7 @@ def _make_setup(
 
 
 def _start_folder(where: str) -> Path | None:
-    """The checkpoint that train.start_from names: a finished workdir, or a checkpoint itself."""
+    """Returns the checkpoint that train.start_from names: a finished workdir, or a checkpoint itself."""
     if not where:
         return None
     folder = checkpoint.folder_of(where)

@@ -1,4 +1,4 @@
-"""Time to first step: what a start costs until something is learned, and what the compilation cache saved of it."""
+"""Time to the first training step, and hits of the compilation cache until then."""
 
 import logging
 import time
@@ -15,18 +15,20 @@ HITS, MISSES = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cach
 
 
 class StartupTime:
-    """Counts from when it is entered until the first step of this process is done."""
+    """Measures the time from entering the context until the first step of this process is done."""
 
     def __enter__(self) -> "StartupTime":
+        """Starts the clock and the count of cache events."""
         self._start, self._events = time.perf_counter(), Counter[str]()
         jax.monitoring.register_event_listener(self._count)
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stops counting cache events."""
         jax.monitoring.unregister_event_listener(self._count)
 
     def done(self, pending: PyTree) -> dict[str, float]:
-        """Waits for what the first step returned; says how long all took, and gives it for `metrics.jsonl`.
+        """Waits for the output of the first step, and logs and returns the time until then and the cache's counts.
 
         A start is warm if every program that takes long to compile was found in the cache, else cold.
         """

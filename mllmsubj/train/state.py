@@ -1,4 +1,4 @@
-"""The training state, how an update changes it, and how it lies on the mesh."""
+"""The training state, its update, and its sharding."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,27 +18,27 @@ from mllmsubj.typing import Array, Leaf, Params, PyTree
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that training changes; frozen parameters are not in it. Arrays only."""
+    """Everything that training changes, as arrays; it does not contain the frozen parameters."""
 
     step: Leaf
     """[] int32: updates done, over both stages."""
     params: Params
-    """What either stage trains, and the DLA and adapters in any case; float32, layers stacked."""
+    """Parameters that either stage trains, and always the DLA and adapters; float32, layers stacked."""
     opt_state: PyTree
-    """The optimizer's state for what the present stage trains."""
+    """The optimizer's state for the parameters that the current stage trains."""
     ema: Params | None
     """Exponential moving average of `params`, or None."""
     nonfinite: Leaf
-    """[] int32: updates in a row that were left out because of NaN or Inf."""
+    """[] int32: consecutive updates that were skipped because of NaN or Inf."""
 
     @property
     def result(self) -> Params:
-        """What is evaluated and kept: the moving average, or the parameters where there is none."""
+        """Parameters to evaluate and save: the moving average, or `params` if there is none."""
         return self.params if self.ema is None else self.ema
 
 
 def new_state(params: Params, active: set[str], optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
-    """The state before the first step, from trained parameters; `active`: paths that the first stage trains."""
+    """Returns the state before the first step, from initial parameters; `active`: paths that the stage trains."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -57,10 +57,10 @@ def update_state(
     rates: Mapping[str, float],
     ema_decay: float,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One optimizer step, and its metrics: norms, learning rates, and "nonfinite".
+    """Applies one optimizer step; returns the state and metrics: norms, learning rates, and "nonfinite".
 
-    A step whose `loss` or gradients have NaN or Inf changes nothing but the count of such steps. `rates`: path -> peak
-    learning rate of everything that has a gradient.
+    If `loss` or gradients have NaN or Inf, parameters and optimizer state are unchanged and `nonfinite` is incremented.
+    `rates`: path -> peak learning rate of everything that has a gradient.
     """
     active, idle = split(state.params, set(rates))
     norm = optax.tree.norm(gradients)
@@ -87,7 +87,7 @@ def update_state(
 
 
 def _moving_average(state: TrainState, params: Params, ema_decay: float) -> Params:
-    """The next average; its decay grows from 0.1 to `ema_decay`, so that the start is soon forgotten."""
+    """Returns the next average; its decay grows from 0.1 to `ema_decay`, to reduce the weight of early parameters."""
     step = state.step.astype(jnp.float32)
     decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda mean, x: mean + (1.0 - decay) * (x - mean), state.ema, params)
@@ -98,16 +98,16 @@ def _where(condition: Array, new: PyTree, old: PyTree) -> PyTree:
 
 
 def abstract(tree: TrainState, mesh: Mesh) -> TrainState:
-    """Shapes with shardings, to restore into."""
+    """Returns shapes with shardings, which `Checkpoints.restore` takes."""
     return with_sharding(tree, state_shardings(tree, mesh))
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """NamedSharding for every leaf, from shapes; optimizer state and average lie as their parameters do."""
+    """Returns a NamedSharding for every leaf, from shapes; moments and average are sharded as their parameters."""
     whole = NamedSharding(mesh, PartitionSpec())
 
     def of_optimizer(tree: PyTree) -> PyTree:
-        """Adam's two trees of the parameters' own form are found by their being dicts."""
+        """Returns the optimizer's shardings; its dicts are trees with the structure of the parameters."""
 
         def is_params(node: PyTree) -> bool:
             return isinstance(node, dict)

@@ -1,4 +1,4 @@
-"""The line on the terminal that shows how far a run is."""
+"""Progress of a run on the terminal."""
 
 import io
 import sys
@@ -14,12 +14,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from mllmsubj.train.throughput import Timer
 
 RECENT = 10
-"""Reports whose speed determines the ETA."""
+"""Number of the last reports that determine the ETA."""
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 class Status:
-    """A tqdm bar on a terminal, and a plain line for each update elsewhere; only process 0 writes.
+    """Shows a tqdm bar on a terminal, and prints a line for each update elsewhere; only process 0 writes.
 
     A context manager: while it is open, log records appear above the bar.
     """
@@ -27,7 +27,7 @@ class Status:
     def __init__(
         self, stages: tuple[int, int], process_index: int, stream: TextIO | io.TextIOBase | None = None
     ) -> None:
-        """`stages`: number of steps of each; `stream`: stderr if None."""
+        """Prepares the bar; `stages`: number of steps of each stage; `stream`: stderr if None."""
         self._stages, self._shown = stages, process_index == 0
         self._stream: Any = stream or sys.stderr
         self._bar: tqdm | None = None
@@ -35,6 +35,7 @@ class Status:
         self._opened = ExitStack()
 
     def __enter__(self) -> "Status":
+        """Shows the bar."""
         if self._shown and self._stream.isatty():
             self._opened.enter_context(logging_redirect_tqdm())
             self._bar = tqdm(
@@ -44,6 +45,7 @@ class Status:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Closes the bar."""
         self._opened.close()
 
     def update(
@@ -51,7 +53,7 @@ class Status:
     ) -> None:
         """Shows that `step` steps of both stages are done.
 
-        `clock` and `figures` are those of `Throughput`; without figures at the start of a process.
+        `clock` and `figures` are those of `Throughput`; there are no figures at the start of a process.
         """
         if "step_seconds" in figures:
             self._recent.append(figures["step_seconds"])
@@ -65,10 +67,10 @@ class Status:
             self._bar.set_description_str(line)
 
     def seconds_left(self, step: int, clock: Timer) -> float | None:
-        """Estimated time to the end, or None before the first step.
+        """Returns the estimated time to the end, or None before the first step.
 
-        It follows the speed of the last reports or, right after a resume, that of the run until then; pauses are
-        assumed to take the same share of time as before.
+        It uses the speed of the last reports or, right after a resume, that of the run until then; pauses are assumed
+        to take the same share of time as before.
         """
         if self._recent:
             seconds = sum(self._recent) / len(self._recent)
@@ -83,7 +85,7 @@ class Status:
 def _fields(
     step: int, stages: tuple[int, int], loss: float | None, figures: Mapping[str, float], left: float | None
 ) -> list[str]:
-    stage = 1 if 0 < stages[0] >= step else 2  # of the step that was just done
+    stage = 1 if 0 < stages[0] >= step else 2  # the stage of the last step
     fields = [f"stage {stage}/2", f"step {step:,}/{sum(stages):,}"]
     if loss is not None:
         fields.append(f"loss {loss:.3g}")

@@ -28,7 +28,7 @@ BINS = {
     ),
     "by_mode": BinnedMetrics("loss_mode", modes.NAMES),
 }
-"""Of the metrics that `update` returns."""
+"""Binned metrics that `update` returns, by key."""
 
 
 @flax.struct.dataclass
@@ -36,18 +36,18 @@ class Draws:
     """The random numbers of a batch's rows."""
 
     t: Leaf
-    """[b]."""
+    """[b]: timesteps in [0, 1]."""
     noise: Leaf
-    """[b, n, c]."""
+    """[b, n, c]: Gaussian noise."""
     posterior: Leaf
-    """[b, n, c], for the target's latents."""
+    """[b, n, c]: Gaussian noise of the VAE's posterior of the target."""
     mode: Leaf
-    """[b] int32, numbers in `modes.NAMES`."""
+    """[b] int32: indices in `modes.NAMES`."""
 
 
 @dataclass(frozen=True)
 class TrainStep:
-    """The step of one stage."""
+    """The training step of one stage."""
 
     model: SubjectModel
     train: TrainConfig
@@ -55,15 +55,15 @@ class TrainStep:
     active_tokens: ActiveTokens
     """Groups of tokens that any of the stage's condition modes attends to."""
     rates: FrozenDict[str, float]
-    """Path -> peak learning rate of what the stage trains."""
+    """Path -> peak learning rate of each parameter that the stage trains."""
     optimizer: optax.GradientTransformation
     shift: ShiftConfig
     seed: int
 
     def update(self, state: TrainState, transformer: Params, encoded: Encoded) -> tuple[TrainState, dict[str, Any]]:
-        """One optimizer step over all microbatches; an update with NaN or Inf is left out and counted.
+        """Applies one optimizer step over all microbatches; an update with NaN or Inf is skipped and counted.
 
-        `transformer`: the frozen parameters of the transformer, alone under that name in the model's tree.
+        `transformer`: the frozen parameters of the transformer, the subtree of that name.
         """
         active, idle = split(state.params, set(self.rates))
         zeros = jax.tree.map(jnp.zeros_like, active)
@@ -83,7 +83,7 @@ class TrainStep:
     def loss(
         self, active: Params, idle: Params, transformer: Params, encoded: Encoded, draws: Draws
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Mean over the rows of one microbatch, and the sums and counts that make its metrics."""
+        """Returns the mean over the rows of one microbatch, and the sums and counts for its metrics."""
         trained = join(active, idle)
         trained = trained if self.model.compute.scan_layers else unstack(trained)
         losses = self.losses(join(trained, {"transformer": transformer}), encoded, draws)
@@ -97,7 +97,7 @@ class TrainStep:
         }
 
     def losses(self, params: Params, encoded: Encoded, draws: Draws) -> Float[Array, " b"]:
-        """Loss of each row of a microbatch; `params`: without frozen encoders, laid out as the model's `compute` says.
+        """Returns each row's loss; `params`: all but the frozen encoders, in the layout of the model's `compute`.
 
         Source: rectified flow, arXiv 2209.03003.
         """
@@ -111,7 +111,7 @@ class TrainStep:
         return squared_error(velocity, target)
 
     def draw(self, encoded: Encoded, step: Int[Array, ""]) -> Draws:
-        """Of each row from (seed, step, row, purpose)."""
+        """Generates each row's random numbers from (seed, step, row, purpose)."""
         run = jax.random.fold_in(jax.random.key(self.seed), step)
         n, c = encoded.target_mean.shape[1:]
         time = self.train.time
@@ -131,6 +131,6 @@ class TrainStep:
 
 
 def _binned(values: Float[Array, " b"], bins: Int[Array, " b"], count: int) -> Float[Array, "two bins"]:
-    """Sum and number of the values in each bin."""
+    """Returns the sum and number of the values in each bin."""
     rows = jax.nn.one_hot(bins, count)
     return jnp.stack([values @ rows, rows.sum(axis=0)])

@@ -1,4 +1,4 @@
-"""What the loop trains: the method's two stages (`train.setup`), or a task that another package brings."""
+"""Interface of training tasks: the method's two stages (`train.setup`), or tasks of other packages."""
 
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -19,19 +19,21 @@ from mllmsubj.typing import Params
 
 @runtime_checkable
 class Task(Protocol):
-    """Everything that a training run is made of. Every process has one; arrays lie on the mesh."""
+    """Everything that the training loop needs for a run; every process has one, with its arrays on the mesh."""
 
     @property
     def experiment(self) -> Experiment:
-        """Its `train` section has the lengths of the stages and the batch size."""
+        """The run's config; its `train` section contains the lengths of the stages and the batch size."""
         ...
 
     @property
-    def mesh(self) -> Mesh: ...
+    def mesh(self) -> Mesh:
+        """The device mesh."""
+        ...
 
     @property
     def bins(self) -> Mapping[str, BinnedMetrics]:
-        """Of the metrics of a step."""
+        """Binned metrics of a step, by key."""
         ...
 
     @property
@@ -40,30 +42,30 @@ class Task(Protocol):
         ...
 
     def trainable_params(self, step: int) -> int:
-        """Number of parameters that update number `step` changes, counted from 0."""
+        """Returns the number of parameters that update number `step`, counted from 0, changes."""
         ...
 
     def init_state(self, trained: Params, step: int = 0) -> TrainState:
-        """The state before the first update, with the optimizer of the stage of `step`.
+        """Returns the state before the first update, with the optimizer of the stage of `step`.
 
-        Shapes in, shapes out under `jax.eval_shape`.
+        Can be evaluated on shapes by `jax.eval_shape`.
         """
         ...
 
     def enter_stage(self, state: TrainState, step: int) -> TrainState:
-        """After `step` updates: the state, at the border between two stages with a fresh optimizer state."""
+        """Returns the state after `step` updates; at the start of a stage, with a new optimizer state."""
         ...
 
     def batches(self, loader: Loader, step: int, throughput: Throughput) -> Generator[TrainBatch]:
-        """Batches from the loader, whose next one is for update number `step`."""
+        """Yields batches from the loader, whose next one is for update number `step`."""
         ...
 
     def compile_update(self, state: TrainState, batch: TrainBatch) -> Program:
-        """`(state, update_params, batch.inputs) -> (state, metrics)` for batches of this form; donates the state."""
+        """Compiles `(state, update_params, batch.inputs) -> (state, metrics)` for such batches; donates the state."""
         ...
 
     def all_params(self, trained: Params) -> Params:
-        """All parameters, as the run's evaluators take them."""
+        """Returns all parameters, in the layout of the run's evaluators."""
         ...
 
     def finish(
@@ -71,6 +73,6 @@ class Task(Protocol):
     ) -> None:
         """Writes the run's result.
 
-        `numbers`: of the evaluators at the last step, if they ran in this process; `seconds`: spent in training.
+        `numbers`: metrics of the evaluators at the last step, if they ran in this process; `seconds`: training time.
         """
         ...

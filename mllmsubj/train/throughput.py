@@ -1,4 +1,4 @@
-"""How fast a run is: measured between log points, with pauses left out and without waiting for the device."""
+"""Throughput of a run, measured between log points, without pauses and without waiting for the device."""
 
 import resource
 import sys
@@ -16,17 +16,17 @@ from mllmsubj.typing import PyTree
 
 @dataclass(frozen=True)
 class Timer:
-    """What a run has spent so far, over all its restarts; saved with its checkpoints."""
+    """Time and steps of a run so far, over all its restarts; saved with its checkpoints."""
 
     seconds: float = 0.0
-    """In training, pauses left out."""
+    """Training time without pauses."""
     steps: int = 0
     paused: float = 0.0
-    """Seconds in evaluations, checkpoints and the like."""
+    """Seconds in evaluations, checkpoints and other pauses."""
 
 
 class Throughput:
-    """Counts steps and the time they take; `report` gives the figures since the report before."""
+    """Counts steps and the time they take; `report` returns the figures since the previous report."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Throughput:
         devices: Sequence[jax.Device] | None = None,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`clock` is the one that the checkpoint holds; `devices` are all that train (by default all there are)."""
+        """Continues from `clock`, the checkpoint's timer; `devices`: all that train, by default `jax.devices()`."""
         self._devices = list(devices or jax.devices())
         self._now = now
         self._watch = ThreadPoolExecutor(1, thread_name_prefix="throughput")
@@ -42,13 +42,13 @@ class Throughput:
         self._before = clock or Timer()
         self._pause: float | None = None
         self.pending: PyTree = None
-        """What the last step returned; its arrays may still be on their way."""
+        """Output of the last step; its arrays may not be computed yet."""
         self._reset()
 
     def step(self, examples: int, flops: int, pending: PyTree = None) -> None:
-        """One more step is on its way: `examples` over all devices, `flops` that its programs must spend on them.
+        """Counts a step that was started, with its `examples` and required `flops` over all devices.
 
-        `pending`: what the step returned and no later one donates; it is waited for where the device has to be idle.
+        `pending`: output of the step that no later one donates, to wait for where the device has to be idle.
         """
         self.pending = pending
         self._steps += 1
@@ -57,9 +57,9 @@ class Throughput:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the wait for the next batch; counts from when the device has finished the last step.
+        """Measures the wait for the next batch, in its body, from when the device has finished the last step.
 
-        The host runs ahead of the device; that it waits for input is no loss as long as the device is busy.
+        The host runs ahead of the device; waiting for input costs no time as long as the device is busy.
         """
         entered = self._now()
         idle = self._watch.submit(self._when_ready, self.pending)
@@ -70,7 +70,7 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is not training: compilation, evaluation, waits for a checkpoint.
+        """Excludes its body from the training time: compilation, evaluation, waits for a checkpoint.
 
         Waits for the last step first, so that its time counts as training.
         """
@@ -84,17 +84,17 @@ class Throughput:
 
     @property
     def clock(self) -> Timer:
-        """Everything so far, the steps since the last report included; a checkpoint asks for it amid a pause."""
+        """Time and steps so far, including those since the last report; may be read during a pause."""
         now, before = self._now(), self._before
         paused = self._paused + (now - self._pause if self._pause is not None else 0.0)
         seconds = now - self._start - paused
         return Timer(before.seconds + seconds, before.steps + self._steps, before.paused + paused)
 
     def report(self) -> dict[str, float]:
-        """Figures since the last report, named as clu does where it has a name; waits for the last step first.
+        """Returns figures since the last report, with clu's names where it has any; waits for the last step first.
 
-        `mfu` (share of the chips' bfloat16 peak) is missing where the peak is not known, as on CPUs. Without a
-        step there is nothing to report. Raises what the device raises.
+        `mfu` (fraction of the chips' bfloat16 peak) is missing where the peak is not known, as on CPUs. Without a
+        step the result is empty. Raises errors of the device.
         """
         jax.block_until_ready(self.pending)
         if not self._steps:
@@ -127,10 +127,10 @@ class Throughput:
 
 
 def memory(devices: Sequence[jax.Device]) -> dict[str, float]:
-    """The fullest of this process's devices at its peak, GiB; where the backend does not say, the process's own."""
+    """Returns the highest peak memory of this process's devices in GiB, or the process's own if that is unknown."""
     stats = [device.memory_stats() for device in devices if device.process_index == jax.process_index()]
     peaks = [one["peak_bytes_in_use"] for one in stats if one and "peak_bytes_in_use" in one]
     if peaks:
         return {"device_memory_peak_gib": max(peaks) / GIB}
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     return {"host_memory_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB}

@@ -1,4 +1,4 @@
-"""A run's workdir: one config for its whole life, one run at a time."""
+"""The workdir of a run, with one config for all its starts and one start at a time."""
 
 import errno
 import fcntl
@@ -31,17 +31,17 @@ MAY_CHANGE = (
     "data.cached_features",
     "train.stage2.steps",
 )
-"""Keys, and sections, that a later start may set anew: how to run, not what; and how long, since the last stage's
-length changes nothing before its end."""
+"""Keys and sections that a later start may change: how to run, not what to train; and the last stage's length, which
+changes nothing before its end."""
 
 
 @contextmanager
 def open_workdir(workdir: str | Path, config: ConfigDict) -> Iterator[bool]:
-    """Holds a workdir for one run; gives whether a run started there before.
+    """Locks a workdir for one run; yields whether a run started there before.
 
-    The first start writes `config.json`; later ones must agree with it, but for `MAY_CHANGE`, and leave it as the
-    newest start has it; a first start that a UserError ends before its first save binds nobody. On several processes
-    all call this; process 0 does it.
+    The first start writes `config.json`; later ones must have the same config, but for `MAY_CHANGE`, and replace the
+    file. If a UserError ends a first start before its first checkpoint, the file is removed. On several processes all
+    call this; process 0 does the work.
     Raises UserError for another config, naming the keys, for a workdir that another run on this machine uses, and
     for one that cannot be written.
     """
@@ -52,7 +52,7 @@ def open_workdir(workdir: str | Path, config: ConfigDict) -> Iterator[bool]:
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(workdir))
-                for left in (*workdir.glob(".base.*"), *workdir.glob(".model.*")):  # a killed run's half-written ones
+                for left in (*workdir.glob(".base.*"), *workdir.glob(".model.*")):  # half-written by a killed run
                     shutil.rmtree(left, ignore_errors=True)
                 resumes = (workdir / "config.json").exists()
                 if resumes and (wrong := changes(read_config(workdir), config)):
@@ -77,7 +77,7 @@ def open_workdir(workdir: str | Path, config: ConfigDict) -> Iterator[bool]:
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """A lock that ends with the process, however that ends. Raises UserError if another process has it."""
+    """Locks a workdir; the lock ends with the process at the latest. Raises UserError if another process has it."""
     with (workdir / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,7 +96,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def is_locked(workdir: Path) -> bool:
-    """Whether a run on this machine holds it."""
+    """Returns whether a run on this machine has locked the workdir."""
     try:
         with locked(workdir):
             return False
@@ -105,7 +105,7 @@ def is_locked(workdir: Path) -> bool:
 
 
 def changes(there: ConfigDict, here: ConfigDict) -> str:
-    """The first few keys that differ and may not, on one line."""
+    """Returns the first few keys that must not differ but do, on one line."""
     old, new = (_flat(config_text(config)) for config in (there, here))
     problems = [
         f"{key}: {_shown(old, key)} there, {_shown(new, key)} here"

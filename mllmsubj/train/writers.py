@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: `metrics.jsonl`, `samples/`, TensorBoard, Weights & Biases."""
+"""Writers of a run's metrics and images: `metrics.jsonl`, `samples/`, TensorBoard, Weights & Biases."""
 
 import html
 import json
@@ -29,28 +29,28 @@ Scalar = float | int | Array
 
 
 class Writer:
-    """The part of `clu.metric_writers.MetricWriter` that training uses, writing nothing.
+    """The subset of `clu.metric_writers.MetricWriter` that training uses; this class writes nothing.
 
-    clu's own class is not the base because importing it imports TensorFlow, 3.5 s on every host, and fails without.
+    clu's own class is not the base because importing it requires TensorFlow and takes 3.5 s on every host.
     """
 
     def write_scalars(self, step: int, scalars: Mapping[str, Scalar]) -> None:
-        """Numbers at a step, by name."""
+        """Writes numbers at a step, by name."""
 
     def write_images(self, step: int, images: Mapping[str, Array]) -> None:
-        """Pictures [n, height, width, 3]: 8 bits, or floats in [0, 1]."""
+        """Writes images [n, height, width, 3], uint8 or floats in [0, 1], by name."""
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Texts at a step, by name."""
+        """Writes texts at a step, by name."""
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """The config, once, from dotted key to number, string or bool."""
+        """Writes the config, once: dotted key -> number, string or bool."""
 
     def flush(self) -> None:
-        """Returns when everything is written; raises what went wrong since."""
+        """Waits until everything is written; raises errors that occurred meanwhile."""
 
     def close(self) -> None:
-        """`flush`, and no more can be written."""
+        """Flushes and closes; nothing can be written afterwards."""
 
 
 def make_writer(
@@ -60,10 +60,10 @@ def make_writer(
     process_index: int,
     resume_step: int = 0,
 ) -> Writer:
-    """Everything that `config` asks for, behind one thread; on other processes than the first, nothing.
+    """Returns the writers that `config` enables, on one thread; on processes other than 0, one that writes nothing.
 
-    `settings` is the whole config, kept beside the numbers. `resume_step` is the step that the run goes on from.
-    Raises UserError if something cannot be opened; later errors come up in the call after.
+    `settings` is the whole config, written with the numbers. `resume_step` is the step that the run resumes from.
+    Raises UserError if something cannot be opened; later errors are raised by the next call.
     """
     if process_index != 0:
         return Writer()
@@ -83,12 +83,12 @@ def make_writer(
 
 
 class JsonlWriter(Writer):
-    """A line a write: {"step": 100, "time": 1764000000.0, "loss": 0.41}; NaN and Inf are null. Scalars only."""
+    """Scalars, one line per write: {"step": 100, "time": 1764000000.0, "loss": 0.41}; NaN and Inf become null."""
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
-        """Goes on with a file of an earlier start, without its lines on steps after `resume_step`.
+        """Appends to the file of an earlier start, after removing its lines on steps after `resume_step`.
 
-        Those steps are done again. A line that was cut short goes too. With `resume_step` 0 the file starts anew.
+        Those steps are repeated. An incomplete line is removed, too. With `resume_step` 0 all lines are removed.
         """
         self._path = path
         with _writing(path):
@@ -98,6 +98,7 @@ class JsonlWriter(Writer):
             self._file = path.open("a", encoding="utf-8")
 
     def write_scalars(self, step: int, scalars: Mapping[str, Scalar]) -> None:
+        """Writes a line."""
         values = {name: float(np.asarray(value)) for name, value in scalars.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with _writing(self._path):
@@ -105,6 +106,7 @@ class JsonlWriter(Writer):
             self._file.flush()
 
     def close(self) -> None:
+        """Closes the file."""
         with _writing(self._path):
             self._file.close()
 
@@ -117,12 +119,14 @@ class JsonlWriter(Writer):
 
 
 class PngWriter(Writer):
-    """`FOLDER/NAME-STEP.png`: the pictures of one name, one below the other, for whoever has no TensorBoard."""
+    """Images as `FOLDER/NAME-STEP.png`, those of one name in a column, to view without TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
+        """Writes to `folder`, which is created with the first image."""
         self._folder = folder
 
     def write_images(self, step: int, images: Mapping[str, Array]) -> None:
+        """Writes a file for each name."""
         for name, pictures in images.items():
             path = self._folder / f"{name.replace('/', '-')}-{step}.png"
             with _writing(path):
@@ -132,15 +136,16 @@ class PngWriter(Writer):
 
 
 class TensorBoardWriter(Writer):
-    """clu's writer of TensorBoard's event files; writes nothing, with a warning, where TensorFlow is missing."""
+    """TensorBoard's event files, through clu; writes nothing, with a warning, where TensorFlow is missing."""
 
     def __init__(self, folder: Path) -> None:
+        """Writes to `folder`, which is created with the first write."""
         self._folder = folder
 
     @cached_property
     def _writer(self) -> Any:
-        """Made at the first call, on the thread of `BackgroundWriter`: TensorFlow takes seconds to import."""
-        # Read when TensorFlow is loaded: it greets with lines on oneDNN and the CPU.
+        """Created at the first call, on the thread of `BackgroundWriter`: TensorFlow takes seconds to import."""
+        # TensorFlow reads this at import; by default it logs lines on oneDNN and the CPU.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         try:
             import tensorflow as tf
@@ -148,35 +153,41 @@ class TensorBoardWriter(Writer):
         except ImportError as error:
             log.warning("no TensorBoard files: %s; pip install 'mllmsubj[train]', or log.tensorboard=False", error)
             return Writer()
-        with suppress(RuntimeError):  # it runs already, then somebody else has decided
-            tf.config.set_visible_devices([], "GPU")  # it would take all their memory
+        with suppress(RuntimeError):  # TensorFlow is initialized already, by other code
+            tf.config.set_visible_devices([], "GPU")  # TensorFlow would allocate all their memory
         return SummaryWriter(str(self._folder))
 
     def write_scalars(self, step: int, scalars: Mapping[str, Scalar]) -> None:
+        """Writes scalars and flushes."""
         self._writer.write_scalars(step, scalars)
-        self._writer.flush()  # by itself every two minutes: a killed run would lack them
+        self._writer.flush()  # clu flushes every two minutes only: a killed run would lose the last ones
 
     def write_images(self, step: int, images: Mapping[str, Array]) -> None:
+        """Writes image summaries."""
         self._writer.write_images(step, images)
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Writes text summaries."""
         self._writer.write_texts(step, texts)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Writes hyperparameters."""
         self._writer.write_hparams(hparams)
 
     def flush(self) -> None:
+        """Flushes clu's writer."""
         self._writer.flush()
 
     def close(self) -> None:
+        """Closes clu's writer."""
         self._writer.close()
 
 
 class WandbWriter(Writer):
-    """Weights & Biases; a resumed run goes on under the id that its workdir keeps. Its own login holds the key."""
+    """Weights & Biases; a resumed run continues under the id stored in its workdir. wandb's login stores the key."""
 
     def __init__(self, workdir: Path, project: str) -> None:
-        """Raises UserError where wandb is not installed or lets nobody in."""
+        """Starts or resumes a run; raises UserError if wandb is not installed or does not start."""
         try:
             import wandb
         except ImportError:
@@ -189,66 +200,77 @@ class WandbWriter(Writer):
             if not identity.exists():
                 identity.write_text(secrets.token_hex(4) + "\n")
             run = identity.read_text().strip()
-        # It would put itself between us and the terminal, where the status line is.
+        # By default wandb captures the output to the terminal, which has the status line.
         options = wandb.Settings(console="off", silent=True)
         try:
             self._run = wandb.init(project=project, dir=str(workdir), id=run, resume="allow", settings=options)
-        except Exception as error:  # of many types
+        except Exception as error:  # wandb raises exceptions of many types
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"Weights & Biases does not start: {reason}; `wandb login`, or WANDB_MODE=offline"
             ) from None
         self._wandb = wandb
-        # wandb's own step may only grow; steps that a resumed run does again would be lost.
+        # wandb's own step must increase, so the steps that a resumed run repeats would be lost.
         self._run.define_metric("*", step_metric="step")
 
     def write_scalars(self, step: int, scalars: Mapping[str, Scalar]) -> None:
+        """Logs numbers."""
         self._run.log({"step": step} | {name: float(value) for name, value in scalars.items()})
 
     def write_images(self, step: int, images: Mapping[str, Array]) -> None:
+        """Logs images."""
         pictures = {name: [self._wandb.Image(_eight_bits(one)) for one in array] for name, array in images.items()}
         self._run.log({"step": step} | pictures)
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Logs texts as HTML."""
         pages = {name: self._wandb.Html(f"<pre>{html.escape(text)}</pre>") for name, text in texts.items()}
         self._run.log({"step": step} | pages)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Sets the config of the run."""
         self._run.config.update(hparams, allow_val_change=True)
 
     def close(self) -> None:
+        """Finishes the run."""
         self._run.finish()
 
 
 class BackgroundWriter(Writer):
     """Several writers on one thread, in order; a step never waits for them. Device arrays are read there, too.
 
-    An error comes up in the first call after it.
+    An error is raised by the first call after it.
     """
 
     def __init__(self, writers: list[Writer]) -> None:
+        """Starts the thread; `close` closes the writers."""
         self._writers = writers
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writers")
         self._pending: list[Future[None]] = []
 
     def write_scalars(self, step: int, scalars: Mapping[str, Scalar]) -> None:
+        """Submits numbers to every writer."""
         self._each(lambda writer: writer.write_scalars(step, _on_host(scalars)))
 
     def write_images(self, step: int, images: Mapping[str, Array]) -> None:
+        """Submits images to every writer."""
         self._each(lambda writer: writer.write_images(step, _on_host(images)))
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Submits texts to every writer."""
         self._each(lambda writer: writer.write_texts(step, texts))
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Submits the config to every writer."""
         self._each(lambda writer: writer.write_hparams(hparams))
 
     def flush(self) -> None:
+        """Waits until every writer has written and flushed everything."""
         self._each(lambda writer: writer.flush())
         self._wait()
 
     def close(self) -> None:
-        """Closes every writer, whatever went wrong before, then raises the first error."""
+        """Closes every writer, even after errors, then raises the first error."""
         self._pending += [self._thread.submit(writer.close) for writer in self._writers]
         self._wait()
         self._thread.shutdown()
@@ -276,7 +298,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _step(line: bytes) -> float:
-    """Of a line of `metrics.jsonl`; past every other if it is none."""
+    """Returns the step of a line of `metrics.jsonl`, or infinity if the line is invalid."""
     with suppress(ValueError, KeyError, TypeError):
         return float(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
     return math.inf
