@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 MISTAKE = 2
 """Exit code of a user's mistake, as everywhere in this project."""
-WHERE_FROM = {
+INSTALL_URLS = {
     "gcloud": "https://cloud.google.com/sdk/docs/install",
     "kubectl": "https://kubernetes.io/docs/tasks/tools",
     "xpk": "pip install xpk",
@@ -62,7 +62,7 @@ def started(command: Command, capture: bool = False) -> subprocess.CompletedProc
     """
     program = command.words[0]
     if not shutil.which(program):
-        source = f" ({WHERE_FROM[program]})" if program in WHERE_FROM else ""
+        source = f" ({INSTALL_URLS[program]})" if program in INSTALL_URLS else ""
         raise Mistake(f"{program} is not installed{source}; --dry-run shows the commands without it")
     done = subprocess.run(command.words, input=command.stdin, text=True, capture_output=capture, check=False)
     if done.returncode < 0:
@@ -70,7 +70,7 @@ def started(command: Command, capture: bool = False) -> subprocess.CompletedProc
     return done
 
 
-def passed_on(flags: Namespace, *names: str) -> list[str]:
+def forward_flags(flags: Namespace, *names: str) -> list[str]:
     """Returns those of the flags that were given, for a program that has flags of the same names."""
     given = [(f"--{name.replace('_', '-')}", getattr(flags, name)) for name in names]
     return [name if value is True else f"{name}={value}" for name, value in given if value]

@@ -21,14 +21,14 @@ import shlex
 import sys
 from typing import Any
 
-from commands import Command, Mistake, front, parsers, passed_on, run, show, split_command
+from commands import Command, Mistake, forward_flags, front, parsers, run, show, split_command
 from slices import find_slice
 
 STEPS = {
     "render": "print the manifest: … render … -- COMMAND",
     "apply": "start it: … apply … -- COMMAND",
     "logs": "follow one worker's log",
-    "delete": "stop it; it gets its time to save",
+    "delete": "stop it, with a grace period to save",
     "xpk": "start it through xpk, on a cluster that xpk made: … xpk … -- COMMAND",
 }
 STOPPED = 143
@@ -70,7 +70,7 @@ def planned(flags: argparse.Namespace, command: tuple[str, ...]) -> Command:
 
 def kubectl(flags: argparse.Namespace, *words: str, stdin: str | None = None) -> Command:
     """Returns a kubectl call for the flags' cluster and namespace."""
-    return Command(("kubectl", *words, *passed_on(flags, "context", "namespace")), stdin=stdin)
+    return Command(("kubectl", *words, *forward_flags(flags, "context", "namespace")), stdin=stdin)
 
 
 def xpk(flags: argparse.Namespace, command: tuple[str, ...]) -> Command:
@@ -87,7 +87,7 @@ def xpk(flags: argparse.Namespace, command: tuple[str, ...]) -> Command:
         # xpk inserts the command into a bash script in a manifest.
         f"--command={literal(line)}",
     ]
-    words += passed_on(flags, "cluster", "project", "zone", "max_restarts", "env_file")
+    words += forward_flags(flags, "cluster", "project", "zone", "max_restarts", "env_file")
     return Command(("xpk", "workload", "create", *words))
 
 
@@ -185,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
             )
         if step in ("render", "apply"):
             flags.add_argument("--secret", help="secret of the cluster whose keys become environment variables")
-            flags.add_argument("--spot", action="store_true", help="on nodes that may be taken away")
+            flags.add_argument("--spot", action="store_true", help="on preemptible nodes")
         if step == "logs":
             flags.add_argument("--slice", type=int, default=0, help="its number (default: 0)")
             flags.add_argument("--worker", type=int, default=0, help="its number in the slice (default: 0)")

@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from commands import Command, passed_on
+from commands import Command, forward_flags
 from slices import find_slice
 
 HERE = Path(__file__).resolve().parent
@@ -19,7 +19,7 @@ RUN = f"{FOLDER}/run_worker.sh"
 
 def gcloud(flags: Namespace, *words: str, note: str = "") -> Command:
     """Returns a gcloud call for the flags' zone and project."""
-    return Command(("gcloud", "compute", "tpus", *words, *passed_on(flags, "zone", "project")), note=note)
+    return Command(("gcloud", "compute", "tpus", *words, *forward_flags(flags, "zone", "project")), note=note)
 
 
 def create(flags: Namespace) -> Command:
@@ -31,7 +31,7 @@ def create(flags: Namespace) -> Command:
         f"--runtime-version={flags.runtime_version or part.generation.runtime_version}",
     ]
     words += ["--internal-ips"] if flags.internal_ip else []
-    words += passed_on(flags, "spot", "reserved", "network", "subnetwork", "service_account")
+    words += forward_flags(flags, "spot", "reserved", "network", "subnetwork", "service_account")
     return gcloud(flags, "queued-resources", "create", flags.name, *words)
 
 
@@ -84,11 +84,11 @@ def stop(flags: Namespace) -> Command:
 
 def ssh(flags: Namespace, line: str, worker: str = "all", note: str = "") -> Command:
     """Runs a line of shell on the workers, in the login shell there, which parses it once."""
-    words = [f"--worker={worker}", f"--command={line}", *passed_on(flags, "internal_ip")]
+    words = [f"--worker={worker}", f"--command={line}", *forward_flags(flags, "internal_ip")]
     return gcloud(flags, "tpu-vm", "ssh", flags.name, *words, note=note)
 
 
 def copy(flags: Namespace, files: list[Path], target: str) -> Command:
     """Copies files to all workers."""
-    words = [*map(str, files), f"{flags.name}:{target}", "--worker=all", *passed_on(flags, "internal_ip")]
+    words = [*map(str, files), f"{flags.name}:{target}", "--worker=all", *forward_flags(flags, "internal_ip")]
     return gcloud(flags, "tpu-vm", "scp", *words)

@@ -25,13 +25,13 @@ from commands import Command, Mistake, front, parsers, run, show, split_command,
 from slices import find_slice
 
 STEPS = {
-    "create": "ask for the slice",
+    "create": "request the slice",
     "setup": "wait until it is there; code, secrets and packages to all workers",
     "run": "start a command on all workers: … run … -- COMMAND",
     "status": "the request's state and what each worker does",
     "logs": "follow one worker's log to the end of its command",
     "stop": "SIGTERM to the command on all workers",
-    "watch": "all of it, again after each preemption: … watch … -- COMMAND",
+    "watch": "all steps, repeated after each preemption: … watch … -- COMMAND",
     "delete": "the slice and all that is on it",
 }
 
@@ -61,7 +61,7 @@ def planned(flags: argparse.Namespace, command: tuple[str, ...]) -> list[Command
         case "create":
             return [tpu.create(flags)]
         case "setup":
-            waits = [tpu.describe(flags, "until it says ACTIVE")] if flags.dry_run else []
+            waits = [tpu.describe(flags, "until its state is ACTIVE")] if flags.dry_run else []
             return [*waits, *tpu.setup(flags)]
         case "run":
             return [tpu.start(flags, command)]
@@ -75,7 +75,7 @@ def planned(flags: argparse.Namespace, command: tuple[str, ...]) -> list[Command
             return [tpu.delete(flags)]
     return [
         tpu.create(flags),
-        tpu.describe(flags, "until it says ACTIVE"),
+        tpu.describe(flags, "until its state is ACTIVE"),
         *tpu.setup(flags),
         tpu.start(flags, command),
         tpu.status(flags, "until all have exited"),
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
         if step in ("setup", "watch"):
             flags.add_argument("--revision", default="HEAD", help="commit of this checkout that runs (default: HEAD)")
             flags.add_argument("--env-file", type=Path, help="NAME=VALUE lines, such as WANDB_API_KEY=…")
-            flags.add_argument("--interval", type=float, default=30.0, help="seconds between two looks (default: 30)")
+            flags.add_argument("--interval", type=float, default=30.0, help="seconds between polls (default: 30)")
         if step == "logs":
             flags.add_argument("--worker", type=int, default=0, help="its number (default: 0)")
     return made

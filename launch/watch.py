@@ -16,8 +16,8 @@ from slices import find_slice
 
 ABSENT = "NOT_FOUND"
 UNKNOWN = "UNKNOWN"
-COMING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
-LOST = ("SUSPENDED", "PREEMPTED", "FAILED")
+PENDING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
+PREEMPTED = ("SUSPENDED", "PREEMPTED", "FAILED")
 STOPPED = 143
 """Exit code of a command that has saved after SIGTERM and is to be restarted; see mllmsubj/cli/train.py."""
 PATIENCE = 5
@@ -28,15 +28,15 @@ def watch(flags: Namespace, command: Sequence[str]) -> int:
     """Polls until the command has ended on all workers; returns its exit code, or that of repeated failures."""
     failures, code, reached = 0, 0, False
     while failures < PATIENCE:
-        state = look(flags)
+        state = poll_state(flags)
         if state == "ACTIVE":
-            done, code = attend(flags, command)
+            done, code = poll_workers(flags, command)
             if done:
                 return code
             failures = failures + 1 if code else 0
-        elif state in (ABSENT, *LOST):
+        elif state in (ABSENT, *PREEMPTED):
             # A request that fails repeatedly, or cannot be made, requires the user to read the reason.
-            code = renew(flags, state) or int(state == "FAILED")
+            code = request_again(flags, state) or int(state == "FAILED")
             failures += bool(code)
         elif state == UNKNOWN and not reached:
             return 1
@@ -46,7 +46,7 @@ def watch(flags: Namespace, command: Sequence[str]) -> int:
     return code
 
 
-def attend(flags: Namespace, command: Sequence[str]) -> tuple[bool, int]:
+def poll_workers(flags: Namespace, command: Sequence[str]) -> tuple[bool, int]:
     """Polls the workers and restarts the command if necessary.
 
     Returns whether the watch is over, and the exit code of the command or of what was run.
@@ -63,32 +63,32 @@ def attend(flags: Namespace, command: Sequence[str]) -> tuple[bool, int]:
         return True, 0
     failed = {int(each.split()[1]) for each in found if each.startswith("exited")} - {0, STOPPED}
     # A worker that restarted makes the others fail, so their exit codes may not be the command's own.
-    if failed and "killed" not in found and still_there(flags):
+    if failed and "killed" not in found and is_active(flags):
         return True, min(failed)
     ready = len(found) == find_slice(flags.accelerator_type).hosts and "none" not in found
     return False, run([*([] if ready else tpu.setup(flags)), tpu.start(flags, command)])
 
 
-def still_there(flags: Namespace) -> bool:
+def is_active(flags: Namespace) -> bool:
     """Returns whether the slice still exists; during a preemption the command may fail in any way."""
     time.sleep(flags.interval)
-    return look(flags) == "ACTIVE"
+    return poll_state(flags) == "ACTIVE"
 
 
-def renew(flags: Namespace, state: str) -> int:
+def request_again(flags: Namespace, state: str) -> int:
     """Requests the slice again, after deleting the remains of the last one; returns the exit code."""
     return run([*([] if state == ABSENT else [tpu.delete(flags)]), tpu.create(flags)])
 
 
 def wait(flags: Namespace) -> None:
     """Waits until the slice is ready; raises Mistake if it will not be."""
-    while (state := look(flags)) != "ACTIVE":
-        if state not in COMING:
+    while (state := poll_state(flags)) != "ACTIVE":
+        if state not in PENDING:
             raise Mistake(f"{flags.name} is {state}; if it is there, delete it, and create it anew")
         time.sleep(flags.interval)
 
 
-def look(flags: Namespace) -> str:
+def poll_state(flags: Namespace) -> str:
     """Returns the state of the request: one of Google's, ABSENT, or UNKNOWN if gcloud fails otherwise."""
     answer = started(tpu.describe(flags), capture=True)
     state = answer.stdout.strip()

@@ -139,10 +139,12 @@ def _rows(ours: Ours) -> Any:
     from mllmsubj.bench.train_peer import Rows
 
     encoded, step, grid = random_encoded(ours.size), ours.step, ours.size.grid
-    features, draws = encoded.features, jax.jit(step.draw)(encoded, jnp.int32(0))
+    features, random_inputs = encoded.features, jax.jit(step.draw)(encoded, jnp.int32(0))
 
     def masks(params: Params) -> jax.Array:
-        condition = modes.masked(step.model.aggregate(params, features, jnp.ones(len(draws.t))), draws.mode)
+        condition = modes.mask_condition(
+            step.model.aggregate(params, features, jnp.ones(len(random_inputs.t))), random_inputs.mode
+        )
         latents = jnp.ones(encoded.target_mean.shape[:2], bool)
         seen = (condition.null_mask, condition.text_mask, condition.image_mask, latents, condition.reference_mask)
         return jnp.concatenate([mask for mask in seen if mask is not None], axis=1)
@@ -152,7 +154,7 @@ def _rows(ours: Ours) -> Any:
         **{name: np.moveaxis(np.asarray(getattr(features, name)), 0, 2) for name in ("text", "image", "null")},
         **{name: getattr(features, name) for name in ("pooled", "references")},
         **{name: getattr(encoded, name) for name in ("target_mean", "target_std")},
-        **{name: getattr(draws, name) for name in ("posterior", "noise", "t")},
+        **{name: getattr(random_inputs, name) for name in ("posterior", "noise", "t")},
         "mask": jax.jit(masks)(layers),
         "image_ids": np.concatenate([image_ids(*grid), reference_ids(grid, [grid])]),
     }

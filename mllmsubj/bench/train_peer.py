@@ -17,7 +17,7 @@ from mllmsubj.convert import flux
 from mllmsubj.convert.engine import LAYOUTS, Entry, Table, inside, linear, norm, repeat
 from mllmsubj.models.dla import DLAConfig
 from mllmsubj.models.subject import SubjectConfig
-from mllmsubj.train.optimizer import DECAYED
+from mllmsubj.train.optimizer import WEIGHT_DECAY
 from mllmsubj.tree import flatten
 from mllmsubj.typing import Params
 
@@ -86,7 +86,7 @@ class Peer(nn.Module):
         parameters, groups = dict(self.named_parameters()), defaultdict(list)
         for entry in self.table:
             if entry.target in rates:
-                groups[rates[entry.target], DECAYED.fullmatch(entry.target) is not None].append(
+                groups[rates[entry.target], WEIGHT_DECAY.fullmatch(entry.target) is not None].append(
                     parameters[entry.source]
                 )
         self.trained = [parameter for group in groups.values() for parameter in group]

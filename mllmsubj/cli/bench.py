@@ -20,7 +20,7 @@ from mllmsubj.config.overrides import parse
 from mllmsubj.errors import UserError
 from mllmsubj.io import writing
 
-MEASURES: dict[str, tuple[str, dict[str, object]]] = {
+BENCHMARKS: dict[str, tuple[str, dict[str, object]]] = {
     "sampler": ("sampler", dict(width=768, tokens=256, steps=8, repeats=7)),
     "train": ("train", dict(sizes=["tiny", "medium"], repeats=7)),
     "toyworld": ("toyworld", dict(size=64, seconds=3)),
@@ -33,7 +33,7 @@ MEASURES: dict[str, tuple[str, dict[str, object]]] = {
 
 def define(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    flags.DEFINE_enum("what", None, list(MEASURES), "what to measure", flag_values=values)
+    flags.DEFINE_enum("what", None, list(BENCHMARKS), "what to measure", flag_values=values)
     flags.DEFINE_string("json", None, "file to write the result to", flag_values=values)
     flags.DEFINE_string("folder", None, "folder for import's files, by default a temporary one", flag_values=values)
     flags.DEFINE_list("sizes", None, "model sizes that train measures: tiny, medium", flag_values=values)
@@ -53,10 +53,10 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Measures and prints the result."""
     parse(values, argv)
     if values.what is None:
-        raise UserError(f"nothing to measure; give --what=…, one of: {', '.join(MEASURES)}")
+        raise UserError(f"nothing to measure; give --what=…, one of: {', '.join(BENCHMARKS)}")
     if values.json and not Path(values.json).absolute().parent.is_dir():
         raise UserError(f"cannot write {values.json!r}: its folder does not exist")
-    module, defaults = MEASURES[values.what]
+    module, defaults = BENCHMARKS[values.what]
     given = {name: values[name].value for name in values if values[name].present and name not in ("what", "json")}
     for name in given:
         if name not in defaults:

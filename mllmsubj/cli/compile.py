@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from mllmsubj.cli.main import need_train_extra
+from mllmsubj.cli.main import require_train_extra
 from mllmsubj.config.overrides import apply_overrides, parse, split_overrides
 from mllmsubj.errors import UserError
 from mllmsubj.io import writing
@@ -39,7 +39,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
             raise UserError(f"no {name}; start with mllmsubj compile --config=paper:v5p-64 --topology=v5p:2x4x4")
     if values.json and not Path(values.json).absolute().parent.is_dir():
         raise UserError(f"cannot write {values.json!r}: its folder does not exist")
-    need_train_extra("compiling needs")
+    require_train_extra("compiling needs")
     os.environ["JAX_PLATFORMS"] = "cpu"  # compiling needs no accelerator of this machine
 
     from mllmsubj.compile.report import report

@@ -16,7 +16,7 @@ from absl import flags
 from PIL import Image
 
 from mllmsubj.cli.files import workdir_path
-from mllmsubj.cli.main import need_train_extra, start_logging
+from mllmsubj.cli.main import require_train_extra, start_logging
 from mllmsubj.config.overrides import parse
 from mllmsubj.errors import UserError
 from mllmsubj.io import write_png, writing
@@ -53,11 +53,11 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Trains, evaluates, generates, and prints the files."""
     parse(values, argv)
     workdir = workdir_path(values.workdir)
-    need_train_extra("the demo trains and needs")
+    require_train_extra("the demo trains and needs")
     start_logging()
 
     from mllmsubj.checkpoints.format import TINY, read_config
-    from mllmsubj.cli.train import stopped
+    from mllmsubj.cli.train import exit_if_preempted
     from mllmsubj.config.schema import Experiment
     from mllmsubj.data.images import open_image
     from mllmsubj.evals.suite import evaluators
@@ -70,7 +70,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     RequestReader(Experiment.from_config(read_config(TINY)), TINY)([photograph], values.prompt, 1, 0)
     config = short_config()
     print(f"1/3  both stages of training, {STEPS[0]} + {STEPS[1]} steps of {BATCH_SIZE}", file=sys.stderr)
-    with stopped():
+    with exit_if_preempted():
         train(config, workdir / "run", evaluators)
     print(f"2/3  {EXAMPLES} images of each of the trained and the shipped model, evaluated", file=sys.stderr)
     report(workdir, config)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mllmsubj.cli.main import need_train_extra, start_logging
+from mllmsubj.cli.main import require_train_extra, start_logging
 from mllmsubj.config.overrides import apply_overrides, parse, split_overrides
 from mllmsubj.evals.benchmarks import check_benchmark, names
 
@@ -40,7 +40,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
     check_benchmark(values.benchmark)
     folder = output_folder(values.output)
-    need_train_extra("held-out data are read with")
+    require_train_extra("held-out data are read with")
     if values.limit is not None and values.benchmark == "heldout":
         overrides.append(f"--config.evals.loss.examples={values.limit}")
 

@@ -14,7 +14,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-SECONDS = 0.1
+CHECK_INTERVAL = 0.1
 """Interval between checks whether a KeyboardInterrupt still exists."""
 
 
@@ -54,7 +54,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 def _repeat_if_lost(error: weakref.ref[Any]) -> None:
     main = threading.main_thread().ident
-    while not _ended.wait(SECONDS):
+    while not _ended.wait(CHECK_INTERVAL):
         if error() is None and main is not None:
             signal.pthread_kill(main, signal.SIGINT)
             return

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Not sys.exit: threads of XLA that still compute may crash during the shutdown of the interpreter.
         os._exit(128 + signal.SIGINT)
     except BrokenPipeError:
-        if not _unheard():
+        if not _stdout_closed():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # else Python reports the closed pipe again at exit
         sys.exit(128 + signal.SIGPIPE)
@@ -100,13 +100,13 @@ def start_logging() -> None:
     logging.getLogger("mllmsubj").setLevel(logging.INFO)
 
 
-def need_train_extra(what: str) -> None:
+def require_train_extra(what: str) -> None:
     """Raises UserError if the extra 'train' is not installed; the message begins with `what`."""
     if importlib.util.find_spec("grain") is None or importlib.util.find_spec("optax") is None:
         raise UserError(f"{what} the extra 'train': pip install 'mllmsubj[train]'")
 
 
-def keep_compiled(workdir: Path) -> None:
+def use_compilation_cache(workdir: Path) -> None:
     """Places the compilation cache in a run's workdir, which outlives its machines.
 
     A JAX_COMPILATION_CACHE_DIR that the user set is kept. Child processes inherit it. Must be called before JAX starts.
@@ -132,7 +132,7 @@ def _set_up() -> None:
     warnings.showwarning = lambda message, *_, **__: print(f"mllmsubj: warning: {message}", file=sys.stderr)
 
 
-def _unheard() -> bool:
+def _stdout_closed() -> bool:
     """Returns whether the reader of stdout, such as `| head`, has closed its end of the pipe."""
     output = select.poll()
     output.register(STDOUT, 0)

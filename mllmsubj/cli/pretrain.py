@@ -9,7 +9,7 @@ resumes an interrupted run.
 
 from absl import flags
 
-from mllmsubj.cli.train import begin, stopped
+from mllmsubj.cli.train import exit_if_preempted, prepare_run
 
 
 def define(values: flags.FlagValues) -> None:
@@ -21,9 +21,9 @@ def define(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Trains; exits with 143 after SIGTERM, when everything is saved."""
-    config, workdir = begin(values, argv, "pretrain", config="tiny", part="vae", workdir="DIR")
+    config, workdir = prepare_run(values, argv, "pretrain", config="tiny", part="vae", workdir="DIR")
 
     from mllmsubj.toyworld.pretrain.run import pretrain
 
-    with stopped():
+    with exit_if_preempted():
         print(pretrain(config, values.part, workdir))

@@ -24,7 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from mllmsubj.cli.files import workdir_path
-from mllmsubj.cli.main import keep_compiled, need_train_extra
+from mllmsubj.cli.main import require_train_extra, use_compilation_cache
 from mllmsubj.cli.sweep import FAILED, say
 from mllmsubj.config.overrides import apply_overrides, parse, split_overrides
 from mllmsubj.errors import UserError, nearest
@@ -71,7 +71,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
         if not values[name].value:
             raise UserError(f"no {name}; start with mllmsubj reproduce --{name}={example} …")
     workdir = workdir_path(values.workdir)
-    need_train_extra("training needs")
+    require_train_extra("training needs")
 
     from mllmsubj.config.load import load_config
     from mllmsubj.sweeps.commands import HERE, Commands, make_jobs
@@ -89,7 +89,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
             if not job.is_done():
                 print(shlex.join(job.words))
         return
-    keep_compiled(workdir)
+    use_compilation_cache(workdir)
     outcome = run_sweep(workdir, record, jobs, values.parallel, HERE, "variants done")
     say(outcome)
     _write(workdir, config, tables, record)

@@ -24,7 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from mllmsubj.cli.files import workdir_path
-from mllmsubj.cli.main import keep_compiled, need_train_extra
+from mllmsubj.cli.main import require_train_extra, use_compilation_cache
 from mllmsubj.config.overrides import apply_overrides, parse, split_overrides
 from mllmsubj.errors import UserError
 from mllmsubj.evals.benchmarks import check_benchmark, names
@@ -63,12 +63,12 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     workdir = _workdir(values.workdir)
     if not values.summary:
         _check(values)
-        _carry_out(values, workdir, common)
+        _run_missing(values, workdir, common)
     if values.summary or not values.dry_run:
-        _sum_up(workdir)
+        _summarize(workdir)
 
 
-def _carry_out(values: flags.FlagValues, workdir: Path, common: list[str]) -> None:
+def _run_missing(values: flags.FlagValues, workdir: Path, common: list[str]) -> None:
     """Runs the missing runs, or prints their commands."""
     from mllmsubj.sweeps.commands import HERE, Commands, launched, make_jobs
     from mllmsubj.sweeps.plan import Record, check_record, load_sweep
@@ -88,12 +88,12 @@ def _carry_out(values: flags.FlagValues, workdir: Path, common: list[str]) -> No
                 print(shlex.join(job.words))
         return
     if not values.launch:
-        keep_compiled(workdir)  # the runs share most compiled programs
+        use_compilation_cache(workdir)  # the runs share most compiled programs
     before, unit = ((), "commands handed over") if values.launch else (HERE, "runs done")
     outcome = run_sweep(workdir, record, jobs, values.parallel, before, unit)
     say(outcome)
     if outcome.failures:
-        _sum_up(workdir)
+        _summarize(workdir)
         sys.exit(FAILED)
 
 
@@ -125,7 +125,7 @@ def _check(values: flags.FlagValues) -> None:
         program = (shlex.split(values.launch) or [""])[0]
         if not shutil.which(program):
             raise UserError(f"cannot launch with {program!r}: there is no such program; --dry_run shows the commands")
-    need_train_extra("training needs")
+    require_train_extra("training needs")
 
 
 def _config(values: flags.FlagValues) -> ConfigDict:
@@ -135,7 +135,7 @@ def _config(values: flags.FlagValues) -> ConfigDict:
     return read_config(folder_of(values.checkpoint)) if values.checkpoint else load_config(values.config)
 
 
-def _sum_up(workdir: Path) -> None:
+def _summarize(workdir: Path) -> None:
     from mllmsubj.sweeps.plan import read_record
     from mllmsubj.sweeps.plot import draw
     from mllmsubj.sweeps.summary import as_csv, as_text, summarise

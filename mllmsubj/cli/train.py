@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from mllmsubj.cli.files import workdir_path
-from mllmsubj.cli.main import keep_compiled, need_train_extra, start_logging
+from mllmsubj.cli.main import require_train_extra, start_logging, use_compilation_cache
 from mllmsubj.config.overrides import apply_overrides, parse, split_overrides
 from mllmsubj.errors import UserError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-STOPPED = 143
+PREEMPTED_EXIT_CODE = 143
 """Exit code after SIGTERM, as shells report it: not 0, so that a scheduler restarts the run."""
 
 
@@ -36,17 +36,17 @@ def define(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues, argv: list[str]) -> None:
     """Trains; exits with 143 after SIGTERM, when everything is saved."""
-    config, workdir = begin(values, argv, "train", config="tiny", workdir="DIR")
+    config, workdir = prepare_run(values, argv, "train", config="tiny", workdir="DIR")
 
     from mllmsubj.evals.suite import evaluators
     from mllmsubj.train.loop import train
 
-    with stopped():
+    with exit_if_preempted():
         train(config, workdir, evaluators)
     print(f"{workdir / 'model'}: generate images with mllmsubj generate --checkpoint={workdir} …")
 
 
-def begin(values: flags.FlagValues, argv: list[str], command: str, **needed: str) -> "tuple[ConfigDict, Path]":
+def prepare_run(values: flags.FlagValues, argv: list[str], command: str, **needed: str) -> "tuple[ConfigDict, Path]":
     """Reads the flags of a command that trains, starts JAX, and returns the config with its overrides and the workdir.
 
     `needed`: flags that must be given, each with an example of its value. Raises UserError for one that is missing or
@@ -59,8 +59,8 @@ def begin(values: flags.FlagValues, argv: list[str], command: str, **needed: str
             usage = " ".join(f"--{flag}={example}" for flag, example in needed.items())
             raise UserError(f"no {name}; start with mllmsubj {command} {usage}")
     workdir = workdir_path(values.workdir)
-    need_train_extra("training needs")
-    keep_compiled(workdir)
+    require_train_extra("training needs")
+    use_compilation_cache(workdir)
     start_logging()
 
     from mllmsubj.config.load import load_config
@@ -72,7 +72,7 @@ def begin(values: flags.FlagValues, argv: list[str], command: str, **needed: str
 
 
 @contextmanager
-def stopped() -> Iterator[None]:
+def exit_if_preempted() -> Iterator[None]:
     """Exits with 143 if training, in its body, was preempted by SIGTERM and has saved everything."""
     from mllmsubj.train.hooks import Preempted
 
@@ -81,7 +81,7 @@ def stopped() -> Iterator[None]:
         yield
     except Preempted as stop:
         print(f"mllmsubj: {stop}", file=sys.stderr)
-        sys.exit(STOPPED)
+        sys.exit(PREEMPTED_EXIT_CODE)
 
 
 def _hush_orbax() -> None:

@@ -20,7 +20,7 @@ from mllmsubj.diffusion.stages import Stage
 from mllmsubj.errors import UserError
 from mllmsubj.inference.generator import Generator
 from mllmsubj.inference.offload import PARAMETER_GROUPS, parameters_of
-from mllmsubj.inference.parameters import held_model, held_shapes
+from mllmsubj.inference.parameters import inference_model, inference_shapes
 from mllmsubj.models.flops import aggregator_flops, encode_flops, modulation_flops, sample_flops, vae_decode_flops
 from mllmsubj.models.quantize import quantize_frozen
 from mllmsubj.models.subject import Condition, SubjectModel
@@ -110,9 +110,9 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
             f"use a multiple, such as {-(-settings.batch_size // devices) * devices}"
         )
     stored = SubjectModel(experiment.model, experiment.compute.resolve())
-    shapes = held_shapes(stored)
+    shapes = inference_shapes(stored)
     params = sharded_shapes(shapes, mesh)
-    subject = held_model(stored)
+    subject = inference_model(stored)
     generator, model, size = Generator(subject, experiment.shift), subject.config, settings.batch_size
     grid = token_grid(settings.height, settings.width)
     tokens = grid[0] * grid[1]

@@ -133,7 +133,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
         if not files:
             pickled = [path.name for path in self.folder.glob("*.bin")]
             hint = f" ({pickled[0]} is a pickle: save it again with safe_serialization=True)" if pickled else ""
-            raise UserError(f"{self.folder} holds no .safetensors file{hint}")
+            raise UserError(f"{self.folder} contains no .safetensors file{hint}")
         self._file_of: dict[str, Path] = {}
         self.metadata: dict[str, str] = {}
         """Metadata of the headers of all files."""
@@ -154,7 +154,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
             raise UserError(f"{path} cannot be read as safetensors: {error}{hint}") from None
         if twice := sorted(names & self._file_of.keys()):
             first = self._file_of[twice[0]]
-            raise UserError(f"{first} and {path.name} both hold {twice[0]!r}; name one of the files, or remove it")
+            raise UserError(f"{first} and {path.name} both contain {twice[0]!r}; name one of the files, or remove it")
         self._file_of |= dict.fromkeys(names, path)
 
     def _check_index(self) -> None:
@@ -163,7 +163,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
                 f.name for f in self._file_of.values()
             }
             if missing:
-                raise UserError(f"{path} names shards that are not there: {', '.join(sorted(missing))}")
+                raise UserError(f"{path} lists missing shards: {', '.join(sorted(missing))}")
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Reads a tensor; raises UserError if numpy has no such dtype."""
@@ -243,7 +243,7 @@ def unmatched(tensors: Iterable[str], table: Table, paths: Iterable[str], ignore
     names, sources = set(tensors), {entry.source for entry in table}
     problems = [f"missing tensor {name!r}" for name in sorted(sources - names)]
     problems += [f"unexpected tensor {name!r}" for name in sorted(names - sources - ignored)]
-    problems += [f"nothing fills {path!r}" for path in sorted(set(paths) - {entry.target for entry in table})]
+    problems += [f"no tensor for parameter {path!r}" for path in sorted(set(paths) - {entry.target for entry in table})]
     return problems + _badly_shared(table)
 
 
@@ -273,17 +273,19 @@ def taken(entry: Entry, tensor: np.ndarray) -> np.ndarray:
             raise EinopsError
         return LAYOUTS[entry.layout](parts[0] if len(parts) == 1 else np.concatenate(parts))
     except EinopsError:
-        raise UserError(f"{entry.source!r} has shape {tensor.shape}, which {entry.target!r} cannot come from") from None
+        raise UserError(f"{entry.source!r} has shape {tensor.shape}, which does not fit {entry.target!r}") from None
 
 
 def misfit(entry: Entry, tensor: np.ndarray, leaf: tuple[int, ...]) -> str | None:
     """Returns a message if the shape of a `taken` tensor is wrong; `leaf` is the shape of the whole leaf."""
     want = leaf if entry.index is None else leaf[: entry.axis] + leaf[entry.axis + 1 :]
-    return None if tensor.shape == want else f"{entry.source!r} has shape {tensor.shape}, {entry.target!r} wants {want}"
+    if tensor.shape == want:
+        return None
+    return f"{entry.source!r} has shape {tensor.shape}, but {entry.target!r} expects {want}"
 
 
 def refuse(problems: list[str], where: str) -> None:
     """Raises UserError with the first eight problems, if there are any."""
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise UserError(f"{where} does not hold this model: {shown}")
+        raise UserError(f"{where} does not contain this model: {shown}")

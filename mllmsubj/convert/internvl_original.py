@@ -53,7 +53,7 @@ def _image_token_id(folder: Path, vocabulary: Any, where: str) -> int:
     try:
         token = json.loads(path.read_text()).get(IMAGE_TOKEN) if path.is_file() else IMAGE_TOKEN_ID
     except (AttributeError, ValueError) as error:
-        raise UserError(f"{path} is no list of tokens: {error}") from None
+        raise UserError(f"{path} is not a valid token list: {error}") from None
     if not isinstance(token, int) or not isinstance(vocabulary, int) or token >= vocabulary:
         raise UserError(f"{where}: the id of {IMAGE_TOKEN} is {token}, vocab_size is {vocabulary}; it must be below")
     return token

@@ -84,8 +84,8 @@ def load_lora(path: str | Path, config: FluxConfig, foldable: bool = False) -> t
         leaves[f"{base}lora_b"][at][:width] = adapter.up * np.float32(adapter.scale / shared)
     if lacking and not foldable:
         raise UserError(
-            f"{file} adapts {_some(lacking)}, which have no adapters here; draw with it (generate --lora), which folds "
-            "it into the weights"
+            f"{file} adapts {_some(lacking)}, which have no adapters here; generate with it (generate --lora), "
+            "which merges it into the weights"
         )
     return lora, unflatten(leaves)
 
@@ -169,7 +169,7 @@ def _read(tensors: TensorFiles, file: Path, config: FluxConfig) -> list[_Adapter
             adapters.append(_Adapter(entry, down.T, np.concatenate(rows).T, scale))
     refuse(problems, str(file))
     if not adapters:
-        raise UserError(f"{file} holds no adapter")
+        raise UserError(f"{file} contains no adapter")
     return adapters
 
 
@@ -215,7 +215,9 @@ def _refuse_unknown(names: list[str], file: Path) -> None:
         if any(mark in name for name in names):
             raise UserError(f"{file} is {form}; only LoRA as diffusers, PEFT, ComfyUI and kohya save it can be loaded")
     if names:
-        raise UserError(f"{file} has tensors that adapt nothing in a FLUX transformer of these sizes: {_some(names)}")
+        raise UserError(
+            f"{file} has tensors that match no projection of a FLUX transformer of these sizes: {_some(names)}"
+        )
 
 
 def _some(names: set[str] | list[str]) -> str:

@@ -44,7 +44,7 @@ def _config(tensors: TensorFiles, file: Path) -> dict[str, Any]:
             raw = json.loads(text)
             return {key.removeprefix("transformer."): value for key, value in raw.items()}
         except (AttributeError, ValueError) as error:
-            raise UserError(f"{where} is no LoRA config: {error}") from None
+            raise UserError(f"{where} is not a valid LoRA config: {error}") from None
     return {}
 
 

@@ -17,7 +17,7 @@ from mllmsubj.evals.benchmarks import Request, benchmark
 from mllmsubj.evals.results import Results
 from mllmsubj.parallel import sharding
 from mllmsubj.train import setup as setups
-from mllmsubj.train.evaluator import sort
+from mllmsubj.train.evaluator import split_values
 
 RANDOM = "Not trained yet: {}. These weights are random, and what is below says nothing about the method."
 
@@ -38,7 +38,7 @@ def judged(checkpoint: str | Path, config: ConfigDict, request: Request) -> Resu
         evaluators = plan.evaluators(setup)
         for each in evaluators:
             log.info("%s: %d held-out examples", each.name, each.examples)
-        numbers, pictures, texts = sort(chain.from_iterable(each.run(params) for each in evaluators))
+        numbers, pictures, texts = split_values(chain.from_iterable(each.run(params) for each in evaluators))
     counts = {each.name: each.examples for each in evaluators}
     return Results(
         benchmark=request.benchmark,

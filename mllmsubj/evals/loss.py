@@ -46,7 +46,7 @@ class HeldOutLoss:
         self._step = replace(
             last,
             stage=replace(last.stage, modes=EVERY_MODE),
-            active_tokens=modes.union(EVERY_MODE),
+            active_tokens=modes.active_tokens_of(EVERY_MODE),
             train=replace(last.train, grad_accum_steps=1),
             seed=seed,
         )
@@ -70,11 +70,13 @@ class HeldOutLoss:
         """Losses summed over those rows of a batch that are asked for; `first`: number of its first example."""
         part = jax.tree.map(lambda x: x[0], encoded)
         part = replace(part, row=part.row + first)  # noise goes with the example, however large batches are
-        draws = self._step.draw(part, jnp.asarray(0))
+        random_inputs = self._step.draw(part, jnp.asarray(0))
         counts = part.row < self.examples
 
         def one(mode: Array) -> Array:
-            losses = self._step.losses(params, part, replace(draws, mode=jnp.full_like(draws.mode, mode)))
+            losses = self._step.losses(
+                params, part, replace(random_inputs, mode=jnp.full_like(random_inputs.mode, mode))
+            )
             return jnp.sum(jnp.where(counts, losses, 0.0))
 
         return jax.lax.map(one, jnp.arange(len(modes.NAMES)))

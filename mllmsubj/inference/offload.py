@@ -73,7 +73,7 @@ def group_bytes(params: Params, mesh: Mesh) -> dict[str, int]:
     return {group: bytes_per_device(parameters_of(shapes, group)) for group in PARAMETER_GROUPS}
 
 
-def check_room(sizes: Mapping[str, int], offload: bool, room: int | None) -> None:
+def check_device_memory(sizes: Mapping[str, int], offload: bool, room: int | None) -> None:
     """Raises UserError if parameters alone fill a device.
 
     `sizes`: bytes of each group, see `group_bytes`; `room`: bytes of a device's memory, None if unknown.

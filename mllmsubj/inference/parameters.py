@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from mllmsubj.checkpoints.initial import trained_groups
 from mllmsubj.config.schema import Experiment
 from mllmsubj.convert import fold_lora
-from mllmsubj.inference.offload import check_room, group_bytes, is_read
+from mllmsubj.inference.offload import check_device_memory, group_bytes, is_read
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.lora import LoRAConfig, is_lora, merge_lora
 from mllmsubj.models.quantize import quantize_frozen
@@ -43,25 +43,25 @@ def load(
     """
     compute, offload = experiment.compute.resolve(), experiment.compute.offload
     stored = SubjectModel(experiment.model, compute).stacked
-    check_room(group_bytes(held_shapes(stored), mesh), offload, _room(mesh.devices.flat[0]))
+    check_device_memory(group_bytes(inference_shapes(stored), mesh), offload, _device_memory(mesh.devices.flat[0]))
     kept: dict[str, Any] = {}
     for group in trained_groups(folder, stored, stored.abstract_params(mesh), experiment.seed, groups(stored)):
-        held = _held(stored, unflatten(group), adapters)
+        held = _convert(stored, unflatten(group), adapters)
         held = held if compute.scan_layers else _unstacked(held)
         kept |= flatten(jax.device_get(held) if offload else held)
         del group, held  # frees them before the next group is read
-    return replace(held_model(stored), compute=compute), unflatten(kept)
+    return replace(inference_model(stored), compute=compute), unflatten(kept)
 
 
-def held_model(stored: SubjectModel) -> SubjectModel:
+def inference_model(stored: SubjectModel) -> SubjectModel:
     """Returns the model that `load` returns, but with stacked layers."""
     return replace(stored, config=replace(stored.config, lora=None)) if _merges(stored) else stored
 
 
-def held_shapes(stored: SubjectModel) -> Params:
+def inference_shapes(stored: SubjectModel) -> Params:
     """Returns shapes and dtypes of the parameters that `load` returns, but with stacked layers."""
     read = unflatten({path: leaf for path, leaf in flatten(stored.abstract_params()).items() if is_read(path)})
-    return jax.eval_shape(partial(_held, stored), read)
+    return jax.eval_shape(partial(_convert, stored), read)
 
 
 def groups(stored: SubjectModel) -> list[list[str]]:
@@ -84,7 +84,7 @@ def groups(stored: SubjectModel) -> list[list[str]]:
     return found
 
 
-def _held(stored: SubjectModel, params: Params, adapters: Sequence[Adapter] = ()) -> Params:
+def _convert(stored: SubjectModel, params: Params, adapters: Sequence[Adapter] = ()) -> Params:
     """Converts some of the parameters for inference; a kernel comes with the adapters that are merged into it.
 
     In 8 bits the checkpoint's own adapters stay beside the kernels, as in training: their changes are smaller than the
@@ -112,6 +112,6 @@ def _merges(stored: SubjectModel) -> bool:
     return stored.config.frozen_dtype != "int8"
 
 
-def _room(device: jax.Device) -> int | None:
+def _device_memory(device: jax.Device) -> int | None:
     """Returns the bytes of a device's memory, or None if the backend does not report them."""
     return (device.memory_stats() or {}).get("bytes_limit")

@@ -55,7 +55,7 @@ class CLIPTextModel(nn.Module):
         config, length = self.config, input_ids.shape[1]
         if length > config.max_position_embeddings:
             raise ValueError(
-                f"input_ids hold {length} tokens, max_position_embeddings is {config.max_position_embeddings}; "
+                f"input_ids contain {length} tokens, max_position_embeddings is {config.max_position_embeddings}; "
                 "truncate the prompt"
             )
         embed = nn.Embed(config.vocab_size, config.hidden_size, dtype=self.compute.dtype, name="token_embedding")

@@ -31,7 +31,7 @@ from mllmsubj.typing import PyTree
 
 
 @dataclass(frozen=True)
-class Saved:
+class Restored:
     """A restored checkpoint."""
 
     state: PyTree
@@ -54,8 +54,8 @@ class Checkpoints:
         """
         self.folder, self._config, self._clock = Path(workdir).absolute() / "checkpoints", config, clock
         self._last_save, self._failed, self._terminated = clock(), False, False
-        with self._told("cannot open"):
-            on_first_process(self._tidy)
+        with self._as_user_error("cannot open"):
+            on_first_process(self._remove_incomplete)
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=_keep(config),
                 best_fn=(lambda metrics: metrics[config.best])
@@ -69,8 +69,8 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         logging.getLogger("absl").addFilter(_not_orbax_error)
         self._previous: Any = None
-        self._listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-        if self._listens:
+        self._handles_sigterm = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        if self._handles_sigterm:
             self._previous = signal.signal(signal.SIGTERM, self._terminate)
 
     def __enter__(self) -> "Checkpoints":
@@ -86,16 +86,16 @@ class Checkpoints:
         self.wait()
         return self._manager.latest_step()
 
-    def restore(self, step: int, state: PyTree) -> Saved:
+    def restore(self, step: int, state: PyTree) -> Restored:
         """Restores the checkpoint of a step.
 
         `state`: a tree of ShapeDtypeStruct with shardings, which may be those of another mesh. Raises UserError if
         files are damaged, and if the state has another structure, naming the first few paths.
         """
         folder = self.folder / str(step)
-        advice = "delete that folder to resume from the save before it"
+        advice = "delete that folder to resume from the checkpoint before it"
         if problem := self._damage(folder):
-            raise UserError(f"save {folder} is damaged: {problem}; {advice}")
+            raise UserError(f"checkpoint {folder} is damaged: {problem}; {advice}")
         try:
             found = ocp.StandardCheckpointHandler().metadata(folder / "state").tree
             problem = differences(*(ocp.tree.to_flat_dict(tree, sep="/") for tree in (found, state)))
@@ -108,11 +108,11 @@ class Checkpoints:
                         meta=ocp.args.JsonRestore(),
                     ),
                 )
-                return Saved(restored.state, restored.loader, restored.meta)
+                return Restored(restored.state, restored.loader, restored.meta)
         except Exception as error:  # orbax raises exceptions of many types
-            raise UserError(f"cannot read save {folder}: {reason(error)}; {advice}") from None
+            raise UserError(f"cannot read checkpoint {folder}: {reason(error)}; {advice}") from None
         raise UserError(
-            f"save {folder} does not fit the config: {problem}; resume with the config it was made with, or give "
+            f"checkpoint {folder} does not fit the config: {problem}; resume with the config it was made with, or give "
             f"another workdir"
         )
 
@@ -133,7 +133,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         best = (metrics or {}).get(self._config.best, math.nan)
-        with self._told(f"cannot save step {step} in"):
+        with self._as_user_error(f"cannot save step {step} in"):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -152,7 +152,7 @@ class Checkpoints:
         Process 0 measures the time and the other processes wait for its result, hence at log points only.
         Raises UserError if the save in the background failed.
         """
-        with self._told("cannot save in"):
+        with self._as_user_error("cannot save in"):
             if not self._manager.is_saving_in_progress():
                 self._manager.wait_until_finished()  # raises the error of a failed save, without waiting
         if self._config.every_steps and step % self._config.every_steps == 0:
@@ -172,7 +172,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until the save in the background is on disk; raises UserError if it failed."""
-        with self._told("cannot save in"):
+        with self._as_user_error("cannot save in"):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -180,14 +180,14 @@ class Checkpoints:
 
         Raises UserError if the last save failed.
         """
-        if self._listens and not self._terminated:
+        if self._handles_sigterm and not self._terminated:
             signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
-        self._listens = False
+        self._handles_sigterm = False
         try:
             if not self._failed:
                 self.wait()
         finally:
-            with self._told("cannot close", quiet=self._failed):
+            with self._as_user_error("cannot close", quiet=self._failed):
                 self._manager.close()
             logging.getLogger("absl").removeFilter(_not_orbax_error)
 
@@ -197,7 +197,7 @@ class Checkpoints:
         signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
 
     @contextmanager
-    def _told(self, what: str, quiet: bool = False) -> Iterator[None]:
+    def _as_user_error(self, what: str, quiet: bool = False) -> Iterator[None]:
         """Converts orbax's exceptions, of many types, to a one-line UserError; `quiet` suppresses them."""
         try:
             yield
@@ -208,10 +208,11 @@ class Checkpoints:
             self._failed = True
             if not quiet:
                 raise UserError(
-                    f"{what} {self.folder}: {reason(error)}; older saves there are whole, and the run resumes from them"
+                    f"{what} {self.folder}: {reason(error)}; older checkpoints there are complete, and the run resumes "
+                    f"from them"
                 ) from None
 
-    def _tidy(self) -> None:
+    def _remove_incomplete(self) -> None:
         """Creates the folder and removes checkpoints whose writing or removal was interrupted.
 
         Orbax would treat the latter as complete, and removes the former only later, in the background. The newest one

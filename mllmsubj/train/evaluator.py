@@ -32,7 +32,7 @@ class Evaluator(Protocol):
         ...
 
 
-def sort(
+def split_values(
     values: Iterator[tuple[str, Value]],
 ) -> tuple[Mapping[str, float], Mapping[str, np.ndarray], Mapping[str, tuple[str, ...]]]:
     """Splits values into numbers, images and texts, each by name."""

@@ -18,7 +18,7 @@ from mllmsubj.data.loader import Loader
 from mllmsubj.errors import UserError
 from mllmsubj.train.batches import TrainBatch
 from mllmsubj.train.checkpointing import Checkpoints
-from mllmsubj.train.evaluator import Evaluator, sort
+from mllmsubj.train.evaluator import Evaluator, split_values
 from mllmsubj.train.metrics import MetricAccumulator
 from mllmsubj.train.profile import Profiler
 from mllmsubj.train.startup import StartupTime
@@ -79,9 +79,9 @@ class NonfiniteGuard:
             if metrics.nonfinite >= train.max_nonfinite_steps:
                 folder = _dump(self._progress.workdir, step, state, batch.rows)
                 raise UserError(
-                    f"{metrics.nonfinite} updates in a row had NaN or Inf and were left out, up to step {step}; state "
+                    f"{metrics.nonfinite} updates in a row had NaN or Inf and were skipped, up to step {step}; state "
                     f"and batch are in {folder}; start in another workdir with lower train.stage*.learning_rates, or "
-                    f"look at the data"
+                    f"check the data"
                 )
         data, examples = self._progress.task.experiment.data, metrics.examples + metrics.skipped
         if metrics.skipped > data.max_skipped * max(examples, FIRST_EXAMPLES):
@@ -148,7 +148,7 @@ class Evaluation:
         with progress.throughput.paused():
             params = progress.task.all_params(state.result)
             for evaluator in due:
-                numbers, images, _ = sort(evaluator.run(params))
+                numbers, images, _ = split_values(evaluator.run(params))
                 self.numbers |= numbers
                 progress.writer.write_scalars(step, numbers)
                 progress.writer.write_images(step, images)

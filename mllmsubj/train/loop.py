@@ -137,11 +137,11 @@ def _resume(task: Task, trained: Params, loader: Loader, checkpoints: Checkpoint
     if latest > total:
         stage1 = task.experiment.train.stage1.steps
         raise UserError(
-            f"{checkpoints.folder.parent} is at step {latest} already, beyond the {total} that the config says; set "
+            f"{checkpoints.folder.parent} is at step {latest} already, beyond the {total} steps of the config; set "
             f"train.stage2.steps to {latest - stage1} or more (stage 1 has {stage1}), or give another workdir"
         )
     saved = checkpoints.restore(latest, expected)
     loader.restore(saved.loader)
-    log.info("finished before, at step %d" if latest == total else "resumes from step %d", latest)
+    log.info("already finished at step %d" if latest == total else "resumes from step %d", latest)
     counts = {name: saved.meta[name] for name in ("examples", "skipped")}
     return _Start(latest, saved.state, Timer(**saved.meta["clock"]), **counts)

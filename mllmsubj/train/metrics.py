@@ -58,7 +58,7 @@ class MetricAccumulator:
             "loss": float(loss / count) if count else math.nan,
             **{name: float(np.mean(values)) if values else math.nan for name, values in self._values.items()},
             **self._learning_rates,
-            "updates_left_out": float(self._left_out),
+            "updates_skipped": float(self._left_out),
             "examples_skipped": float(self.skipped),
         }
         for key, bins in self._bins.items():

@@ -26,13 +26,13 @@ def draw(key: Array, modes: ModesConfig) -> Int[Array, ""]:
     return jnp.searchsorted(np.cumsum(astuple(modes))[:-1], jax.random.uniform(key), side="right")
 
 
-def union(modes: ModesConfig) -> ActiveTokens:
+def active_tokens_of(modes: ModesConfig) -> ActiveTokens:
     """Returns the groups of tokens that at least one mode in use attends to; the sequence needs no others."""
     used = [MODES[name] for name in NAMES if getattr(modes, name)]
     return ActiveTokens(*(any(getattr(mode, field.name) for mode in used) for field in fields(ActiveTokens)))
 
 
-def masked(condition: Condition, modes: Int[Array, " b"]) -> Condition:
+def mask_condition(condition: Condition, modes: Int[Array, " b"]) -> Condition:
     """Returns the condition with the masks of each row's mode."""
 
     def mask(group: str) -> Array:

@@ -15,10 +15,10 @@ from mllmsubj.parallel.sharding import STACKED
 from mllmsubj.tree import flatten, join, split, unflatten
 from mllmsubj.typing import Array, Float, Params
 
-DECAYED = re.compile(r".*/(kernel|lora_[ab])")
+WEIGHT_DECAY = re.compile(r".*/(kernel|lora_[ab])")
 """Paths with weight decay: matrices, not biases and norms."""
 
-INSIDE = re.compile(r"(?!transformer/(x_embedder|proj_out)/).*/kernel")
+MUON = re.compile(r"(?!transformer/(x_embedder|proj_out)/).*/kernel")
 """Paths that Muon updates: hidden kernels. AdamW updates all others, among them the projections of latents."""
 
 
@@ -51,10 +51,10 @@ def make_optimizer(
     adam = optax.scale_by_adam(train.beta1, train.beta2)
     return optax.chain(
         optax.clip_by_global_norm(train.clip_norm),
-        _either(_muon(), adam) if train.optimizer == "muon" else adam,
+        _partition(_muon(), adam) if train.optimizer == "muon" else adam,
         optax.add_decayed_weights(
             train.weight_decay,
-            mask=lambda tree: unflatten({path: bool(DECAYED.fullmatch(path)) for path in flatten(tree)}),
+            mask=lambda tree: unflatten({path: bool(WEIGHT_DECAY.fullmatch(path)) for path in flatten(tree)}),
         ),
         _scale_by_path({path: -rate for path, rate in rates.items()}),
         optax.scale_by_schedule(schedule(stage)),
@@ -114,21 +114,23 @@ def _muon() -> optax.GradientTransformation:
     return optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=axes), optax.stateless(scaled))
 
 
-def _either(inside: optax.GradientTransformation, others: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Applies `inside` to matrices of `INSIDE`, `others` to the rest; unlike `optax.partition`, moments are dicts."""
+def _partition(
+    hidden: optax.GradientTransformation, others: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Applies `hidden` to matrices of `MUON`, `others` to the rest; unlike `optax.partition`, moments are dicts."""
 
-    def parted(tree: Params) -> tuple[Params, Params]:
-        return split(tree, {path for path, leaf in flatten(tree).items() if INSIDE.fullmatch(path) and leaf.ndim <= 3})
+    def partition(tree: Params) -> tuple[Params, Params]:
+        return split(tree, {path for path, leaf in flatten(tree).items() if MUON.fullmatch(path) and leaf.ndim <= 3})
 
     def init(params: Params) -> tuple[optax.OptState, optax.OptState]:
-        matrices, rest = parted(params)
-        return inside.init(matrices), others.init(rest)
+        matrices, rest = partition(params)
+        return hidden.init(matrices), others.init(rest)
 
     def update(
         updates: Params, state: tuple[optax.OptState, optax.OptState], params: Params | None = None
     ) -> tuple[Params, tuple[optax.OptState, optax.OptState]]:
-        matrices, rest = parted(updates)
-        matrices, first = inside.update(matrices, state[0])
+        matrices, rest = partition(updates)
+        matrices, first = hidden.update(matrices, state[0])
         rest, second = others.update(rest, state[1])
         return join(matrices, rest), (first, second)
 

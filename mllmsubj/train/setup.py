@@ -140,7 +140,7 @@ class Setup:
         loader = make_loader(source, reader, batch_size, rows, seed)
         if (first := on_first_process(lambda: loader.made_of)) != loader.made_of:
             raise UserError(
-                f"process {jax.process_index()} sees other data ({loader.made_of}) than process 0 ({first})"
+                f"process {jax.process_index()} reads other data ({loader.made_of}) than process 0 ({first})"
             )
         return loader
 
@@ -157,7 +157,7 @@ def prepare(config: ConfigDict, experiment: Experiment, workdir: Path, mesh: Mes
     start = _start_folder(train.start_from)
     model = SubjectModel(experiment.model, experiment.compute.resolve())
     base, is_new = base_folder(train.weights, workdir)
-    prompts = make_encoder(experiment, TINY if is_new else base)
+    prompts = make_prompt_encoder(experiment, TINY if is_new else base)
     expected = model.stacked.abstract_params(mesh)
     if is_new:
         params = new_base(base, config, model.stacked, expected, train.weights, train.warm_start, seed)
@@ -174,11 +174,11 @@ def restored(experiment: Experiment, folder: Path, mesh: Mesh) -> tuple[Setup, P
     """
     model = SubjectModel(experiment.model, experiment.compute.resolve())
     params = trained_params(folder, model.stacked, model.stacked.abstract_params(mesh), experiment.seed)
-    setup, trained = _make_setup(experiment, mesh, folder, model, params, make_encoder(experiment, folder))
+    setup, trained = _make_setup(experiment, mesh, folder, model, params, make_prompt_encoder(experiment, folder))
     return setup, setup.all_params(trained)
 
 
-def make_encoder(experiment: Experiment, folder: Path) -> PromptEncoder:
+def make_prompt_encoder(experiment: Experiment, folder: Path) -> PromptEncoder:
     """Returns the prompt encoder with the tokenizers of the checkpoint `folder`.
 
     Raises UserError if sequences would be longer than the MLLM supports.
@@ -195,7 +195,7 @@ def make_encoder(experiment: Experiment, folder: Path) -> PromptEncoder:
     if longest > mllm.text.max_position_embeddings:
         raise UserError(
             f"config key data.prompt_tokens is {data.prompt_tokens}, which with {data.max_references} references makes "
-            f"sequences of {longest} tokens; this MLLM reads at most {mllm.text.max_position_embeddings}, lower it"
+            f"sequences of {longest} tokens; this MLLM supports at most {mllm.text.max_position_embeddings}, lower it"
         )
     return encoder
 
@@ -207,7 +207,7 @@ def make_stages(
     train = experiment.train
 
     def stage(config: StageConfig) -> TrainStage:
-        rates, active_tokens = learning_rates(params, config), modes.union(config.modes)
+        rates, active_tokens = learning_rates(params, config), modes.active_tokens_of(config.modes)
         return TrainStage(
             FeatureEncoder(
                 model, experiment.reference, null_ids, null_text, train.grad_accum_steps, active_tokens.reference

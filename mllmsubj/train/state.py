@@ -62,13 +62,13 @@ def update_state(
     If `loss` or gradients have NaN or Inf, parameters and optimizer state are unchanged and `nonfinite` is incremented.
     `rates`: path -> peak learning rate of everything that has a gradient.
     """
-    active, idle = split(state.params, set(rates))
+    active, inactive = split(state.params, set(rates))
     norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, active)
     applied = optax.apply_updates(active, updates)
 
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-    params = _where(finite, join(idle, applied), state.params)
+    params = _where(finite, join(inactive, applied), state.params)
     new = replace(
         state,
         step=state.step + 1,

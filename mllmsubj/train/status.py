@@ -15,7 +15,7 @@ from mllmsubj.train.throughput import Timer
 
 RECENT = 10
 """Number of the last reports that determine the ETA."""
-NOTHING: Mapping[str, float] = MappingProxyType({})
+NO_FIGURES: Mapping[str, float] = MappingProxyType({})
 
 
 class Status:
@@ -49,7 +49,7 @@ class Status:
         self._opened.close()
 
     def update(
-        self, step: int, clock: Timer, loss: float | None = None, figures: Mapping[str, float] = NOTHING
+        self, step: int, clock: Timer, loss: float | None = None, figures: Mapping[str, float] = NO_FIGURES
     ) -> None:
         """Shows that `step` steps of both stages are done.
 

@@ -32,7 +32,7 @@ BINS = {
 
 
 @flax.struct.dataclass
-class Draws:
+class RandomInputs:
     """The random numbers of a batch's rows."""
 
     t: Leaf
@@ -65,12 +65,14 @@ class TrainStep:
 
         `transformer`: the frozen parameters of the transformer, the subtree of that name.
         """
-        active, idle = split(state.params, set(self.rates))
+        active, inactive = split(state.params, set(self.rates))
         zeros = jax.tree.map(jnp.zeros_like, active)
 
         def microbatch(gradients: Params, one: Encoded) -> tuple[Params, dict[str, Array]]:
-            draws = self.draw(one, state.step)
-            (_, metrics), new = jax.value_and_grad(self.loss, has_aux=True)(active, idle, transformer, one, draws)
+            random_inputs = self.draw(one, state.step)
+            (_, metrics), new = jax.value_and_grad(self.loss, has_aux=True)(
+                active, inactive, transformer, one, random_inputs
+            )
             return jax.tree.map(lambda sum_, x: sum_ + x / self.train.grad_accum_steps, gradients, new), metrics
 
         gradients, metrics = jax.lax.scan(microbatch, zeros, encoded)
@@ -81,42 +83,42 @@ class TrainStep:
         return new, metrics | of_update
 
     def loss(
-        self, active: Params, idle: Params, transformer: Params, encoded: Encoded, draws: Draws
+        self, active: Params, inactive: Params, transformer: Params, encoded: Encoded, random_inputs: RandomInputs
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Returns the mean over the rows of one microbatch, and the sums and counts for its metrics."""
-        trained = join(active, idle)
+        trained = join(active, inactive)
         trained = trained if self.model.compute.scan_layers else unstack(trained)
-        losses = self.losses(join(trained, {"transformer": transformer}), encoded, draws)
-        bins = jnp.minimum((draws.t * TIME_BINS).astype(jnp.int32), TIME_BINS - 1)
+        losses = self.losses(join(trained, {"transformer": transformer}), encoded, random_inputs)
+        bins = jnp.minimum((random_inputs.t * TIME_BINS).astype(jnp.int32), TIME_BINS - 1)
         return jnp.mean(losses), {
             "loss_sum": jnp.sum(losses),
             "count": jnp.asarray(len(losses), jnp.float32),
             "by_time": _binned(losses, bins, TIME_BINS),
-            "by_mode": _binned(losses, draws.mode, len(modes.NAMES)),
+            "by_mode": _binned(losses, random_inputs.mode, len(modes.NAMES)),
             "skipped": jnp.sum(encoded.skipped),
         }
 
-    def losses(self, params: Params, encoded: Encoded, draws: Draws) -> Float[Array, " b"]:
+    def losses(self, params: Params, encoded: Encoded, random_inputs: RandomInputs) -> Float[Array, " b"]:
         """Returns each row's loss; `params`: all but the frozen encoders, in the layout of the model's `compute`.
 
         Source: rectified flow, arXiv 2209.03003.
         """
         image = encoded.target_mean.astype(jnp.float32)
         if self.train.sample_posterior:
-            image += encoded.target_std * draws.posterior
-        latents, target = interpolate(image, draws.noise, draws.t)
-        condition = self.model.aggregate(params, encoded.features, jnp.full(len(draws.t), self.train.guidance))
-        condition = modes.masked(condition, draws.mode)
-        velocity = self.model.velocity(params, encoded.grid, latents, draws.t, condition, self.active_tokens)
+            image += encoded.target_std * random_inputs.posterior
+        latents, target = interpolate(image, random_inputs.noise, random_inputs.t)
+        condition = self.model.aggregate(params, encoded.features, jnp.full(len(random_inputs.t), self.train.guidance))
+        condition = modes.mask_condition(condition, random_inputs.mode)
+        velocity = self.model.velocity(params, encoded.grid, latents, random_inputs.t, condition, self.active_tokens)
         return squared_error(velocity, target)
 
-    def draw(self, encoded: Encoded, step: Int[Array, ""]) -> Draws:
+    def draw(self, encoded: Encoded, step: Int[Array, ""]) -> RandomInputs:
         """Generates each row's random numbers from (seed, step, row, purpose)."""
         run = jax.random.fold_in(jax.random.key(self.seed), step)
         n, c = encoded.target_mean.shape[1:]
         time = self.train.time
 
-        def one(row: Array) -> Draws:
+        def one(row: Array) -> RandomInputs:
             key = jax.random.fold_in(run, row)
             purpose = [jax.random.fold_in(key, i) for i in range(4)]
             t = (
@@ -125,7 +127,7 @@ class TrainStep:
                 else shifted_uniform(purpose[0], shift_exponent(n, self.shift))
             )
             noise, posterior = (jax.random.normal(key, (n, c)) for key in purpose[1:3])
-            return Draws(t, noise, posterior, modes.draw(purpose[3], self.stage.modes))
+            return RandomInputs(t, noise, posterior, modes.draw(purpose[3], self.stage.modes))
 
         return jax.vmap(one)(encoded.row)
 

@@ -19,7 +19,7 @@ from mllmsubj.io import replacing
 from mllmsubj.parallel.multihost import on_first_process
 from mllmsubj.tree import flatten
 
-MAY_CHANGE = (
+CHANGEABLE = (
     "mesh",
     "compute",
     "log",
@@ -39,7 +39,7 @@ changes nothing before its end."""
 def open_workdir(workdir: str | Path, config: ConfigDict) -> Iterator[bool]:
     """Locks a workdir for one run; yields whether a run started there before.
 
-    The first start writes `config.json`; later ones must have the same config, but for `MAY_CHANGE`, and replace the
+    The first start writes `config.json`; later ones must have the same config, but for `CHANGEABLE`, and replace the
     file. If a UserError ends a first start before its first checkpoint, the file is removed. On several processes all
     call this; process 0 does the work.
     Raises UserError for another config, naming the keys, for a workdir that another run on this machine uses, and
@@ -55,9 +55,9 @@ def open_workdir(workdir: str | Path, config: ConfigDict) -> Iterator[bool]:
                 for left in (*workdir.glob(".base.*"), *workdir.glob(".model.*")):  # half-written by a killed run
                     shutil.rmtree(left, ignore_errors=True)
                 resumes = (workdir / "config.json").exists()
-                if resumes and (wrong := changes(read_config(workdir), config)):
+                if resumes and (wrong := forbidden_changes(read_config(workdir), config)):
                     raise UserError(
-                        f"{workdir} holds a run with another config: {wrong}; start with that config, or give "
+                        f"{workdir} contains a run with another config: {wrong}; start with that config, or give "
                         f"another workdir"
                     )
                 with replacing(workdir / "config.json") as partial:
@@ -104,14 +104,14 @@ def is_locked(workdir: Path) -> bool:
         return True
 
 
-def changes(there: ConfigDict, here: ConfigDict) -> str:
+def forbidden_changes(saved: ConfigDict, given: ConfigDict) -> str:
     """Returns the first few keys that must not differ but do, on one line."""
-    old, new = (_flat(config_text(config)) for config in (there, here))
+    old, new = (_flat(config_text(config)) for config in (saved, given))
     problems = [
         f"{key}: {_shown(old, key)} there, {_shown(new, key)} here"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, ...) != new.get(key, ...)
-        and not any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
+        and not any(key == allowed or key.startswith(allowed + ".") for allowed in CHANGEABLE)
     ]
     more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
     return "; ".join(problems[:5]) + more

@@ -132,7 +132,7 @@ class PngWriter(Writer):
             with _writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(path) as partial:
-                    Image.fromarray(_eight_bits(np.concatenate(list(pictures)))).save(partial, "PNG")
+                    Image.fromarray(_to_uint8(np.concatenate(list(pictures)))).save(partial, "PNG")
 
 
 class TensorBoardWriter(Writer):
@@ -219,7 +219,7 @@ class WandbWriter(Writer):
 
     def write_images(self, step: int, images: Mapping[str, Array]) -> None:
         """Logs images."""
-        pictures = {name: [self._wandb.Image(_eight_bits(one)) for one in array] for name, array in images.items()}
+        pictures = {name: [self._wandb.Image(_to_uint8(one)) for one in array] for name, array in images.items()}
         self._run.log({"step": step} | pictures)
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
@@ -250,11 +250,11 @@ class BackgroundWriter(Writer):
 
     def write_scalars(self, step: int, scalars: Mapping[str, Scalar]) -> None:
         """Submits numbers to every writer."""
-        self._each(lambda writer: writer.write_scalars(step, _on_host(scalars)))
+        self._each(lambda writer: writer.write_scalars(step, _to_numpy(scalars)))
 
     def write_images(self, step: int, images: Mapping[str, Array]) -> None:
         """Submits images to every writer."""
-        self._each(lambda writer: writer.write_images(step, _on_host(images)))
+        self._each(lambda writer: writer.write_images(step, _to_numpy(images)))
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Submits texts to every writer."""
@@ -304,11 +304,11 @@ def _step(line: bytes) -> float:
     return math.inf
 
 
-def _on_host(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _to_numpy(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in values.items()}
 
 
-def _eight_bits(picture: np.ndarray) -> np.ndarray:
+def _to_uint8(picture: np.ndarray) -> np.ndarray:
     if picture.dtype == np.uint8:
         return picture
     return np.rint(np.clip(picture.astype(np.float32), 0.0, 1.0) * 255).astype(np.uint8)

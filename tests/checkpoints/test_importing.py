@@ -363,17 +363,17 @@ def eight_bits(root):
 
 def transposed(root):
     path = edited(shards(root)[1], replaced(lambda tensor: np.ascontiguousarray(np.zeros((5, 7), tensor.dtype))))
-    return rf"{path.name}: '.*' has shape \(\d+, \d+\), '.*' wants"
+    return rf"{path.name}: '.*' has shape \(\d+, \d+\), but '.*' expects"
 
 
 def extra_tensor(root):
     edited(shards(root)[1], lambda tensors: tensors.update(spare=np.zeros(3, np.float32)))
-    return r"transformer does not hold this model: unexpected tensor 'spare'"
+    return r"transformer does not contain this model: unexpected tensor 'spare'"
 
 
 def missing_tensor(root):
     edited(shards(root)[1], lambda tensors: tensors.pop(next(iter(tensors))))
-    return r"transformer does not hold this model: missing tensor"
+    return r"transformer does not contain this model: missing tensor"
 
 
 def twice(root):
@@ -395,7 +395,7 @@ def text_encoder_2(root):
 
 def mixed_files(root):
     shutil.copyfile(root / "vae" / "model.safetensors", root / "transformer" / "other.safetensors")
-    return "transformer does not hold this model: unexpected tensor '"
+    return "transformer does not contain this model: unexpected tensor '"
 
 
 def pickled(root):

@@ -192,5 +192,7 @@ def test_pipeline_lora_mismatch(params, exported, tmp_path):
     config = small_config()
     with config.unlocked():
         config.model.transformer.num_single_layers = 1
-    with pytest.raises(UserError, match=r"adapt nothing in a FLUX transformer of these sizes: transformer\.single"):
+    with pytest.raises(
+        UserError, match=r"match no projection of a FLUX transformer of these sizes: transformer\.single"
+    ):
         Pipeline.load(tmp_path / "whole", config, loras=[(exported, 1.0)])

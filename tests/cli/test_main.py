@@ -33,10 +33,10 @@ def test_main_interrupt(monkeypatch, capsys):
 
 
 def test_need_train_extra_missing(monkeypatch):
-    main.need_train_extra("training needs")
+    main.require_train_extra("training needs")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^training needs the extra 'train': pip install 'mllmsubj\[train\]'$"):
-        main.need_train_extra("training needs")
+        main.require_train_extra("training needs")
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_interrupts_lost_exception(sigint, monkeypatch):
     interrupts.install()
     watcher = threading.Thread(target=interrupts._repeat_if_lost, args=[there])
     watcher.start()
-    watcher.join(3 * interrupts.SECONDS)
+    watcher.join(3 * interrupts.CHECK_INTERVAL)
     assert watcher.is_alive()
     assert sent == []
     del error

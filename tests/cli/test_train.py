@@ -93,14 +93,14 @@ def test_train_invalid_workdir(tmp_path, monkeypatch, capsys):
         line = refused(capsys, monkeypatch, tmp_path / "used")
         assert f"another run is using {tmp_path / 'used'} (process {os.getpid()})" in line
     line = refused(capsys, monkeypatch, tmp_path / "used", "--config.train.batch_size=16")
-    assert "holds a run with another config: train.batch_size: 8 there, 16 here" in line
+    assert "contains a run with another config: train.batch_size: 8 there, 16 here" in line
 
 
 def test_train_nonfinite_updates(tmp_path, monkeypatch):
     """The training stops after `max_nonfinite_steps` such updates in a row and saves its state and batch."""
     rates = (("dla/.*", 1e30), (".*/lora_[ab]", 1e30))
     stage = dict(train__stage2__learning_rates=rates, train__stage2__warmup_steps=0, train__stage2__steps=20)
-    says = r"^3 updates in a row had NaN or Inf and were left out, up to step (\d+); state and batch are in (.*); start"
+    says = r"^3 updates in a row had NaN or Inf and were skipped, up to step (\d+); state and batch are in (.*); start"
     with pytest.raises(UserError, match=says) as error:
         train_here(monkeypatch, tmp_path, train__stage1__steps=0, train__max_nonfinite_steps=3, **stage)
     step, folder = re.match(says, str(error.value)).groups()
@@ -110,7 +110,7 @@ def test_train_nonfinite_updates(tmp_path, monkeypatch):
     with np.load(Path(folder) / "batch_0.npz") as batch:
         assert batch["target"].shape == (8, 32, 32, 3)
         assert len(set(batch["example"].tolist())) == 8
-    assert [line["updates_left_out"] for line in metrics(tmp_path)][-1] == 1.0
+    assert [line["updates_skipped"] for line in metrics(tmp_path)][-1] == 1.0
 
 
 def manifest(folder, examples, broken):
@@ -191,7 +191,7 @@ def test_compilation_cache_location(tmp_path, monkeypatch):
         if named:
             monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", named)
         main._set_up()
-        main.keep_compiled(tmp_path / "run")
+        main.use_compilation_cache(tmp_path / "run")
         assert os.environ["JAX_COMPILATION_CACHE_DIR"] == kept
 
 
@@ -268,7 +268,9 @@ def test_train_disk_full(small_disk, monkeypatch, caplog):
     usual = "^stage |compiled |first step after|absl:Waiting for previous save"  # the last on a busy machine
     said = [line for line in err.splitlines() if not re.search(usual, line)]
     assert len(said) == 1, err
-    assert re.match(r"mllmsubj: error: cannot save .*No space left on device; older saves there are whole", said[0])
+    assert re.match(
+        r"mllmsubj: error: cannot save .*No space left on device; older checkpoints there are complete", said[0]
+    )
     (small_disk / "ballast").unlink()
     assert saves(workdir)[-1] == 4
     caplog.set_level("INFO", "mllmsubj")

@@ -53,7 +53,7 @@ def test_another_height_is_named_with_what_else_is_wrong(shape):
 
 
 def test_a_layout_that_does_not_fit():
-    with pytest.raises(UserError, match=r"'x' has shape \(3, 3\), which 'y' cannot come from"):
+    with pytest.raises(UserError, match=r"'x' has shape \(3, 3\), which does not fit 'y'"):
         convert({"x": np.zeros((3, 3))}, [Entry("x", "y", "pixel")], {"y": np.zeros((3, 3))}, "here")
 
 

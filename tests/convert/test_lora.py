@@ -251,9 +251,15 @@ BAD = {
     "another model": ({f"{TO_Q}.lora_A.weight": (2, 64), f"{TO_Q}.lora_B.weight": (64, 2)}, r"\(2, 64\).*\[rank, 32\]"),
     "ranks differ": ({f"{TO_Q}.lora_A.weight": (2, 32), f"{TO_Q}.lora_B.weight": (32, 3)}, r"\(2, 32\) and \(32, 3\)"),
     "half": ({f"{TO_Q}.lora_A.weight": (2, 32)}, "lacks its up projection"),
-    "more layers": ({"transformer.transformer_blocks.7.attn.to_q.lora_A.weight": (2, 32)}, "adapt nothing.*blocks.7"),
-    "text encoder": (GOOD | {"lora_te1_text_model.lora_down.weight": (2, 8)}, "adapt nothing.*lora_te1_text_model"),
-    "unknown key": (GOOD | {f"{TO_Q}.lora_B.bias": (32,)}, r"adapt nothing.*lora_B\.bias"),
+    "more layers": (
+        {"transformer.transformer_blocks.7.attn.to_q.lora_A.weight": (2, 32)},
+        "match no projection.*blocks.7",
+    ),
+    "text encoder": (
+        GOOD | {"lora_te1_text_model.lora_down.weight": (2, 8)},
+        "match no projection.*lora_te1_text_model",
+    ),
+    "unknown key": (GOOD | {f"{TO_Q}.lora_B.bias": (32,)}, r"match no projection.*lora_B\.bias"),
     "dora": (GOOD | {f"{TO_Q}.dora_scale": (32,)}, "is DoRA"),
     "xlabs": ({"double_blocks.0.processor.qkv_lora1.down.weight": (2, 32)}, "is XLabs' form"),
     "lokr": ({"transformer.single_transformer_blocks.0.proj_out.lokr_w1": (2, 2)}, "is LoKr"),
@@ -264,7 +270,7 @@ BAD = {
         },
         r"adapts transformer_blocks\.0\.ff\.net\.2, which have no adapters here.*generate --lora",
     ),
-    "empty": ({}, "holds no adapter"),
+    "empty": ({}, "contains no adapter"),
 }
 
 
@@ -283,7 +289,7 @@ def test_files_that_are_none(write, tmp_path):
     (tmp_path / "lora.bin").write_bytes(b"PK" + b"x" * 40)
     with pytest.raises(UserError, match="pickle"):
         convert.load_lora(tmp_path / "lora.bin", CONFIG)
-    with pytest.raises(UserError, match="no LoRA config"):
+    with pytest.raises(UserError, match="is not a valid LoRA config"):
         convert.load_lora(write({"lora_adapter_metadata": "{"}, **GOOD), CONFIG)
     with pytest.raises(UserError, match="use_dora is on"):
         convert.load_lora(write({"lora_adapter_metadata": '{"transformer.use_dora": true}'}, **GOOD), CONFIG)

@@ -112,7 +112,7 @@ def test_what_is_wrong_is_named(tmp_path):
 def test_files_that_are_none(tmp_path):
     with pytest.raises(UserError, match="is not there"):
         convert.load_vae(tmp_path / "ae.safetensors")
-    with pytest.raises(UserError, match=r"holds no \.safetensors file"):
+    with pytest.raises(UserError, match=r"contains no \.safetensors file"):
         convert.load_vae(tmp_path)
     for start, says in ((b"PK\x03\x04", "pickle"), (b"\x80\x02", "pickle"), (b"<html>", "cannot be read")):
         (tmp_path / "ae.safetensors").write_bytes(start + b"x" * 40)
@@ -125,5 +125,5 @@ def test_a_tensor_in_two_files_is_refused(tmp_path):
 
     for name in ("a", "b"):
         save_file({"x": np.zeros(2, np.float32)}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(UserError, match=r"a\.safetensors and b\.safetensors both hold 'x'"):
+    with pytest.raises(UserError, match=r"a\.safetensors and b\.safetensors both contain 'x'"):
         convert.load_vae(tmp_path)

@@ -49,7 +49,7 @@ def test_held_out_loss_modes(restored, evaluator, numbers):
         parts[1] = replace(parts[1], row=parts[1].row + 4)
         for i, name in enumerate(modes.NAMES):
             alone = ModesConfig(*(float(i == j) for j in range(4)))
-            step = replace(last, stage=replace(last.stage, modes=alone), active_tokens=modes.union(alone))
+            step = replace(last, stage=replace(last.stage, modes=alone), active_tokens=modes.active_tokens_of(alone))
             losses = jax.jit(step.losses)
             found = [losses(params, part, step.draw(part, jnp.asarray(0))) for part in parts]
             np.testing.assert_allclose(numbers[f"loss/{name}"], np.mean(np.concatenate(found)[:6]), rtol=2e-5)

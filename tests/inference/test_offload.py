@@ -10,7 +10,7 @@ from mllmsubj.errors import UserError
 from mllmsubj.inference.generator import Generator
 from mllmsubj.inference.offload import (
     PARAMETER_GROUPS,
-    check_room,
+    check_device_memory,
     cpu_offload,
     group_bytes,
     is_read,
@@ -107,8 +107,8 @@ def test_group_bytes_sharded(waiting):
 def test_check_room_insufficient_memory():
     turns = {"encode": 10 * 10**9, "prepare": 3 * 10**9, "denoise": 11 * 10**9, "decode": 10**9}
     with pytest.raises(UserError, match=r"take 25\.0 GB of a device that has 16\.0 .*denoise 11\.0.* --offload"):
-        check_room(turns, False, 16 * 10**9)
+        check_device_memory(turns, False, 16 * 10**9)
     with pytest.raises(UserError, match=r"take 11\.0 GB of a device that has 8\.0 "):
-        check_room(turns, True, 8 * 10**9)
+        check_device_memory(turns, True, 8 * 10**9)
     for offload, room in ((True, 16 * 10**9), (False, 32 * 10**9), (False, None)):
-        check_room(turns, offload, room)
+        check_device_memory(turns, offload, room)

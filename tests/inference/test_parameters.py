@@ -15,7 +15,7 @@ from mllmsubj.checkpoints.initial import random_params
 from mllmsubj.config.load import load_config
 from mllmsubj.config.schema import Experiment
 from mllmsubj.inference.offload import group_bytes, is_read
-from mllmsubj.inference.parameters import groups, held_shapes
+from mllmsubj.inference.parameters import groups, inference_shapes
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.parallel.sharding import make_mesh
@@ -61,7 +61,7 @@ def test_group_bytes_full_size(frozen_dtype, gigabytes):
     """With int8, each group leaves 5 GB of a 16 GB chip free, and all groups fit in 40 GB of host memory."""
     sizes = Experiment.from_config(load_config(str(ROOT / "configs" / "paper.py"))).model
     stored = SubjectModel(replace(sizes, frozen_dtype=frozen_dtype), Compute(jnp.bfloat16))
-    turns = group_bytes(held_shapes(stored), make_mesh(devices=jax.devices()[:1]))
+    turns = group_bytes(inference_shapes(stored), make_mesh(devices=jax.devices()[:1]))
     assert {turn: size / 1e9 for turn, size in turns.items()} == pytest.approx(gigabytes, abs=0.01)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 CLOUD = Path(os.environ["FAKE_CLOUD"])
 STATE = CLOUD / "state"
-COMING = ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+PENDING = ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
 
 
 def main(words: list[str]) -> int:
@@ -23,7 +23,7 @@ def main(words: list[str]) -> int:
     flags = dict(word[2:].partition("=")[::2] for word in words if word.startswith("--"))
     names = [word for word in words[4:] if not word.startswith("--")]
     if words[3] == "create":
-        STATE.write_text("FAILED" if flags["accelerator-type"] == "v5p-12288" else COMING[0])
+        STATE.write_text("FAILED" if flags["accelerator-type"] == "v5p-12288" else PENDING[0])
         return 0
     if not STATE.exists():
         print("ERROR: (gcloud) NOT_FOUND: no such resource", file=sys.stderr)
@@ -31,8 +31,8 @@ def main(words: list[str]) -> int:
     if words[3] == "describe":
         state = STATE.read_text()
         print(state)
-        if state in COMING[:-1]:
-            STATE.write_text(COMING[COMING.index(state) + 1])
+        if state in PENDING[:-1]:
+            STATE.write_text(PENDING[PENDING.index(state) + 1])
         return 0
     if words[3] == "delete":
         STATE.unlink()

@@ -31,7 +31,7 @@ def test_libtpu_knows_what_is_offered(name):
         ("v5p:4xx4", "unknown topology 'v5p:4xx4' (did you mean 'v5p:4x"),
         ("v5:2x2", "unknown topology 'v5:2x2'"),
         ("v5p-64", "unknown topology 'v5p-64'"),
-        ("v5e:3x3", "libtpu gives no devices for the topology 'v5e:3x3' (did you mean"),
+        ("v5e:3x3", "libtpu does not support the topology 'v5e:3x3' (did you mean"),
     ],
 )
 def test_unknown_topologies_name_the_nearest(name, words):

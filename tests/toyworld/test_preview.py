@@ -35,7 +35,7 @@ def test_preview_sheet(tmp_path, capsys):
         (["previw"], "did you mean 'preview'"),
         (["--output=a.png", "preview"], "needs an action first"),
         (["preview"], "--output=FILE.png"),
-        (["preview", "--output=sheet.jpg"], "no .png file"),
+        (["preview", "--output=sheet.jpg"], "not a .png file"),
         (["preview", "--output=/dev/null/sheet.png"], "not a folder"),
         (["preview", "--output=a.png", "--size=32"], "size"),
         (["preview", "--output=a.png", "--count=0"], "count"),

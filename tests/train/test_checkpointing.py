@@ -134,7 +134,7 @@ def test_restore_mismatched_state(tmp_path, other, says):
     """The error names the arrays that differ."""
     with Checkpoints(tmp_path, CONFIG) as saves:
         put(saves, 1)
-        with pytest.raises(UserError, match=rf"save .*checkpoints/1 does not fit the config: .*{says}") as error:
+        with pytest.raises(UserError, match=rf"checkpoint .*checkpoints/1 does not fit the config: .*{says}") as error:
             saves.restore(1, abstract(state(1, **other)))
     assert "\n" not in str(error.value)
 
@@ -168,7 +168,7 @@ def test_restore_unreadable(tmp_path):
         put(saves, 1)
         path = tmp_path / "checkpoints" / "1" / "meta" / "metadata"
         path.write_bytes(b"?" * path.stat().st_size)
-        with pytest.raises(UserError, match=r"cannot read save .*checkpoints/1: .*delete that folder") as error:
+        with pytest.raises(UserError, match=r"cannot read checkpoint .*checkpoints/1: .*delete that folder") as error:
             saves.restore(1, abstract(state(1)))
     assert "\n" not in str(error.value)
 

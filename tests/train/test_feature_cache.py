@@ -28,7 +28,7 @@ from mllmsubj.train import programs
 from mllmsubj.train.batches import encoded_batches
 from mllmsubj.train.feature_cache import FeatureCache, make_cache
 from mllmsubj.train.features import Encoded
-from mllmsubj.train.modes import union
+from mllmsubj.train.modes import active_tokens_of
 from mllmsubj.train.programs import lower_update
 from mllmsubj.train.setup import make_stages
 from mllmsubj.train.state import state_shardings
@@ -205,7 +205,7 @@ def test_cache_stage1_references(make):
     stage, second = make_stages(Experiment.from_config(config), model, params, (1, 2, 7, 8, 9), (2, 5))
     first, step = stage.encoder, stage.step
     assert first.with_references
-    assert not union(step.stage.modes).reference
+    assert not active_tokens_of(step.stage.modes).reference
     batch = small_batch(4)
     encoded = jax.jit(first.encode)(params, batch)
     fill(make(), first, encoded, batch)
@@ -262,7 +262,7 @@ def test_cache_bfloat16(make, small, tmp_path):
 
 def test_cache_invalid_folder(make, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"data\.cache: cannot make .*file/cache"):
+    with pytest.raises(UserError, match=r"data\.cache: cannot create .*file/cache"):
         make(folder=tmp_path / "file" / "cache")
 
 

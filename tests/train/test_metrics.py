@@ -30,7 +30,7 @@ def test_metric_accumulator_means():
     assert numbers == {
         "loss": 4.0,
         "learning_rate/dla": 0.25,
-        "updates_left_out": 0.0,
+        "updates_skipped": 0.0,
         "examples_skipped": 3.0,
         "loss_t/0.0-0.1": 1.0,
         "loss_t/0.9-1.0": 5.0,
@@ -54,7 +54,7 @@ def test_metric_accumulator_nonfinite_step():
     totals.settle()
     assert totals.nonfinite == 1
     numbers = totals.scalars()
-    assert (numbers["loss"], numbers["loss_t/0.4-0.5"], numbers["updates_left_out"]) == (1.0, 1.0, 1.0)
+    assert (numbers["loss"], numbers["loss_t/0.4-0.5"], numbers["updates_skipped"]) == (1.0, 1.0, 1.0)
     totals.add(step_metrics([2.0], [4], [1]))
     totals.settle()
     assert totals.nonfinite == 0

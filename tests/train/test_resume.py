@@ -38,7 +38,7 @@ def test_resume_killed(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "mllmsubj")
     steps = dict(train__stage1__steps=4, train__stage2__steps=4)
     train_here(monkeypatch, workdir, **steps)
-    assert "finished before, at step 8" in caplog.messages
+    assert "already finished at step 8" in caplog.messages
     assert not [message for message in caplog.messages if message.startswith("compiled")]
     assert_identical(arrays(workdir), before)
     assert (workdir / "metrics.jsonl").read_text() == lines

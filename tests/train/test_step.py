@@ -199,12 +199,12 @@ def test_masked_matches_dropped_tokens(number):
     model, condition = small_model(), small_condition()
     params = {"transformer": small()[2]["transformer"]}
     latents, t = jnp.asarray(np.random.default_rng(1).standard_normal((2, 24, 16)), jnp.float32), jnp.array([0.3, 0.8])
-    union = modes.union(ModesConfig(0.25, 0.25, 0.25, 0.25))
-    rows = modes.masked(condition, jnp.full(2, number))
+    active_tokens_of = modes.active_tokens_of(ModesConfig(0.25, 0.25, 0.25, 0.25))
+    rows = modes.mask_condition(condition, jnp.full(2, number))
     velocity = jax.jit(model.velocity, static_argnums=(1, 5))
-    masked = velocity(params, (4, 6), latents, t, rows, union)
+    mask_condition = velocity(params, (4, 6), latents, t, rows, active_tokens_of)
     dropped = velocity(params, (4, 6), latents, t, condition, list(modes.MODES.values())[number])
-    np.testing.assert_allclose(masked, dropped, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(mask_condition, dropped, rtol=1e-4, atol=1e-5)
 
 
 def test_draw_modes():
@@ -212,7 +212,9 @@ def test_draw_modes():
     shares = ModesConfig(0.6, 0.15, 0.15, 0.1)
     drawn = jax.vmap(lambda key: modes.draw(key, shares))(jax.random.split(jax.random.key(0), 20_000))
     np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 20_000, [0.6, 0.15, 0.15, 0.1], atol=0.02)
-    assert modes.union(ModesConfig(0.0, 0.9, 0.0, 0.1)) == modes.ActiveTokens(null=True, text=True, image=True)
+    assert modes.active_tokens_of(ModesConfig(0.0, 0.9, 0.0, 0.1)) == modes.ActiveTokens(
+        null=True, text=True, image=True
+    )
     never = jax.vmap(lambda key: modes.draw(key, ModesConfig(0.0, 1.0, 0.0, 0.0)))(
         jax.random.split(jax.random.key(0), 99)
     )
@@ -237,10 +239,12 @@ def test_update_binned_metrics():
     batch.skipped[3] = 2
     encoded = encode({name: frozen[name] for name in FROZEN_ENCODERS}, batch)
     _, metrics = update(state, frozen["transformer"], encoded)
-    draws = jax.jit(stage.step.draw)(jax.tree.map(lambda x: x[0], encoded), 0)
-    times = np.bincount(np.minimum(np.asarray(draws.t) * TIME_BINS, TIME_BINS - 1).astype(int), minlength=TIME_BINS)
+    random_inputs = jax.jit(stage.step.draw)(jax.tree.map(lambda x: x[0], encoded), 0)
+    times = np.bincount(
+        np.minimum(np.asarray(random_inputs.t) * TIME_BINS, TIME_BINS - 1).astype(int), minlength=TIME_BINS
+    )
     np.testing.assert_array_equal(metrics["by_time"][1], times)
-    np.testing.assert_array_equal(metrics["by_mode"][1], np.bincount(draws.mode, minlength=len(modes.NAMES)))
+    np.testing.assert_array_equal(metrics["by_mode"][1], np.bincount(random_inputs.mode, minlength=len(modes.NAMES)))
     for name in ("by_time", "by_mode"):
         assert np.sum(metrics[name][0]) == pytest.approx(float(metrics["loss_sum"]), rel=1e-5)
     assert (metrics["count"], metrics["skipped"]) == (8, 2)

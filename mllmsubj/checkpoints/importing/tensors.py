@@ -73,7 +73,7 @@ def _files(source: Path) -> list[Path]:
         if missing := sorted(named - {path.name for path in files}):
             raise UserError(f"{index.name} names shards that are not in {source}: {', '.join(missing)}; copy them")
     if not files:
-        raise UserError(f"{source} holds no .safetensors file; give the folder that the model's own files are in")
+        raise UserError(f"{source} contains no .safetensors file; give the folder that the model's own files are in")
     return files
 
 

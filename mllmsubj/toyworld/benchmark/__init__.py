@@ -1,4 +1,4 @@
-"""Toyworld as a benchmark: images of held-out subjects and prompts, read by the probe."""
+"""Toyworld as a benchmark: generated images of held-out subjects and prompts, evaluated by the probe."""
 
 from typing import TYPE_CHECKING
 
@@ -20,4 +20,4 @@ def _plan(request: Request, experiment: "Experiment") -> Plan:
 
 
 TOYWORLD = Benchmark(_plan)
-"""Entry point of `mllmsubj.evals.benchmarks`: identity, prompt following and pose copying."""
+"""Entry point for `mllmsubj.evals.benchmarks`: identity, prompt following and pose copying."""

@@ -1,4 +1,4 @@
-"""Draws toyworld's held-out examples with a checkpoint and judges the pictures."""
+"""Evaluator that generates toyworld's held-out examples with a checkpoint and evaluates the images."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -23,15 +23,15 @@ from mllmsubj.train.setup import Setup
 from mllmsubj.typing import Params
 
 EXAMPLES = 500
-"""Drawn where nobody says how many: rates within 4 points."""
+"""Default number of examples, for rates within 4 percentage points."""
 SHOWN = 16
-"""Pictures in the report."""
+"""Number of images in the report."""
 
 log = logging.getLogger("mllmsubj")
 
 
 def check_size(experiment: Experiment) -> None:
-    """Raises UserError where the sampler's pictures cannot be judged."""
+    """Raises UserError unless the sampler's images are squares, as toyworld's pictures are."""
     sampling = experiment.sampling
     if sampling.height != sampling.width:
         raise UserError(
@@ -41,7 +41,7 @@ def check_size(experiment: Experiment) -> None:
 
 
 def data_of(experiment: Experiment) -> DataConfig:
-    """The examples to draw, whatever the experiment trains on."""
+    """Returns the data settings of the benchmark, whatever the experiment trains on."""
     plain = replace(experiment.data, source="toyworld")
     ours = replace(experiment, data=plain, evals=replace(experiment.evals, source=""))
     size = (experiment.sampling.height, experiment.sampling.width)
@@ -49,7 +49,7 @@ def data_of(experiment: Experiment) -> DataConfig:
 
 
 def first_prompts(experiment: Experiment, count: int) -> list[str]:
-    """Of the first examples that are drawn."""
+    """Returns the prompts of the benchmark's first `count` examples."""
     data = data_of(experiment)
     source = open_source(data, SEED)
     numbers = Plan(source.index(), data, count, SEED).batch(0).examples
@@ -57,10 +57,10 @@ def first_prompts(experiment: Experiment, count: int) -> list[str]:
 
 
 class Toyworld:
-    """Numbers as `scores` names them, and "samples": rows of reference, drawing and target.
+    """Evaluator of the metrics in `scores`, and of "samples": rows of reference, generated image and target.
 
-    The text beside each row is its prompt, and what the probe reads there that is wrong. Picture i is what inference
-    draws from the noise of (seed, i).
+    The text of each row contains its prompt, and what is wrong in the image according to the probe. Image i is the one
+    that inference generates from the noise of (seed, i).
     """
 
     name = "toyworld"
@@ -71,7 +71,7 @@ class Toyworld:
     }
 
     def __init__(self, setup: Setup, probe: ProbeReader, seed: int, examples: int = EXAMPLES):
-        """`seed`: of the noise; the examples are always the same."""
+        """Opens the examples, which are always the same; `seed`: seed of the noise."""
         sampling = setup.experiment.sampling
         self._held_out = HeldOut.open(setup, data_of(setup.experiment), examples, "limit")
         self.examples = self._held_out.count
@@ -79,7 +79,7 @@ class Toyworld:
         self._batch_size = self._held_out.batch_size(sampling.batch_size)
 
     def run(self, params: Params) -> Iterator[tuple[str, Value]]:
-        """See `Evaluator.run`."""
+        """Yields the metrics and the samples; see `Evaluator.run`."""
         drawn, examples = self._drawn(params)
         side = drawn.shape[1]
         references = np.stack([example.reference.render(side) for example in examples])
@@ -92,7 +92,7 @@ class Toyworld:
         yield "samples", tuple(_said(*each) for each in zip(examples[:SHOWN], read[:SHOWN], strict=True))
 
     def _drawn(self, params: Params) -> tuple[np.ndarray, list[Example]]:
-        """All pictures, 8 bits, and what was to be drawn."""
+        """Returns all generated images, uint8, and their examples."""
         source, size, pictures, numbers = self._held_out.source, self._batch_size, [], []
         assert isinstance(source, ToyworldSource)
         with closing(self._held_out.loader(size)) as loader:
@@ -108,7 +108,7 @@ class Toyworld:
 
 
 def _said(example: Example, reading: np.ndarray) -> str:
-    """The prompt, and what is wrong in the picture as the probe reads it."""
+    """Returns the prompt and what is wrong in the image, according to the probe."""
     wanted = vars(example.prompt.identity(example.reference.identity)) | dict(example.prompt.asks)
     read = dict(zip(ATTRIBUTES, map(int, reading), strict=True))
     wrong = [

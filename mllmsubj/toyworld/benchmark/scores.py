@@ -1,4 +1,4 @@
-"""The benchmark's numbers, each with its 95 % interval and what the same examples' targets get."""
+"""Metrics of the benchmark, each with its 95 % interval and its value for the targets of the same examples."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
@@ -22,14 +22,14 @@ from mllmsubj.toyworld.benchmark.tallies import (
 from mllmsubj.typing import Float, Int
 
 RESAMPLES = 2000
-"""Of the pictures, with repetition, for an interval."""
+"""Number of bootstrap resamples of the images for an interval."""
 SEED = 0
-"""Of these; runs are compared."""
+"""Seed of the resamples, fixed so that runs are comparable."""
 PSNR_MOST = 20 * np.log10(255.0)
-"""dB, of pictures that differ by one level everywhere; equal ones get it, too."""
+"""Upper limit in dB: the value of images that differ by one level everywhere, and of equal ones."""
 
 Statistic = Callable[[Any, Float[np.ndarray, "b n"]], Float[np.ndarray, " b"]]
-"""Of what was found of n pictures, and of how often each of them counts."""
+"""Function of results for n images, and of how often each image counts in each of b resamples."""
 
 TALLIES: Mapping[str, Callable[..., Tally]] = {
     "identity": identity,
@@ -38,7 +38,7 @@ TALLIES: Mapping[str, Callable[..., Tally]] = {
     "pose_copy": pose_copy,
 }
 JUDGED = ("identity", "prompt", "reasoning")
-"""Those that are to be right."""
+"""Tallies whose share of right values is an accuracy."""
 
 MEANINGS: Mapping[str, str] = {
     "identity_accuracy": "How often the probe reads the reference's shape, colours, texture and accessory, but for "
@@ -60,9 +60,9 @@ MEANINGS: Mapping[str, str] = {
 def scores(
     examples: Sequence[Example], drawn: Int[np.ndarray, "n attributes"], real: Int[np.ndarray, "n attributes"]
 ) -> Iterator[tuple[str, float]]:
-    """(name, value), and "NAME/low", "NAME/high", its interval, and "NAME/real": of the targets.
+    """Yields (name, value) pairs; "NAME/low" and "NAME/high" are its interval, "NAME/real" is that of the targets.
 
-    `drawn`, `real`: what the probe reads off the pictures and off the targets.
+    `drawn`, `real`: the probe's readings of the generated images and of the targets.
     """
     score = partial(_score, len(examples))
     tallies = {name: (tally(examples, drawn), tally(examples, real)) for name, tally in TALLIES.items()}
@@ -84,12 +84,12 @@ def copying(
     references: UInt8[np.ndarray, "n height width 3"],
     targets: UInt8[np.ndarray, "n height width 3"],
 ) -> Iterator[tuple[str, float]]:
-    """The copy control, "copy_psnr", as `scores` gives its numbers."""
+    """Yields the copy control, "copy_psnr", in the format of `scores`."""
     yield from _score(len(drawn), "copy_psnr", _mean, (psnr(drawn, references), psnr(targets, references)))
 
 
 def of_probe(examples: Sequence[Example], real: Int[np.ndarray, "n attributes"]) -> Iterator[tuple[str, float]]:
-    """How well the probe reads the targets, which bounds what can be said of pictures."""
+    """Yields the probe's accuracy on the targets, which limits what it can measure in generated images."""
     found = truth(examples, real)
     shares = found.right.mean(axis=0)
     yield "probe_accuracy", float(shares.mean())
@@ -99,28 +99,28 @@ def of_probe(examples: Sequence[Example], real: Int[np.ndarray, "n attributes"])
 
 
 def psnr(one: UInt8[np.ndarray, "n height width 3"], other: np.ndarray) -> Float[np.ndarray, " n"]:
-    """Peak signal-to-noise ratio of each pair, dB, `PSNR_MOST` at most."""
+    """Returns the peak signal-to-noise ratio of each pair in dB, at most `PSNR_MOST`."""
     error = np.mean((one.astype(np.float64) - other) ** 2, axis=(1, 2, 3))
     return PSNR_MOST - 10 * np.log10(np.maximum(error, 1.0))
 
 
 def interval(statistic: Statistic, found: Any, pictures: int) -> tuple[float, float]:
-    """95 % percentile bootstrap over pictures; NaN where nothing is judged."""
+    """Returns the 95 % percentile bootstrap interval over images; NaN if nothing is evaluated."""
     values = statistic(found, _resamples(pictures))
-    values = values[np.isfinite(values)]  # a resample may have none of the few pictures that say something
+    values = values[np.isfinite(values)]  # a resample may lack all of the few images that are evaluated
     low, high = np.percentile(values, (2.5, 97.5)) if len(values) else (np.nan, np.nan)
     return float(low), float(high)
 
 
 @lru_cache(1)
 def _resamples(pictures: int) -> Float[np.ndarray, "b n"]:
-    """How often each picture is in each resample."""
+    """Returns how often each image is in each resample."""
     shares = np.full(pictures, 1 / pictures)
     return np.random.default_rng(SEED).multinomial(pictures, shares, RESAMPLES).astype(np.float64)
 
 
 def _score(pictures: int, name: str, statistic: Statistic, found: Sequence[Any]) -> Iterator[tuple[str, float]]:
-    """`found`: what `statistic` is of, for the pictures and for their targets."""
+    """Yields a statistic; `found`: its first argument for the images, and for their targets."""
     once = np.ones((1, pictures))
     value, real = (float(statistic(each, once)[0]) for each in found)
     low, high = interval(statistic, found[0], pictures)

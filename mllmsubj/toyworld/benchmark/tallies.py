@@ -1,6 +1,6 @@
-"""What was asked of each picture and how much of it a probe reads there; pure functions of (examples, readings).
+"""Counts of what was asked of each image and of what a probe reads in it; pure functions of (examples, readings).
 
-Readings are numbers of values in the order of `ATTRIBUTES`.
+Readings are numbers of values, in the order of `ATTRIBUTES`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,28 +14,28 @@ from mllmsubj.toyworld.world.scene import POSE_ATTRIBUTES, SCENE_ATTRIBUTES
 from mllmsubj.typing import Bool, Float, Int
 
 RECOLOURING = "recolouring"
-"""What prompts ask of the identity: main, second or accent colour."""
+"""Name for what prompts ask of the identity: main, second or accent color."""
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts for n pictures, by what was judged."""
+    """Counts for n images, one column per name."""
 
     names: tuple[str, ...]
     right: Int[np.ndarray, "n a"]
     judged: Int[np.ndarray, "n a"]
 
     def only(self, kept: Bool[np.ndarray, " n"]) -> "Tally":
-        """Nothing is judged of the others."""
+        """Returns the counts of the images in `kept`; those of the others are 0."""
         return Tally(self.names, self.right * kept[:, None], self.judged * kept[:, None])
 
     def column(self, name: str) -> "Tally":
-        """Of one name."""
+        """Returns the counts of one name."""
         at = [self.names.index(name)]
         return Tally((name,), self.right[:, at], self.judged[:, at])
 
     def beside(self, other: "Tally") -> "Tally":
-        """Both of the same pictures."""
+        """Concatenates the columns of two tallies of the same images."""
         return Tally(
             self.names + other.names,
             np.concatenate([self.right, other.right], axis=1),
@@ -44,7 +44,7 @@ class Tally:
 
 
 def identity(examples: Sequence[Example], readings: Int[np.ndarray, "n attributes"]) -> Tally:
-    """The reference's attributes, but for those that the prompt recolours, and the accent of who wears nothing."""
+    """Counts the reference's attributes, except recolored ones and the accent of subjects without an accessory."""
     wanted = [
         {
             name: getattr(example.reference.identity, name)
@@ -57,7 +57,7 @@ def identity(examples: Sequence[Example], readings: Int[np.ndarray, "n attribute
 
 
 def prompt(examples: Sequence[Example], readings: Int[np.ndarray, "n attributes"]) -> Tally:
-    """What the prompt asks, of the scene and, as `RECOLOURING`, of the identity."""
+    """Counts what the prompt asks of the scene and, as `RECOLOURING`, of the identity."""
     wanted = [dict(example.prompt.asks) for example in examples]
     scene = _compare([_part(asks, SCENE_ATTRIBUTES) for asks in wanted], readings, tuple(SCENE_ATTRIBUTES))
     colours = _compare([_part(asks, IDENTITY_ATTRIBUTES) for asks in wanted], readings, IDENTITY_ATTRIBUTES)
@@ -66,39 +66,42 @@ def prompt(examples: Sequence[Example], readings: Int[np.ndarray, "n attributes"
 
 
 def reasoning(examples: Sequence[Example], readings: Int[np.ndarray, "n attributes"]) -> Tally:
-    """What prompts ask that only the reference resolves."""
+    """Counts what reasoning prompts ask, which only the reference resolves."""
     return prompt(examples, readings).only(np.asarray([example.prompt.reasoning for example in examples]))
 
 
 def pose_copy(examples: Sequence[Example], readings: Int[np.ndarray, "n attributes"]) -> Tally:
-    """The reference's pose, where the prompt leaves it free: "right" is what repeats it."""
+    """Counts the reference's pose where the prompt leaves it free; "right" means that the image repeats it."""
     poses = [_part(example.reference.scene.attributes(), POSE_ATTRIBUTES) for example in examples]
     wanted = [_part(pose, example.prompt.free) for pose, example in zip(poses, examples, strict=True)]
     return _compare(wanted, readings, POSE_ATTRIBUTES)
 
 
 def truth(examples: Sequence[Example], readings: Int[np.ndarray, "n attributes"]) -> Tally:
-    """Every attribute of the targets: what the probe itself gets right, if these are what it reads off them."""
+    """Counts every attribute of the targets; for readings of the targets, this is the probe's own accuracy."""
     wanted = [vars(example.target.identity) | example.target.scene.attributes() for example in examples]
     return _compare(wanted, readings, tuple(ATTRIBUTES))
 
 
 def accuracy(tally: Tally, weights: Float[np.ndarray, "b n"]) -> Float[np.ndarray, " b"]:
-    """Mean over names of the share that is right; NaN where nothing is judged. `weights`: how often each counts."""
+    """Returns the mean over names of the share that is right; NaN where nothing is evaluated.
+
+    `weights`: how often each image counts.
+    """
     right, judged = weights @ tally.right, weights @ tally.judged
     shares = np.divide(right, judged, out=np.zeros_like(right), where=judged > 0)
     return _ratio(shares.sum(axis=1), (judged > 0).sum(axis=1))
 
 
 def all_right(tally: Tally, weights: Float[np.ndarray, "b n"]) -> Float[np.ndarray, " b"]:
-    """Share of the pictures of which all is right that is judged."""
+    """Returns the share of images in which everything evaluated is right; NaN where nothing is evaluated."""
     judged = tally.judged.any(axis=1)
     whole = judged & (tally.right == tally.judged).all(axis=1)
     return _ratio(weights @ whole, weights @ judged)
 
 
 def copy_chance(tally: Tally) -> float:
-    """The rate of `pose_copy` for two independent renders: poses are uniform, so one over an attribute's values."""
+    """Returns the `pose_copy` rate of independent images: poses are uniform, so one over an attribute's values."""
     chances = [
         1 / len(ATTRIBUTES[name]) for name, judged in zip(tally.names, tally.judged.T, strict=True) if judged.any()
     ]
@@ -106,7 +109,7 @@ def copy_chance(tally: Tally) -> float:
 
 
 def _compare(wanted: Sequence[Mapping[str, str | None]], readings: np.ndarray, names: tuple[str, ...]) -> Tally:
-    """What of `wanted`, a mapping for each picture, is read; `names` are the columns."""
+    """Counts the values of `wanted`, a mapping for each image, that are read; `names` are the columns."""
     columns = [list(ATTRIBUTES).index(name) for name in names]
     numbers = np.asarray([[number(name, asks[name]) if name in asks else -1 for name in names] for asks in wanted])
     judged = numbers.reshape(-1, len(names)) >= 0

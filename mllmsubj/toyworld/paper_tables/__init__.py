@@ -1,1 +1,1 @@
-"""The paper's tables in miniature: which runs they need, and what came out beside what the paper says."""
+"""The paper's tables in miniature: the runs that they need, and their results beside the paper's."""

@@ -1,4 +1,4 @@
-"""The tables as one HTML page that needs nothing else, and as CSV."""
+"""Report of the tables: a self-contained HTML page, CSV and plain text."""
 
 import csv
 import io
@@ -17,14 +17,14 @@ from mllmsubj.toyworld.paper_tables.verdicts import Metrics, Verdict, half, verd
 
 @dataclass(frozen=True)
 class Column:
-    """A number of every row."""
+    """A metric of every row."""
 
     metric: str
     head: str
     scale: float
-    """What a value is multiplied by."""
+    """Factor that a value is multiplied by for display."""
     most: float
-    """The plot's right end, so scaled."""
+    """Right end of the plot's axis, after scaling."""
 
 
 COLUMNS = (
@@ -37,7 +37,7 @@ COLUMNS = (
 PLOTTED = COLUMNS[:4]
 CHANCE = "pose_copy_chance"
 EXAMPLES = 4
-"""In a table's grid of pictures."""
+"""Number of examples in a table's grid of images."""
 SAYS = {"identity_accuracy": "identity", "prompt_accuracy": "prompt", "pose_copy_rate": "pose copying"}
 SAYS |= {"copy_psnr": "nearness to the reference"}
 SIGNS = {"holds": "✓", "does not hold": "✗", "open": "·"}
@@ -68,35 +68,38 @@ svg text.chosen { stroke: none; }
 
 @dataclass(frozen=True)
 class Found:
-    """What one run left."""
+    """Result of one run."""
 
     metrics: Metrics
     samples: np.ndarray
-    """[n, height, 3 width, 3], 8 bits: reference, drawn, target."""
+    """[n, height, 3 width, 3] uint8: reference, generated image, target."""
     prompts: Sequence[str]
-    """What was asked of each of them."""
+    """Prompt of each sample."""
 
 
 @dataclass(frozen=True)
 class Filled:
-    """A table and what was found of its rows, in their order; None: not finished yet."""
+    """A table with the results of its rows, in order; None: not finished."""
 
     table: Table
     found: tuple[Found | None, ...]
 
     @property
     def rows(self) -> Iterator[tuple[Row, Found]]:
-        """Those that are finished."""
+        """Finished rows and their results."""
         return ((row, one) for row, one in zip(self.table.rows, self.found, strict=True) if one is not None)
 
     def verdicts(self, row: Row, found: Found) -> list[Verdict]:
-        """Against the paper's choice, if that is finished."""
+        """Returns the claim checks of a row against the paper's choice, none if that is not finished."""
         ours = self.found[self.table.rows.index(self.table.ours)]
         return verdicts(self.table, row, found.metrics, ours.metrics) if ours is not None else []
 
 
 def page(title: str, lead: str, tables: Sequence[Filled], facts: Mapping[str, str], config: str) -> str:
-    """The whole report. `lead`: a sentence below the title; `facts`: how it was made; `config`: as text."""
+    """Returns the whole report.
+
+    `lead`: a sentence below the title; `facts`: how the report was made; `config`: the config as text.
+    """
     parts = [f"<h1>{escape(title)}</h1>", f"<p>{escape(lead)}</p>"]
     for table in tables:
         parts += [f"<h2>{escape(table.table.title)}</h2>", f"<p>{escape(table.table.asks)}</p>"]
@@ -109,7 +112,7 @@ def page(title: str, lead: str, tables: Sequence[Filled], facts: Mapping[str, st
 
 
 def as_csv(tables: Sequence[Filled]) -> str:
-    """A line for each row, with all digits."""
+    """Returns the results as CSV, one line per finished row, with all digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [name for c in COLUMNS for name in (c.metric, f"{c.metric}/low", f"{c.metric}/high")] + [CHANCE]
@@ -124,7 +127,7 @@ def as_csv(tables: Sequence[Filled]) -> str:
 
 
 def as_text(tables: Sequence[Filled]) -> str:
-    """For a terminal."""
+    """Returns the results as aligned text for a terminal."""
     lines = []
     for filled in tables:
         lines += ["", filled.table.title]
@@ -162,7 +165,7 @@ def _marked(verdict: Verdict) -> str:
 
 
 def _said(verdict: Verdict) -> str:
-    """Such as "identity lower: holds (−12.0 ± 3.1)"."""
+    """Returns a text such as "identity lower: holds (−12.0 ± 3.1)"."""
     scale = next(column.scale for column in COLUMNS if column.metric == verdict.claim.metric)
     by, noise = verdict.by * scale, verdict.noise * scale
     name = SAYS[verdict.claim.metric]
@@ -190,11 +193,11 @@ def _meanings() -> Iterator[str]:
 
 
 LABELS, PANEL, GAP, LINE, HEAD, FOOT = 210, 180, 40, 24, 24, 20
-"""Of the plot, in its own units."""
+"""Dimensions of the plot, in units of its viewBox."""
 
 
 def _plot(filled: Filled) -> str:
-    """Dots with intervals, a panel for each number, a line for each row."""
+    """Returns an SVG of dots with intervals, a panel for each metric and a line for each row."""
     rows = list(filled.rows)
     width, bottom = LABELS + len(PLOTTED) * (PANEL + GAP), HEAD + LINE * len(rows)
     parts = [f'<svg viewBox="0 0 {width} {bottom + FOOT}" role="img" aria-label="{escape(filled.table.title)}">']
@@ -233,7 +236,7 @@ def _panel(filled: Filled, column: Column, left: int, bottom: int) -> Iterator[s
 
 
 def _grid(filled: Filled) -> Iterator[str]:
-    """The first examples: reference, what each row drew, and one right picture of many."""
+    """Yields a table of the first examples: reference, the image of each row, and the target."""
     rows = list(filled.rows)
     if not rows:
         return

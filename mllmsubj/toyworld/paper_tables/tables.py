@@ -1,6 +1,6 @@
-"""The paper's tables as runs of one config, each row with the paper's own numbers.
+"""Tables of the paper as runs of one config, each row with the paper's own results.
 
-Every row is compared with the one that the paper chose, which is the config as it is: `{}`.
+Every row is compared with the paper's choice, which is the unchanged config: `{}`.
 Source: arXiv 2605.26111, Tables 1, 6, 7 and C.
 """
 
@@ -15,12 +15,12 @@ from mllmsubj.diffusion.schedule import PAPER_SIDE, equivalent_timestep
 
 OURS = "the paper's choice"
 EQUAL = 0.002
-"""Numbers of the paper that differ by less say nothing of an order."""
+"""Results of the paper that differ by less do not count as ordered."""
 
 
 @dataclass(frozen=True)
 class Paper:
-    """A row's numbers on DreamBench."""
+    """The paper's results of a row on DreamBench."""
 
     dino_i: float
     clip_i: float
@@ -29,22 +29,22 @@ class Paper:
 
 @dataclass(frozen=True)
 class Claim:
-    """How a row's number is said to stand to the paper's choice's."""
+    """Expected order of a row's metric and that of the paper's choice."""
 
     metric: str
-    """As `mllmsubj evaluate --benchmark=toyworld` names it."""
+    """Name in the output of `mllmsubj evaluate --benchmark=toyworld`."""
     side: Literal["lower", "higher"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant."""
+    """One variant of the config."""
 
     label: str
     overrides: Overrides
     paper: Paper | None = None
     claims: tuple[Claim, ...] = ()
-    """Beside those that the paper's numbers make."""
+    """Claims besides those that follow from the paper's results."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class Table:
 
     @property
     def ours(self) -> Row:
-        """The paper's choice."""
+        """Row of the paper's choice."""
         return next(row for row in self.rows if row.paper == PAPER or not row.overrides)
 
     def claims(self, row: Row) -> tuple[Claim, ...]:
-        """What is said of a row: subject fidelity (DINO-I) for identity, prompt fidelity (CLIP-T) for prompts."""
+        """Returns the claims about a row; DINO-I stands for identity accuracy, CLIP-T for prompt accuracy."""
         said, chosen = row.paper, self.ours.paper
         if row is self.ours or said is None or chosen is None:
             return row.claims
@@ -78,7 +78,7 @@ COLD: Overrides = {"train.warm_start": False}
 
 
 def runs(tables: Sequence[Table]) -> list[Overrides]:
-    """What the rows need, each once."""
+    """Returns the overrides of all rows, without duplicates."""
     found: list[Overrides] = []
     for row in (row for table in tables for row in table.rows):
         if row.overrides not in found:
@@ -87,13 +87,13 @@ def runs(tables: Sequence[Table]) -> list[Overrides]:
 
 
 def _modes(*stages: str, **shares: float) -> Overrides:
-    """Stages of training with one mix of conditions, the empty one a tenth."""
+    """Returns overrides that give stages one mix of condition modes, a tenth of it without conditions."""
     mix = {"both": 0.0, "mllm": 0.0, "vae": 0.0, "none": 0.1} | shares
     return {f"train.{stage}.modes.{mode}": share for stage in stages for mode, share in mix.items()}
 
 
 def branches(config: ConfigDict) -> Table:
-    """MLLM only, VAE only, both."""
+    """Returns the table of condition branches: MLLM only, VAE only, both."""
     del config
     copies = (Claim("pose_copy_rate", "higher"), Claim("copy_psnr", "higher"))
     rows = (
@@ -113,7 +113,7 @@ def branches(config: ConfigDict) -> Table:
 
 
 def connection(config: ConfigDict) -> Table:
-    """Last layer, single LAP, DLA."""
+    """Returns the table of connections: last layer, single LAP, DLA."""
     states = config.model.dla.num_states
     rows = (
         Row("last layer", COLD | {"model.dla.states": (states - 1, states)}, Paper(0.6566, 0.8128, 0.2893)),
@@ -128,7 +128,7 @@ def connection(config: ConfigDict) -> Table:
 
 
 def stages(config: ConfigDict) -> Table:
-    """One or two of training, with and without those of sampling."""
+    """Returns the table of one or two training stages, with and without staged sampling."""
     train = config.train
     one: Overrides = {"train.stage1.steps": 0, "train.stage2.steps": train.stage1.steps + train.stage2.steps}
     one |= _modes("stage2", both=0.9)
@@ -146,7 +146,7 @@ def stages(config: ConfigDict) -> Table:
 
 
 def sampler(config: ConfigDict) -> Table:
-    """The sweep over τ."""
+    """Returns the table of the sweep over τ1 and τ2, with one row of stronger guidance."""
     sampling = config.sampling
     true = ("text_guidance", "reference_guidance")
     kinds = ("guidance",) if all(sampling[name] == 1.0 for name in true) else true
@@ -161,7 +161,7 @@ def sampler(config: ConfigDict) -> Table:
         Row("0.97, 0.90", at(0.97, 0.9), Paper(0.7490, 0.8466, 0.2963)),
         Row("0.95, 0.85", {}, PAPER),
         Row("0.85, 0.70", at(0.85, 0.7), Paper(0.7282, 0.8376, 0.3034)),
-        Row("0.95, 0.85, guidance × 1.6", stronger, Paper(0.7431, 0.8381, 0.3012)),  # 4 in the paper, where 2.5 was
+        Row("0.95, 0.85, guidance × 1.6", stronger, Paper(0.7431, 0.8381, 0.3012)),  # the paper: 4 instead of 2.5
     )
     asks = (
         "Where should the sampler's stages change (τ1, τ2)? Nothing is trained anew; 0, 0 is the MLLM at every step. "
@@ -171,7 +171,7 @@ def sampler(config: ConfigDict) -> Table:
 
 
 def last_stage(config: ConfigDict) -> Table:
-    """What it sees."""
+    """Returns the table of condition tokens in the last sampling stage."""
     del config
     rows = (Row("drop_all", {}), Row("keep_text", {"sampling.last_stage": "keep_text"}))
     asks = "Does the last stage keep the MLLM's text tokens beside the VAE's? The paper does not say, and has no table."
@@ -181,4 +181,4 @@ def last_stage(config: ConfigDict) -> Table:
 TABLES: Mapping[str, Callable[[ConfigDict], Table]] = {
     table.__name__: table for table in (branches, connection, stages, sampler, last_stage)
 }
-"""Name -> the table for a config, which is that of the run without overrides."""
+"""Name -> function of the config without overrides that returns the table."""

@@ -1,4 +1,4 @@
-"""Whether what the paper says holds in what was measured."""
+"""Checks whether the paper's claims hold in the measured results."""
 
 import math
 from collections.abc import Mapping
@@ -8,33 +8,33 @@ from typing import Literal
 from mllmsubj.toyworld.paper_tables.tables import Claim, Row, Table
 
 Metrics = Mapping[str, float]
-"""Flat, as `metrics.json`: NAME, NAME/low and NAME/high."""
+"""Flat metrics as in `metrics.json`: NAME, NAME/low and NAME/high."""
 Outcome = Literal["holds", "does not hold", "open"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """On one claim."""
+    """Check of one claim."""
 
     claim: Claim
     by: float
-    """Row minus the paper's choice."""
+    """The row's value minus that of the paper's choice."""
     noise: float
-    """Half the 95 % interval of that difference."""
+    """Half of the 95 % interval of that difference."""
 
     @property
     def outcome(self) -> Outcome:
-        """ "open" where the difference is within the noise."""
+        """Whether the claim holds; "open" if the difference is within the noise."""
         if not abs(self.by) > self.noise:
             return "open"
         return "holds" if (self.by > 0) == (self.claim.side == "higher") else "does not hold"
 
 
 def verdicts(table: Table, row: Row, mine: Metrics, chosen: Metrics) -> list[Verdict]:
-    """On all that is said of a row; what was not measured is left out.
+    """Checks all claims about a row, except those whose metric was not measured.
 
-    The interval takes both numbers as independent. They are of the same examples and the same noise, so the true one is
-    narrower: what is called open might be told apart.
+    The interval assumes that both values are independent. They are of the same examples and the same noise, so the true
+    interval is narrower: an open claim may be decidable.
     """
     found = []
     for claim in table.claims(row):
@@ -46,6 +46,6 @@ def verdicts(table: Table, row: Row, mine: Metrics, chosen: Metrics) -> list[Ver
 
 
 def half(metrics: Metrics, name: str) -> float:
-    """Half of a number's 95 % interval; infinite where there is none."""
+    """Returns half of a metric's 95 % interval; infinite if it has none."""
     low, high = (metrics.get(f"{name}/{side}", math.nan) for side in ("low", "high"))
     return math.inf if math.isnan(high - low) else (high - low) / 2

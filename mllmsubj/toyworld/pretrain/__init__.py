@@ -1,1 +1,1 @@
-"""Makes the parts of the tiny model on toyworld: the VAE, the MLLM, the text-to-image transformer, and the probe."""
+"""Pretraining of the tiny model's components on toyworld: VAE, probe, MLLM, text-to-image transformer and DLA."""

@@ -1,7 +1,7 @@
-"""What the tiny transformer is told of a picture while it is pretrained: rows of a table, and CLIP's reading of a text.
+"""Captions for the tiny transformer's pretraining: rows of an embedding table, and CLIP tokens of a text.
 
-The table has a row for each value of each attribute; it stands for T5 and is thrown away afterwards, as the method
-throws away T5.
+The table has a row for each value of each attribute. It takes the place of T5 and is discarded after pretraining, as
+the method discards T5.
 """
 
 from dataclasses import dataclass
@@ -22,33 +22,33 @@ from mllmsubj.toyworld.world.scene import SCENE_ATTRIBUTES
 from mllmsubj.typing import Float, Int, Leaf
 
 UNSAID = -1
-"""Stands for an attribute that a caption does not say."""
+"""Placeholder for an attribute that a caption omits."""
 FIRSTS = np.cumsum([0, *map(len, ATTRIBUTES.values())])
-"""Row of the table of each attribute's first value; the last entry is how many rows there are."""
+"""Table row of each attribute's first value; the last entry is the number of rows."""
 PAIRED, APART = slice(None, None, 2), slice(1, None, 2)
-"""Rows of a batch that have another view beside them, and those that have none."""
+"""Rows of a batch with a reference view, and rows without one."""
 
 
 @flax.struct.dataclass
 class Captioned(Rows):
-    """Pictures and what is said of them."""
+    """Latents of pictures and their captions."""
 
     moments: Leaf
-    """[b, 2, n, c] float16: mean and deviation of the patchified latents."""
+    """[b, 2, n, c] float16: mean and std of the patchified latents."""
     beside: Leaf
-    """[b, 2, n, c] float16: of another view of the same subject."""
+    """[b, 2, n, c] float16: the same for a reference view, another picture of the same subject."""
     weights: Leaf
-    """[b, n] float32: of the loss at the tokens."""
+    """[b, n] float32: loss weights of the tokens."""
     said: Leaf
-    """[b, attributes] int32: rows of the table, `UNSAID` where nothing is."""
+    """[b, attributes] int32: table rows, or `UNSAID` for omitted attributes."""
     clip_ids: Leaf
-    """[b, u] int32."""
+    """[b, u] int32: CLIP tokens."""
 
 
 def says(
     encoder: PromptEncoder, picture: Picture, kept: set[str]
 ) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " u"]]:
-    """Rows of the table, and CLIP's ids, of a caption that says the attributes in `kept`."""
+    """Returns the table rows and the CLIP tokens of a caption of the attributes in `kept`."""
     said = np.where([name in kept for name in ATTRIBUTES], FIRSTS[:-1] + numbers(*vars(picture).values()), UNSAID)
     subject = None if "main" in kept else f"a {picture.identity.shape if 'shape' in kept else 'subject'}"
     text = caption(picture.identity, picture.scene, kept, subject) if kept else ""
@@ -56,7 +56,7 @@ def says(
 
 
 def token_weights(picture: Picture, grid: tuple[int, int], about: float) -> Float[np.ndarray, " n"]:
-    """1 for each token of a grid of rows and columns, `about` for those that the square around the subject touches."""
+    """Returns loss weights: `about` for tokens of the grid that overlap the square around the subject, else 1."""
     rows, columns = grid
     across, down, half = around(picture.scene.pose)
     y, x = np.mgrid[0.5 / rows : 1.0 : 1.0 / rows, 0.5 / columns : 1.0 : 1.0 / columns]
@@ -66,7 +66,7 @@ def token_weights(picture: Picture, grid: tuple[int, int], about: float) -> Floa
 
 @dataclass(frozen=True)
 class CaptionReader:
-    """Says some of what pictures show: all of it, the whole subject or its shape alone, or nothing."""
+    """Reads captions that randomly omit attributes of the scene, the subject except for its shape, or everything."""
 
     config: DataConfig
     part: DiTPartConfig
@@ -74,9 +74,10 @@ class CaptionReader:
     grid: tuple[int, int]
     """Rows and columns of tokens."""
     channels: int
-    """Of a token."""
+    """Channels of a token."""
 
     def augmentation(self) -> str:
+        """Returns a description of the augmentation."""
         p = self.part
         return (
             f"leaves out {p.drop_all} of captions, {p.drop_subject} of subjects, {p.drop_beside} of those seen beside, "
@@ -84,6 +85,7 @@ class CaptionReader:
         )
 
     def empty(self, bucket: Bucket, rows: int) -> Captioned:
+        """Returns a batch of uninitialized rows."""
         tokens = self.grid[0] * self.grid[1]
         return Captioned(
             example=np.empty(rows, np.int32),
@@ -103,19 +105,20 @@ class CaptionReader:
         batch: Captioned,
         row: int,
     ) -> None:
+        """Writes a picture with a random caption to `row`."""
         paired = row in range(len(batch.example))[PAIRED]
         self.write(example, self.kept(rng, paired), batch, row)
 
     def write(self, example: tuple[Picture, Moments, Moments], kept: set[str], batch: Captioned, row: int) -> None:
-        """A row whose caption says the attributes in `kept`."""
+        """Writes a picture with a caption of the attributes in `kept` to `row`."""
         picture, batch.moments[row], batch.beside[row] = example
         batch.weights[row] = token_weights(picture, self.grid, self.part.subject_weight)
         batch.said[row], batch.clip_ids[row] = says(self.encoder, picture, kept)
 
     def kept(self, rng: np.random.Generator, paired: bool) -> set[str]:
-        """Attributes that a caption says; `paired`: of a picture that has another view beside it."""
+        """Returns a caption's attributes, chosen at random; `paired`: whether the row has a reference view."""
         p = self.part
-        left_out = rng.uniform(0.0, min(1.0, 2.0 * p.drop_scene))  # a prompt says little of a scene, a caption much
+        left_out = rng.uniform(0.0, min(1.0, 2.0 * p.drop_scene))  # prompts mention few attributes of a scene
         kept = {name for name in SCENE_ATTRIBUTES if rng.random() >= left_out}
         if rng.random() >= (p.drop_beside if paired else p.drop_subject):
             kept |= set(IDENTITY_ATTRIBUTES)

@@ -1,10 +1,12 @@
-"""The tiny transformer before it knows of subjects: text to image, as FLUX comes before the method adapts it.
+"""Pretraining of the tiny transformer: text to image, as FLUX.1-dev is before the method adapts it.
 
-Its context is captions as a table has them (`captions.py`); the CLIP tower reads the caption and is trained along.
+Its text condition is an embedding table of captions (`captions.py`); CLIP encodes the caption's text and is trained
+jointly.
 
-Every second row has another view of the subject, clean, where the method puts references. FLUX.1-dev carries a subject
-from one part of its canvas to another before any adapter (In-Context LoRA, arXiv 2410.23775; UNO's data, arXiv
-2504.02160, are made by that), and adapters build on it; a small transformer that never saw two views cannot.
+Every second row has a clean reference view of the subject in the place of the method's reference tokens. FLUX.1-dev
+carries a subject from one part of its canvas to another before any adapter is trained (In-Context LoRA, arXiv
+2410.23775; UNO's data, arXiv 2504.02160, are generated this way), and adapters build on that; a small transformer that
+was never trained on two views cannot do it.
 """
 
 import hashlib
@@ -46,25 +48,26 @@ from mllmsubj.tree import unflatten
 from mllmsubj.typing import ActiveTokens, Array, Float, Int, Params
 
 SHOWN = 8
+"""Number of pictures in each set of images."""
 
 
 @dataclass(frozen=True)
 class HeldOutPictures:
-    """What the transformer is judged by."""
+    """Held-out pictures that the transformer is evaluated on."""
 
     pictures: list[Picture]
     pixels: UInt8[np.ndarray, "n height width 3"]
     beside: UInt8[np.ndarray, "n height width 3"]
-    """Other views of the same subjects."""
+    """Reference views: other views of the same subjects, or the pictures themselves if there is one view each."""
     truth: Int[np.ndarray, "n attributes"]
     texts: tuple[str, ...]
     batches: list[tuple[Captioned, Array]]
-    """And the key of each."""
+    """Batches, each with its random key."""
 
 
 @dataclass(frozen=True)
 class DiTPart:
-    """See `pretrain.part.Part`."""
+    """The transformer, CLIP and the captions' embedding table; see `pretrain.part.Part`."""
 
     model: SubjectModel
     config: DiTPartConfig
@@ -73,7 +76,7 @@ class DiTPart:
     time: TimeConfig
     shift: ShiftConfig
     folder: Path
-    """Of the parts that it builds on."""
+    """Workdir, which may contain the components that it builds on."""
 
     name = "dit"
     bins: ClassVar[Mapping[str, BinnedMetrics]] = {"by_time": BINS["by_time"]}
@@ -87,6 +90,7 @@ class DiTPart:
     }
 
     def init(self, key: Array) -> Params:
+        """Returns random parameters, without adapters."""
         keys = [jax.random.fold_in(key, i) for i in range(3)]
         width = self.model.config.transformer.joint_attention_dim
         return {
@@ -96,16 +100,20 @@ class DiTPart:
         }
 
     def frozen(self) -> Params:
-        """The VAE. Raises UserError where it is not there yet."""
+        """Returns the VAE's parameters. Raises UserError if they are missing."""
         return self.built_on(self.name, "vae")
 
     def source(self, pictures: PictureSource, threads: int) -> EncodedPictures:
+        """Returns pictures with their latents, two views of each subject."""
         p = self.config
         some = PictureSource(pictures.split, p.pictures, pictures.size, pictures.seed, views=2, unusual=p.unusual)
         return EncodedPictures(some, *self.encoded(some, threads))
 
     def encoded(self, pictures: Pictures, threads: int) -> tuple[str, Float[np.ndarray, "pictures two n c"]]:
-        """Their moments under a name, kept in the part's folder. Raises UserError as `latents.encoded` does."""
+        """Returns a name and the latent mean and std of the pictures, cached in the component's folder.
+
+        Raises UserError as `latents.encoded` does.
+        """
         frozen, look = self.frozen(), jax.jit(self.moments)
         folder = self.holding("vae")
         assert folder is not None
@@ -118,13 +126,14 @@ class DiTPart:
         return encoded(pictures, encode, encoder, self.folder / self.name, threads)
 
     def reader(self, data: DataConfig) -> CaptionReader:
+        """Returns a reader of captions."""
         channels = self.model.config.transformer.in_channels
         return CaptionReader(data, self.config, self.encoder, token_grid(self.size, self.size), channels)
 
     def losses(
         self, params: Params, frozen: Params, batch: Captioned, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
-        """Flow matching on the VAE's latents, as the method trains."""
+        """Returns the flow-matching loss on the VAE's latents, as the method defines it."""
         drawn = self.noisy(batch, key)
         paired, apart = (jax.tree.map(lambda x, rows=rows: x[rows], (batch, drawn)) for rows in (PAIRED, APART))
         losses = jnp.zeros(len(batch.example)).at[PAIRED].set(self._losses(params, *paired, beside=True))
@@ -133,7 +142,7 @@ class DiTPart:
         return losses, {"by_time": jnp.stack([losses @ rows, rows.sum(axis=0)])}
 
     def noisy(self, batch: Captioned, key: Array) -> tuple[Array, Array, Array]:
-        """Noisy latents, their times, and the velocities there."""
+        """Returns noisy latents [b, n, c], their times [b] and their target velocities [b, n, c]."""
         keys = jax.random.split(key, 3)
         mean, std = jnp.moveaxis(batch.moments.astype(jnp.float32), 1, 0)
         picture = mean + std * jax.random.normal(keys[0], mean.shape)
@@ -152,7 +161,7 @@ class DiTPart:
         return squared_error(velocity, target, batch.weights)
 
     def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
-        """Losses, with noise that never changes, and drawings: of full captions, and beside another view."""
+        """Evaluates losses, with fixed noise, and pictures generated from full captions and from reference views."""
         full, pairs = (self.held_out(frozen, self.config.judged, views) for views in (1, 2))
         look = jax.jit(self._losses, static_argnames="beside")
         for name, held, beside in (("", full, False), ("_alone", pairs, False), ("_beside", pairs, True)):
@@ -178,7 +187,10 @@ class DiTPart:
             yield f"dit/{name}", held.texts[:SHOWN]
 
     def held_out(self, frozen: Params, count: int, views: int) -> HeldOutPictures:
-        """`count` of one view a subject with full captions; or of two, with captions of the scene alone."""
+        """Returns `count` held-out pictures with full captions, for one view of each subject.
+
+        For two views, the captions describe the scene only, and the second view is the reference.
+        """
         source = PictureSource(Split.TEST, views * count, self.size, views=views, unusual=self.config.unusual)
         pictures = [source[i] for i in range(len(source))]
         pixels = np.stack([picture.render(self.size) for picture in pictures])
@@ -201,7 +213,10 @@ class DiTPart:
         )
 
     def built_on(self, part: str, *others: str) -> Params:
-        """Parameters of the others, which `part` needs, laid out. Raises UserError where one is not there."""
+        """Returns the parameters of components `others`, which component `part` needs, in the model's layout.
+
+        Raises UserError if one of them is missing.
+        """
         leaves: dict[str, np.ndarray] = {}
         for other in others:
             if (folder := self.holding(other)) is None:
@@ -214,25 +229,25 @@ class DiTPart:
         return params if self.model.compute.scan_layers else unstack(params)
 
     def holding(self, part: str) -> Path | None:
-        """Where that part lies: among those that it builds on, or those that are shipped."""
+        """Returns the folder that contains component `part`: the workdir, else the shipped one, else None."""
         return next((each for each in (self.folder, checkpoint.TINY) if components.path(each, part).is_file()), None)
 
     @property
     def _bare(self) -> SubjectModel:
-        """Without adapters."""
+        """The model without adapters."""
         return replace(self.model, config=replace(self.model.config, lora=None))
 
     def moments(self, frozen: Params, pixels: Array) -> Float[Array, "b two n c"]:
-        """Of 8-bit pictures, float16."""
+        """Returns mean and std of the latents of 8-bit pictures, in float16."""
         images = pixels.astype(jnp.float32) / 127.5 - 1.0
         return jnp.stack(self.model.encode_image(frozen, images), axis=1).astype(jnp.float16)
 
     def draw(
         self, params: Params, frozen: Params, condition: Condition, key: Array, active_tokens: ActiveTokens
     ) -> Array:
-        """8-bit pictures, [b, height, width, 3]: of `condition`, away from what is drawn where nothing is said.
+        """Generates 8-bit pictures [b, height, width, 3] of `condition` with classifier-free guidance.
 
-        This guidance is true; FLUX.1-dev has been distilled from it, the tiny transformer has not.
+        FLUX.1-dev was distilled from such guidance; the tiny transformer was not.
         """
         grid, steps = token_grid(self.size, self.size), self.config.judge_steps
         shape = (len(condition.pooled), grid[0] * grid[1], self.model.config.transformer.in_channels)
@@ -257,7 +272,7 @@ class DiTPart:
         return jnp.round(jnp.clip((self.model.decode(frozen, latents, grid) + 1.0) * 127.5, 0, 255)).astype(jnp.uint8)
 
     def condition(self, params: Params, batch: Captioned) -> Condition:
-        """What captions say, and the other views."""
+        """Returns the transformer's condition for captions and reference views."""
         table = params["captions"]["token_embedding"]["embedding"]
         pooled: Any = self.model.clip.apply({"params": params["clip"]}, batch.clip_ids)
         return Condition(
@@ -274,5 +289,5 @@ class DiTPart:
     def velocity(
         self, params: Params, latents: Array, t: Array, condition: Condition, active_tokens: ActiveTokens
     ) -> Array:
-        """[b, n, c], without adapters."""
+        """Returns the velocity [b, n, c] of the model without adapters."""
         return self._bare.velocity(params, token_grid(self.size, self.size), latents, t, condition, active_tokens)

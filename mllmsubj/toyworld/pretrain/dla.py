@@ -1,9 +1,9 @@
-"""The DLA before the method's two stages: it learns to tell the transformer what the captions' table tells it.
+"""Pretraining of the DLA before the method's two stages: its output replaces the captions' embedding table.
 
-The table stands for T5. The DLA reads what the frozen MLLM makes of a prompt and a reference, and is trained until the
-transformer's velocity is that of a caption of what is asked for (paper.md, "Where we can be better than the paper", 2,
-and beyond it: of references too). That target has no noise in it, so this takes far fewer pictures than flow matching.
-Some rows are captions in other words, without a reference.
+The table takes the place of T5. The DLA reads the frozen MLLM's hidden states of a prompt and a reference, and is
+trained until the transformer's velocity equals that of a caption of what is asked for (paper.md, "Where we can be
+better than the paper", 2, extended to references). This target contains no noise, so that far fewer pictures suffice
+than for flow matching. Some rows are captions in other words, without a reference.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,16 +36,16 @@ from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.typing import ActiveTokens, Array, Float, Int, Params
 
 TOLD = (ActiveTokens(text=True), ActiveTokens(text=True, image=True))
-"""What the transformer looks at by the number of references."""
+"""Active condition tokens by the number of references."""
 
 
 @dataclass(frozen=True)
 class DLAPart:
-    """See `pretrain.part.Part`."""
+    """The DLA; see `pretrain.part.Part`."""
 
     config: DLAPartConfig
     dit: DiTPart
-    """That it talks to."""
+    """The frozen transformer, whose condition the DLA computes."""
     data: DataConfig
     reference: ReferenceConfig
 
@@ -65,26 +65,33 @@ class DLAPart:
 
     @property
     def size(self) -> int:
+        """Side of its pictures in pixels."""
         return self.dit.size
 
     def init(self, key: jax.Array) -> Params:
+        """Returns random parameters."""
         return {"dla": init_params(self.dit.model.stacked.dla, key)}
 
     def frozen(self) -> Params:
-        """The MLLM and the transformer with all that it is pretrained with. Raises UserError where one is not there."""
+        """Returns the parameters of the MLLM, the transformer, CLIP, the captions' table and the VAE.
+
+        Raises UserError if some are missing.
+        """
         return self.dit.built_on(self.name, "mllm", "dit", "vae")
 
     def source(self, pictures: PictureSource, threads: int) -> EncodedExamples:
+        """Returns examples with the latents of their targets."""
         examples = ToyworldSource(pictures.split, self.config.examples, pictures.size, pictures.seed)
         return EncodedExamples(examples, *self.dit.encoded(Targets(examples), threads), self.config.relations)
 
     def reader(self, data: DataConfig) -> ToldReader:
+        """Returns a reader of distillation data."""
         return ToldReader(self.dit.reader(data), self.config.tokens, self.dit.model.config.mllm.vision.image_size)
 
     def losses(
         self, params: Params, frozen: Params, batch: Told, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
-        """Squared difference of the velocities, at noisy latents of the picture."""
+        """Returns the squared difference between the velocities of text and caption, at noisy latents."""
         drawn, losses = self.dit.noisy(batch, key), jnp.zeros(len(batch.example))
         every = kinds(len(batch.example))
         for references, rows in enumerate(every):
@@ -96,14 +103,14 @@ class DLAPart:
     def _losses(
         self, params: Params, frozen: Params, batch: Told, drawn: tuple[Array, Array, Array], references: int
     ) -> Float[Array, " b"]:
-        """Of rows of one kind."""
+        """Returns the losses of rows of one kind."""
         latents, t, _ = drawn
         target = self.dit.velocity(frozen, latents, t, self.dit.condition(frozen, batch), TOLD[0])
         told = self.condition(params, frozen, batch, references)
         return squared_error(self.dit.velocity(frozen, latents, t, told, TOLD[references]), target, batch.weights)
 
     def condition(self, params: Params, frozen: Params, batch: Told, references: int) -> Condition:
-        """What rows of one kind say."""
+        """Returns the transformer's condition that the DLA computes for rows of one kind."""
         model, ((start, stop), images) = self.dit.model, self.reader(self.data).layout(references)
         tiles = normalised(batch.tiles, self.reference) if references else None
         ids, mask = batch.input_ids[:, :stop], batch.attention_mask[:, :stop]
@@ -114,7 +121,7 @@ class DLAPart:
         return replace(known, text=told[0], image=told[1], text_mask=mask[:, start:stop])
 
     def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
-        """On held-out examples: texts of full captions, and prompts about references, in held-out sentence patterns."""
+        """Evaluates held-out examples: full captions, and prompts about references, in held-out sentence patterns."""
         source = ToyworldSource(Split.TEST, self.config.judged, self.size)
         examples = [source.example(i) for i in range(len(source))]
         draw, look = (jax.jit(each, static_argnames="references") for each in (self._draw, self._look))
@@ -140,13 +147,13 @@ class DLAPart:
     def _read(
         self, examples: list[Example], readings: Int[np.ndarray, "n attributes"], references: int
     ) -> Iterator[tuple[str, float]]:
-        """Shares that are right, as the benchmark counts them."""
+        """Yields the accuracies of readings, as the benchmark defines them."""
         tallies = {"identity": identity, "prompts": prompt} if references else {"accuracy": truth}
         for name, tally in tallies.items():
             yield f"dla/{name}", float(accuracy(tally(examples, readings), np.ones((1, len(examples))))[0])
 
     def _held_out(self, frozen: Params, examples: list[Example], references: int) -> Iterator[tuple[Told, Array]]:
-        """Batches of rows of one kind, and the key of each."""
+        """Yields batches of rows of one kind, each with its random key."""
         reader, rng = self.reader(self.data), np.random.default_rng(0)
         size, encode = self.config.batch_size, jax.jit(self.dit.moments)
         for first in range(0, len(examples), size):
@@ -170,7 +177,7 @@ class DLAPart:
         return self.dit.draw(frozen, frozen, told, key, TOLD[references])
 
     def _repeat(self, frozen: Params, batch: Captioned, key: Array) -> Array:
-        """Drawings of the captions themselves, in the transformer's own words."""
+        """Generates pictures of the captions themselves, from the embedding table."""
         return self.dit.draw(frozen, frozen, self.dit.condition(frozen, batch), key, TOLD[0])
 
     def _silence(self, frozen: Params, batch: Captioned, key: Array) -> Float[Array, " b"]:

@@ -1,8 +1,9 @@
-"""The tiny MLLM: it describes pictures, answers questions about them, and says what a prompt about one asks for.
+"""Pretraining of the tiny MLLM: it describes pictures and what prompts ask for, and answers questions (VQA).
 
-Next-token loss on the answers alone, in the chat template that the subject model uses, so that the layers it reads
-carry what a picture shows and what a prompt makes of it. Its eye learns besides to show everything at once: InternViT
-has seen before it meets its decoder, and answers about one attribute at a time teach an eye from nothing too slowly.
+The next-token loss covers the answers only, in the chat template of the subject model, so that the hidden states that
+the model reads represent what a picture shows and what a prompt makes of it. An auxiliary head also trains the vision
+tower to represent all attributes at once: InternViT was pretrained before it was joined to its decoder, and answers
+about one attribute at a time train a vision tower from scratch too slowly.
 """
 
 from collections.abc import Iterator, Mapping
@@ -40,47 +41,49 @@ from mllmsubj.typing import Array, Bool, Float, Leaf, Params
 TASKS = ("describe", "imagine", "answer")
 
 Turns = list[tuple[str, str]]
-"""What is asked and what is answered, in order."""
+"""Questions and their answers, in order."""
 
 
 @flax.struct.dataclass
 class Talks(Rows):
-    """A picture each, and talk about it."""
+    """VQA batch: a picture and a conversation about it per row."""
 
     pixels: Leaf
     """[b, tile, tile, 3] uint8."""
     input_ids: Leaf
     """[b, s] int32."""
     answers: Leaf
-    """[b, s] bool: tokens that answer, and the end of each answer."""
+    """[b, s] bool: tokens of answers, end tokens included."""
     mask: Leaf
     """[b, s] bool, False at padding."""
     task: Leaf
-    """[b] int32, numbers in `TASKS`."""
+    """[b] int32: indices into `TASKS`."""
     truth: Leaf
-    """[b, attributes] int32, as `ATTRIBUTES` has them."""
+    """[b, attributes] int32: numbers of the values, in the order of `ATTRIBUTES`."""
 
 
 class Seen(nn.Module):
-    """Reads every attribute off a picture's tokens."""
+    """Auxiliary head: predicts every attribute from a picture's visual tokens."""
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "b n d"]) -> dict[str, Float[Array, "b _"]]:
-        """Logits."""
+        """Returns the logits of each attribute's values."""
         return read_off(tokens, {name: len(values) for name, values in ATTRIBUTES.items()}, maps=2)
 
 
 @dataclass(frozen=True)
 class TalkReader:
-    """Makes up a talk about each picture."""
+    """Generates a random conversation about each picture."""
 
     config: DataConfig
     part: "MLLMPart"
 
     def augmentation(self) -> str:
+        """Returns a description of the augmentation."""
         return f"talks of {self.part.config.tokens} tokens, shares {self.part.config.shares}"
 
     def empty(self, bucket: Bucket, rows: int) -> Talks:
+        """Returns a batch of uninitialized rows."""
         length = self.part.config.tokens
         return Talks(
             example=np.empty(rows, np.int32),
@@ -94,6 +97,7 @@ class TalkReader:
         )
 
     def read(self, picture: Picture, bucket: Bucket, rng: np.random.Generator, batch: Talks, row: int) -> None:
+        """Writes the picture with a conversation about it to `row`."""
         batch.pixels[row] = picture.render(bucket.height)
         batch.truth[row] = numbers(picture.identity, picture.scene)
         batch.task[row] = task = rng.choice(len(TASKS), p=self.part.config.shares)
@@ -104,7 +108,7 @@ class TalkReader:
         return [(DESCRIBE, caption(picture.identity, picture.scene))]
 
     def _imagine(self, picture: Picture, rng: np.random.Generator) -> Turns:
-        """A prompt, answered by what a right picture shows; nothing of the answer is of the test split."""
+        """Returns a prompt and a caption of a right picture, whose subject is never one of the test split."""
         while True:
             kind, reasoning = random_kind(rng)
             if fits(kind, picture.identity, picture.scene):
@@ -121,7 +125,7 @@ class TalkReader:
 
 @dataclass(frozen=True)
 class MLLMPart:
-    """See `pretrain.part.Part`."""
+    """The MLLM and its auxiliary head; see `pretrain.part.Part`."""
 
     model: SubjectModel
     config: MLLMPartConfig
@@ -137,32 +141,36 @@ class MLLMPart:
 
     @property
     def meanings(self) -> dict[str, str]:
-        """See `Part`."""
+        """Description of each number of `judge`."""
         said = {f"mllm/{name}": f"Share of right answers to “{question}”" for name, question in QUESTIONS.items()}
         seen = "Share of attributes that are read right off the tokens that the eye gives the decoder"
         return said | {"mllm/mean": "Their mean", "mllm/least": "The least of them", "mllm/seen": seen}
 
     def init(self, key: jax.Array) -> Params:
+        """Returns random parameters."""
         width = self.model.config.mllm.text.hidden_size
         seen = Seen().init(jax.random.fold_in(key, 1), jnp.zeros((1, 1, width)))
         return {"mllm": init_params(self.model.stacked.mllm, key), "seen": seen["params"]}
 
     def frozen(self) -> Params:
+        """Returns no parameters, because the MLLM builds on no other component."""
         return {}
 
     def source(self, pictures: PictureSource, threads: int) -> PictureSource:
+        """Returns the pictures."""
         return pictures
 
     def reader(self, data: DataConfig) -> TalkReader:
+        """Returns a reader of conversations."""
         return TalkReader(data, self)
 
     @cached_property
     def _between(self) -> tuple[list[int], list[int]]:
-        """Ids between an answer and the next question, and after that question."""
+        """Token ids between an answer and the next question, and after that question."""
         return self.encoder.ids("<|im_end|>\n<|im_start|>user"), self.encoder.ids("<|im_end|>\n<|im_start|>assistant\n")
 
     def talk(self, turns: Turns) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids, which of them answer, and which are there: each [tokens]. What is too long is cut off."""
+        """Returns token ids, answer mask and attention mask, each [tokens]; longer conversations are truncated."""
         first = self.encoder(turns[0][0], 1)
         ids: list[int] = first.input_ids[0][first.attention_mask[0]].tolist()
         answers: list[bool] = []
@@ -182,7 +190,10 @@ class MLLMPart:
     def losses(
         self, params: Params, frozen: Params, batch: Talks, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
-        """Cross entropy of what is said, a token counting the same in every row, and of what the silent rows show."""
+        """Returns the losses: cross entropy of the answers, and of the auxiliary head in vision-only rows.
+
+        Every token of an answer has the same weight in the batch, however long its row is.
+        """
         rows, silent = len(batch.example), int(self.config.silent * len(batch.example))
         talks, pixels, truth = jax.tree.map(lambda x: x[silent:], batch), batch.pixels[:silent], batch.truth[:silent]
         answers = talks.answers[:, 1:].astype(jnp.float32)
@@ -200,7 +211,7 @@ class MLLMPart:
         return losses, {"by_task": by_task, "seen": shares}
 
     def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
-        """Each question alone; an answer is right if every token of it is the most likely one."""
+        """Evaluates each question alone; an answer is right if every token of it is the most likely one."""
         source, right = PictureSource(Split.TEST, self.config.judged, self.size), jax.jit(self._right)
         pictures, size = [source[i] for i in range(len(source))], self.config.batch_size
         pixels = np.stack([picture.render(self.size) for picture in pictures])
@@ -236,7 +247,7 @@ class MLLMPart:
         return logits.astype(jnp.float32)
 
     def _seen(self, params: Params, pixels: UInt8[Array, "b tile tile 3"]) -> dict[str, Float[Array, "b _"]]:
-        """Logits of the attributes."""
+        """Returns the auxiliary head's logits of each attribute."""
         tiles = normalised(pixels, self.reference)
         tokens: Any = self.model.mllm.apply({"params": params["mllm"]}, tiles, method="see")
         seen: Any = Seen().apply({"params": params["seen"]}, tokens.astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""What a part of the tiny model must say so that the training loop can train it."""
+"""Interface of the tiny model's components, as the training loop trains them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -18,63 +18,72 @@ from mllmsubj.typing import Array, Float, Params
 class PartSource(Numbered, Protocol):
     """Numbered examples, all of one size."""
 
-    def index(self) -> Index: ...
+    def index(self) -> Index:
+        """Returns the sizes of all examples."""
+        ...
 
 
 @runtime_checkable
 class Part(Protocol):
-    """Pure but for `judge`."""
+    """A component of the tiny model and its pretraining; `init` and `losses` are pure functions."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the component, one of `checkpoints.components.PARTS`."""
+        ...
 
     @property
-    def config(self) -> PartConfig: ...
+    def config(self) -> PartConfig:
+        """Training settings."""
+        ...
 
     @property
     def size(self) -> int:
-        """Pixels of the side of its pictures."""
+        """Side of its pictures in pixels."""
         ...
 
     @property
     def bins(self) -> Mapping[str, BinnedMetrics]:
-        """Of the metrics that `losses` returns."""
+        """Binned metrics that `losses` returns, by key."""
         ...
 
     @property
     def meanings(self) -> Mapping[str, str]:
-        """What each of the numbers of `judge` is."""
+        """Description of each number of `judge`."""
         ...
 
     def init(self, key: jax.Array) -> Params:
-        """Random parameters of what it trains, stacked."""
+        """Returns random trainable parameters, with layers stacked."""
         ...
 
     def frozen(self) -> Params:
-        """What it builds on."""
+        """Returns the parameters of the components that it builds on."""
         ...
 
     def source(self, pictures: PictureSource, threads: int) -> PartSource:
-        """What its reader reads: the pictures, or what it made of them ahead of training."""
+        """Returns the source that `reader` reads: the pictures, or features computed from them before training."""
         ...
 
-    def reader(self, data: DataConfig) -> Reader: ...
+    def reader(self, data: DataConfig) -> Reader:
+        """Returns a reader of batches for `losses`."""
+        ...
 
     def losses(
         self, params: Params, frozen: Params, batch: Any, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
-        """Of each row, and sums and counts that make its metrics; `key`: of this step."""
+        """Returns the loss of each row and the binned metrics' sums and counts; `key`: random key of the step."""
         ...
 
     def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
-        """Numbers and pictures, on held-out pictures, always the same ones."""
+        """Yields numbers and images of an evaluation on held-out pictures, the same ones every time."""
         ...
 
 
 class Judge:
-    """A part's judgement as an `evals.evaluator.Evaluator`."""
+    """Evaluation of a component as a `train.evaluator.Evaluator`."""
 
     def __init__(self, part: Part, frozen: Params):
+        """Evaluates `part` with the parameters `frozen` of the components that it builds on."""
         self.name, self.meanings = part.name, part.meanings
         self.every_steps, self.examples = part.config.judge_every_steps, part.config.judged
         self._part, self._frozen = part, frozen

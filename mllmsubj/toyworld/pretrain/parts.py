@@ -1,4 +1,4 @@
-"""The parts by name."""
+"""Factory of the components, by name."""
 
 from pathlib import Path
 
@@ -14,14 +14,17 @@ from mllmsubj.toyworld.pretrain.part import Part
 from mllmsubj.toyworld.pretrain.probe import ProbePart
 from mllmsubj.toyworld.pretrain.settings import PretrainConfig
 from mllmsubj.toyworld.pretrain.vae import VAEPart
-from mllmsubj.train.setup import make_encoder
+from mllmsubj.train.setup import make_prompt_encoder
 
 
 def make_part(name: str, experiment: Experiment, workdir: Path) -> Part:
-    """`workdir`: where parts that it builds on may lie. Raises UserError for a name that is none."""
+    """Returns the component called `name`.
+
+    `workdir`: folder that may contain components that it builds on. Raises UserError for an unknown name.
+    """
     settings, size = PretrainConfig.of(experiment), experiment.sampling.height
     model = SubjectModel(experiment.model, experiment.compute.resolve())
-    encoder = make_encoder(experiment, checkpoint.TINY)
+    encoder = make_prompt_encoder(experiment, checkpoint.TINY)
     match name:
         case "vae":
             return VAEPart(model, settings.vae, size)

@@ -1,4 +1,4 @@
-"""The probe: reads identity, scene and pose back from a picture, for judging what a model draws."""
+"""Pretraining of the probe, which reads identity, scene and pose from a picture to evaluate generated ones."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,24 +26,26 @@ from mllmsubj.typing import Array, Float, Int, Leaf, Params
 
 @flax.struct.dataclass
 class Labelled(Rows):
-    """Pictures and the truth about them."""
+    """Pictures with labels."""
 
     pixels: Leaf
     """[b, size, size, 3] uint8."""
     labels: Leaf
-    """[b, attributes] int32, in the order of `ATTRIBUTES`."""
+    """[b, attributes] int32: numbers of the values, in the order of `ATTRIBUTES`."""
 
 
 @dataclass(frozen=True)
 class LabelledReader:
-    """Renders each picture."""
+    """Renders pictures."""
 
     config: DataConfig
 
     def augmentation(self) -> str:
+        """Returns an empty string, because pictures are augmented on the device."""
         return ""
 
     def empty(self, bucket: Bucket, rows: int) -> Labelled:
+        """Returns a batch of uninitialized rows."""
         return Labelled(
             example=np.empty(rows, np.int32),
             skipped=np.empty(rows, np.int32),
@@ -52,13 +54,14 @@ class LabelledReader:
         )
 
     def read(self, picture: Picture, bucket: Bucket, rng: np.random.Generator, batch: Labelled, row: int) -> None:
+        """Writes the picture and its labels to `row`."""
         batch.pixels[row] = picture.render(bucket.height)
         batch.labels[row] = numbers(picture.identity, picture.scene)
 
 
 @dataclass(frozen=True)
 class ProbePart:
-    """See `pretrain.part.Part`."""
+    """The probe; see `pretrain.part.Part`."""
 
     config: ProbePartConfig
     size: int
@@ -73,24 +76,29 @@ class ProbePart:
 
     @property
     def network(self) -> Probe:
+        """The probe's network."""
         return make_network(self.config.network, self.size)
 
     def init(self, key: jax.Array) -> Params:
+        """Returns random parameters."""
         return {"probe": init_params(self.network, key)}
 
     def frozen(self) -> Params:
+        """Returns no parameters, because the probe builds on no other component."""
         return {}
 
     def source(self, pictures: PictureSource, threads: int) -> PictureSource:
+        """Returns the pictures."""
         return pictures
 
     def reader(self, data: DataConfig) -> LabelledReader:
+        """Returns a reader of labeled pictures."""
         return LabelledReader(data)
 
     def losses(
         self, params: Params, frozen: Params, batch: Labelled, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
-        """Cross entropy, mean over attributes, of pictures as imperfect as a model's."""
+        """Returns the cross entropy, mean over attributes, of pictures augmented to be as imperfect as a model's."""
         images = self._worn(batch.pixels.astype(jnp.float32) / 127.5 - 1.0, key)
         found = logits(self.network, params["probe"], images, self._places(batch.labels, key))
         entropies, right = [], []
@@ -101,6 +109,7 @@ class ProbePart:
         return jnp.stack(entropies).mean(axis=0), {"right": jnp.stack([jnp.stack(right), counts]).astype(jnp.float32)}
 
     def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, float | np.ndarray]]:
+        """Evaluates the accuracy of each attribute on held-out pictures."""
         source = PictureSource(Split.TEST, self.config.judged, self.size)
         look, right = jax.jit(partial(answers, self.network)), np.zeros(len(ATTRIBUTES))
         for first in range(0, len(source), self.config.batch_size):
@@ -114,7 +123,7 @@ class ProbePart:
         yield "probe/mean", float(shares.mean())
 
     def _places(self, labels: Int[Array, "b attributes"], key: Array) -> Float[Array, "b 3"]:
-        """Where the subject is, and not quite: a model puts it where it likes."""
+        """Returns position and size of the subject with jitter, because generated subjects are not exactly placed."""
         order, off = list(ATTRIBUTES), self.config.off * jax.random.uniform(key, (3, len(labels)), minval=-1.0)
         column, row, size = (
             jnp.asarray(tuple(values.values()))[labels[:, order.index(name)]] for name, values in PLACES.items()
@@ -122,17 +131,17 @@ class ProbePart:
         return jnp.stack([column + size * off[0], row + size * off[1], size * (1.0 + off[2])], axis=1)
 
     def _worn(self, images: Float[Array, "b height width c"], key: Array) -> Float[Array, "b height width c"]:
-        """Softened, lit otherwise and noisy, each by its own amount: as a VAE and few sampling steps leave pictures."""
+        """Blurs, brightens and adds noise, each by a random amount, to imitate the VAE and few sampling steps."""
         amounts, noise = jax.random.split(key)
         soft, light, grain = jax.random.uniform(amounts, (3, len(images), 1, 1, 1))
         images += soft * (_soft(images) - images)
         images = (images + 1.0) * (1.0 + self.config.light * (2.0 * light - 1.0)) - 1.0
-        bits = jax.random.bits(noise, images.shape, jnp.uint8)  # uniform: normal numbers cost as much as a look
+        bits = jax.random.bits(noise, images.shape, jnp.uint8)  # uniform: normal noise costs as much as a glimpse
         return images + self.config.grain * grain * (bits.astype(jnp.float32) / 73.9 - 1.725)
 
 
 def _soft(images: Float[Array, "b height width c"]) -> Float[Array, "b height width c"]:
-    """Each pixel with its neighbours, by weights of 1, 2, 1 down and across."""
+    """Blurs with weights of 1, 2, 1 vertically and horizontally."""
     down = jnp.pad(images, ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
     images = 0.25 * down[:, :-2] + 0.5 * images + 0.25 * down[:, 2:]
     across = jnp.pad(images, ((0, 0), (0, 0), (1, 1), (0, 0)), mode="edge")

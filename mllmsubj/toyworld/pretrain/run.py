@@ -1,4 +1,4 @@
-"""One part's run: what the training loop asks of it (`train.task.Task`), and the command's work."""
+"""Pretraining task of one component (`train.task.Task`), and the function that `mllmsubj pretrain` calls."""
 
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +30,7 @@ from mllmsubj.toyworld.pretrain.part import Judge, Part
 from mllmsubj.toyworld.pretrain.parts import make_part
 from mllmsubj.train.batches import TrainBatch, global_batches
 from mllmsubj.train.checkpointing import Checkpoints
-from mllmsubj.train.evaluator import sort
+from mllmsubj.train.evaluator import split_values
 from mllmsubj.train.loop import fit
 from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.train.optimizer import make_optimizer
@@ -45,10 +45,10 @@ from mllmsubj.typing import Array, Params
 
 
 def pretrain(config: ConfigDict, name: str, workdir: Path) -> Path:
-    """Trains a part in `WORKDIR/NAME`, from its last save on, and writes `WORKDIR/NAME.safetensors`; returns its path.
+    """Trains a component in `WORKDIR/NAME`, resuming from the last checkpoint, and returns its file.
 
-    Parts that it builds on come from the same workdir where they are there, else from those that are shipped.
-    Raises UserError for a config without pretraining, and as training does.
+    The file is `WORKDIR/NAME.safetensors`. Components that it builds on are read from the same workdir if they are
+    there, else from the shipped ones. Raises UserError for a config without pretraining settings, and as training does.
     """
     whole = Experiment.from_config(config)
     part = make_part(name, whole, workdir)
@@ -57,14 +57,14 @@ def pretrain(config: ConfigDict, name: str, workdir: Path) -> Path:
     check_batch(part.config.batch_size, 1, mesh, f"pretrain.{name}")
     run = PartRun(experiment, mesh, part)
     with StartupTime() as first, jax.set_mesh(mesh):
-        params, judge = run.start(), Judge(part, run.frozen)  # both may refuse: nothing is made before
+        params, judge = run.start(), Judge(part, run.frozen)  # both may raise UserError, before the workdir is created
         with open_workdir(folder, config), Checkpoints(folder, experiment.checkpoint) as saves:
             fit(run, params, run.loader(), [judge], config, folder, saves, first)
     return components.path(workdir, name)
 
 
 def part_experiment(whole: Experiment, part: Part) -> Experiment:
-    """The experiment with one stage, the part's."""
+    """Returns the experiment with the component's training as its only stage."""
     p = part.config
     modes = ModesConfig(both=0.0, mllm=0.0, vae=0.0, none=1.0)
     stage = StageConfig(p.steps, p.warmup_steps, p.decay_steps, ((".*", p.learning_rate),), modes)
@@ -82,7 +82,7 @@ def part_experiment(whole: Experiment, part: Part) -> Experiment:
 
 @dataclass(frozen=True)
 class PartStep:
-    """Its one program, pure."""
+    """Pure update function of a component."""
 
     part: Part
     experiment: Experiment
@@ -90,11 +90,12 @@ class PartStep:
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
+        """Optimizer of the component's parameters."""
         train = self.experiment.train
         return make_optimizer(train, train.stage1, self.rates)
 
     def update(self, state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        """One optimizer step."""
+        """Applies one optimizer step, and returns the new state and the metrics."""
         train = self.experiment.train
         key = jax.random.fold_in(jax.random.key(self.experiment.seed), state.step)
 
@@ -113,7 +114,7 @@ class PartStep:
 
 @dataclass(frozen=True)
 class PartRun:
-    """See `train.task.Task`."""
+    """Pretraining task of one component; see `train.task.Task`."""
 
     experiment: Experiment
     mesh: Mesh
@@ -121,37 +122,41 @@ class PartRun:
 
     @cached_property
     def frozen(self) -> Params:
-        """What the part builds on."""
+        """Parameters of the components that it builds on."""
         return self.part.frozen()
 
     @property
     def bins(self) -> Mapping[str, BinnedMetrics]:
+        """Binned metrics of a step, by key."""
         return self.part.bins
 
     @cached_property
     def step(self) -> PartStep:
+        """Update function, with the learning rate of every parameter."""
         shapes = jax.eval_shape(self.part.init, jax.random.key(0))
         rates = dict.fromkeys(flatten(shapes), self.part.config.learning_rate)
         return PartStep(self.part, self.experiment, FrozenDict(rates))
 
     @property
     def update_params(self) -> Params:
+        """Frozen parameters that the update reads."""
         return self.frozen
 
     def trainable_params(self, step: int) -> int:
+        """Returns the number of trainable parameters, the same for every step."""
         shapes = jax.eval_shape(self.part.init, jax.random.key(0))
         return sum(shape.size for shape in jax.tree.leaves(shapes))
 
     def start(self) -> Params:
-        """Parameters before the first step, float32, on the mesh: random ones, or those of `start_from`.
+        """Returns the parameters before the first step, float32, on the mesh: random, or read from `start_from`.
 
-        Raises UserError where those are not there or of other sizes.
+        Raises UserError if those are missing or have other shapes.
         """
         shapes = jax.eval_shape(self.part.init, jax.random.key(0))
         shardings = parameter_shardings(shapes, self.mesh)
         if self._origin is None:
             return jax.jit(self.part.init, out_shardings=shardings)(jax.random.key(self.experiment.seed))
-        components.provenance(self._origin, self.part.name)  # before training, not after it
+        components.provenance(self._origin, self.part.name)  # raises before training, not after it
         found, expected = components.read(self._origin, (self.part.name,)), flatten(shapes)
         if problems := differences(found, expected):
             key, file = f"pretrain.{self.part.name}.start_from", components.path(self._origin, self.part.name)
@@ -160,11 +165,12 @@ class PartRun:
 
     @property
     def _origin(self) -> Path | None:
+        """Folder of the component to start from; None: random parameters."""
         start = self.part.config.start_from
         return folder_of(start) if start else None
 
     def loader(self) -> Loader:
-        """Batches of the part's pictures, this process's rows."""
+        """Returns a loader of this process's rows of batches."""
         size, p = self.part.size, self.part.config
         data: DataConfig = replace(self.experiment.data, sizes=((size, size),), max_references=1, min_scores=())
         pictures = PictureSource(Split.TRAIN, data.examples, size, self.experiment.seed)
@@ -173,34 +179,40 @@ class PartRun:
         return Loader(source, plan, self.part.reader(data), multihost.process_rows(p.batch_size, self.mesh))
 
     def init_state(self, trained: Params, step: int = 0) -> TrainState:
+        """Returns the state before the first update."""
         return new_state(trained, set(self.step.rates), self.step.optimizer, ema=self.part.config.ema_decay > 0)
 
     def enter_stage(self, state: TrainState, step: int) -> TrainState:
-        """There is one stage only."""
+        """Returns the state unchanged, because there is only one stage."""
         return state
 
     def batches(self, loader: Loader, step: int, throughput: Throughput) -> Generator[TrainBatch]:
+        """Yields global batches of the loader."""
         return global_batches(loader, self.part.config.batch_size, self.mesh, throughput)
 
     def compile_update(self, state: TrainState, batch: TrainBatch) -> Program:
-        """Its FLOPs are those that the compiler counts."""
+        """Compiles the update; its FLOPs are those of the compiler's cost analysis."""
         shardings = (state_shardings(state, self.mesh), None)
         update = jax.jit(self.step.update, donate_argnames="state", out_shardings=shardings)
         compiled = update.lower(state, self.frozen, batch.inputs).compile()
         return Program(compiled, int((compiled.cost_analysis() or {}).get("flops", 0.0)))
 
     def all_params(self, trained: Params) -> Params:
+        """Returns the trained parameters, in the layout that `Part.judge` reads."""
         return trained if self.experiment.compute.resolve().scan_layers else unstack(trained)
 
     def finish(
         self, workdir: Path, config: ConfigDict, state: TrainState, numbers: Mapping[str, float], seconds: float
     ) -> None:
-        """`WORKDIR/../NAME.safetensors`; judges what a run that ended before has no numbers of any more."""
-        numbers = numbers or sort(self.part.judge(self.all_params(state.result), self.frozen))[0]
+        """Writes `WORKDIR/../NAME.safetensors` and where it comes from.
+
+        Evaluates the component if `numbers` is empty, which is so when a finished run is resumed.
+        """
+        numbers = numbers or split_values(self.part.judge(self.all_params(state.result), self.frozen))[0]
         components.write(workdir.parent, self.part.name, state.result, self.provenance(config, numbers, seconds))
 
     def provenance(self, config: ConfigDict, numbers: Mapping[str, float], seconds: float) -> dict[str, Any]:
-        """Where the weights come from."""
+        """Returns where the weights come from: settings, seed, device, metrics and the start."""
         subtrees = sorted(path.partition("/")[0] for path in self.step.rates)
         return {
             "part": self.part.name,

@@ -1,4 +1,4 @@
-"""What a config says of pretraining; see configs/tiny.py for the values."""
+"""Pretraining settings in a config; configs/tiny.py contains the values."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from mllmsubj.toyworld.probe.network import ProbeConfig
 
 @dataclass(frozen=True)
 class PartConfig:
-    """How one part is trained."""
+    """Training settings of one component."""
 
     steps: int
     batch_size: int
@@ -19,75 +19,83 @@ class PartConfig:
     learning_rate: float
     warmup_steps: int
     decay_steps: int
-    """Last steps, over which the learning rate falls to 0."""
+    """Number of last steps, over which the learning rate decays to 0."""
     ema_decay: float
     judge_every_steps: int
-    """It is judged at the end, too."""
+    """Training steps between evaluations, which also run after the last step."""
     judged: int
-    """Held-out examples that it is judged by."""
+    """Number of held-out examples of an evaluation."""
     start_from: str
-    """Folder of a part of that name to go on from, "tiny" for the one that is shipped, or empty: from nothing."""
+    """Folder with a component of that name to start from, "tiny" for the shipped one, or empty: random parameters."""
 
 
 @dataclass(frozen=True)
 class VAEPartConfig(PartConfig):
-    """Reconstruction of random windows: convolutions learn the same from a quarter of a picture."""
+    """Reconstruction of random crops: convolutions learn the same from a quarter of a picture."""
 
     window: int
-    """Pixels of a window's side."""
+    """Side of a crop in pixels."""
     gradient_weight: float
-    """Of the error of differences between neighbouring pixels, which keeps edges sharp."""
+    """Loss weight of the error in differences between neighboring pixels, which keeps edges sharp."""
     kl_weight: float
-    """Of the Kullback-Leibler divergence from N(0, 1), nats per number of the latents."""
+    """Loss weight of the Kullback-Leibler divergence from N(0, 1), in nats per latent value."""
 
 
 @dataclass(frozen=True)
 class MLLMPartConfig(PartConfig):
-    """Talks about pictures."""
+    """Visual question answering (VQA) and descriptions."""
 
     tokens: int
-    """Length of a talk; what is longer is cut off."""
+    """Length of a conversation; longer ones are truncated."""
     shares: tuple[float, ...]
-    """Of talks that describe the picture, that say what a prompt makes of it, and that answer questions; sum to 1."""
+    """Shares of conversations that describe the picture, describe a prompt's result, and answer questions; sum to 1."""
     questions: int
-    """In a talk that answers some."""
+    """Number of questions in a conversation of the last kind."""
     silent: float
-    """Share of the rows that do not talk: the eye alone learns from them, at a fraction of the cost."""
+    """Share of vision-only rows, which train the vision tower alone, at a fraction of the cost."""
     seen_weight: float
-    """Of the cross entropy, mean over attributes, of reading a picture off the tokens that its eye gives the decoder,
-    where that of the answers, mean over their tokens, is 1."""
+    """Loss weight of the auxiliary head on the vision tower's tokens, whose cross entropy is a mean over attributes.
+
+    The weight of the answers' cross entropy, a mean over their tokens, is 1.
+    """
 
     def __post_init__(self) -> None:
+        """Raises UserError if `silent` is out of range."""
         if not 0.0 <= self.silent < 1.0:
             raise UserError(f"config key pretrain.mllm.silent is {self.silent}; it must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
 class DiTPartConfig(PartConfig):
-    """Text to image; the time's density is the experiment's."""
+    """Text to image; the distribution of the time t is the experiment's."""
 
     pictures: int
-    """That are rendered and kept as latents, 16 KB each at 128 pixels, two of every subject: the first is learnt, again
-    and again, the second is what stands beside it."""
+    """Number of pictures that are rendered and cached as latents, 16 KB each at 128 pixels, two of each subject.
+
+    The first one is the target, the second one its reference view.
+    """
     unusual: float
-    """Chance of each attribute of the pose of what is learnt to be any, not the usual one."""
+    """Pose randomness of targets: probability that an attribute of the pose is random instead of canonical."""
     subject_weight: float
-    """Of the loss of a token about the subject, where that of the others is 1."""
+    """Loss weight of tokens that overlap the subject; that of others is 1."""
     drop_beside: float
-    """Share of captions of rows with a second view that leave the subject to that view, with or without its shape."""
+    """Share of captions in rows with a reference view that omit the subject, half of them except for its shape."""
     drop_all: float
-    """Share of captions that say nothing."""
+    """Share of empty captions."""
     drop_subject: float
-    """Share of captions that say nothing of the subject but its shape."""
+    """Share of captions in rows without a reference view that omit the subject except for its shape."""
     drop_scene: float
-    """Mean share of the scene's attributes that a caption leaves out: its own lies anywhere from 0 to twice that, and
-    never above 1."""
+    """Mean share of the scene's attributes that a caption omits.
+
+    Each caption's own share is uniform between 0 and twice that, at most 1.
+    """
     judge_steps: int
-    """Of the sampler, for drawings that are judged."""
+    """Sampling steps of pictures generated in an evaluation."""
     judge_guidance: float
-    """Of these drawings: how far from what is drawn where nothing is said; 1 is none."""
+    """Classifier-free guidance scale of these pictures; 1 is no guidance."""
 
     def __post_init__(self) -> None:
+        """Raises UserError if a share is outside [0, 1]."""
         for name in ("unusual", "drop_beside", "drop_all", "drop_subject", "drop_scene"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"config key pretrain.dit.{name} is {getattr(self, name)}; it must be from 0 to 1")
@@ -95,34 +103,41 @@ class DiTPartConfig(PartConfig):
 
 @dataclass(frozen=True)
 class DLAPartConfig(PartConfig):
-    """Prompts about references, and texts alone, that are to say what captions say; what captions of texts leave out is
-    the transformer's."""
+    """Distillation of captions into the DLA's output for prompts about references and for texts without a reference.
+
+    Attributes that the caption of a text omits are left to the transformer.
+    """
 
     examples: int
-    """That it learns from, again and again; latents of their targets are kept, as the transformer's pictures' are."""
+    """Number of examples, whose targets are cached as latents."""
     relations: int
-    """How often an example comes that `Prompt.changes_what_is_seen`, where any other comes once: what a prompt makes of
-    the reference's own colours and pose is learnt last."""
+    """Number of rows of each relational example (`Prompt.changes_what_is_seen`); any other example has one row.
+
+    Requests that depend on the reference's own colors and pose are learned last.
+    """
     tokens: int
-    """Length of a text alone, filled up; a longer one is an error. Of prompts: data.prompt_tokens."""
+    """Length of a text without a reference, padding included; longer texts raise an error.
+
+    Prompts about references have data.prompt_tokens.
+    """
 
 
 @dataclass(frozen=True)
 class ProbePartConfig(PartConfig):
-    """Pictures are softened, by neighbours up to weights of 1, 2, 1, lit otherwise and made noisy, each by chance."""
+    """Training pictures are blurred by up to weights of 1, 2, 1, and vary in brightness and noise, all at random."""
 
     network: ProbeConfig
     light: float
-    """Largest change of light, as a share of it."""
+    """Largest relative change of brightness."""
     grain: float
-    """Largest deviation of the noise, of pictures in [-1, 1]."""
+    """Largest standard deviation of the noise, for pictures in [−1, 1]."""
     off: float
-    """Largest error of the place and size of what is looked at closely, in units of the subject's size."""
+    """Largest jitter of the local glimpse's position, in subject sizes, and relative jitter of its size."""
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """The parts, in the order in which they build on each other."""
+    """Settings of all components, in the order in which they build on each other."""
 
     vae: VAEPartConfig
     probe: ProbePartConfig
@@ -132,12 +147,16 @@ class PretrainConfig:
 
     @classmethod
     def of(cls, experiment: Experiment) -> "PretrainConfig":
-        """A config's section `pretrain`; raises UserError if it has none, or another key or type than these."""
+        """Returns the settings in the section `pretrain` of a config.
+
+        Raises UserError if the section is missing, or if keys or types differ from these.
+        """
         if experiment.pretrain is None:
             raise UserError("the config has no section pretrain; use --config=tiny")
         return typed(cls, experiment.pretrain, "config.pretrain")
 
     def __post_init__(self) -> None:
+        """Raises UserError if a count is below 1."""
         for name, part in vars(self).items():
             for key in ("steps", "batch_size", "judged", "pictures", "examples", "relations"):
                 if (value := getattr(part, key, 1)) < 1:

@@ -1,6 +1,6 @@
-"""What the tiny DLA reads while it is pretrained: prompts about references, and captions in words, without one.
+"""Distillation data of the tiny DLA: prompts about references, and captions in words without a reference.
 
-Beside each stands the caption, as the transformer's table has it, of what it asks for.
+Each row also contains the caption of the requested picture as rows of the transformer's embedding table.
 """
 
 from dataclasses import dataclass
@@ -20,44 +20,46 @@ from mllmsubj.toyworld.world.scene import POSE_ATTRIBUTES
 from mllmsubj.typing import Int, Leaf
 
 ALONE = 4
-"""Every so many rows, the first of them, a text stands without a reference."""
+"""One row in this many is a text without a reference, starting with the first."""
 
 
 def kinds(rows: int) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " p"]]:
-    """Numbers of the rows of a batch that are texts alone, and of those that are prompts about a reference."""
+    """Returns the numbers of a batch's rows that are texts without a reference, and of those that are prompts."""
     numbers = np.arange(rows)
     return numbers[::ALONE], numbers[numbers % ALONE > 0]
 
 
 @flax.struct.dataclass
 class Told(Captioned):
-    """Captions beside what the MLLM and CLIP read instead."""
+    """Captions, with the MLLM and CLIP inputs that replace them."""
 
     input_ids: Leaf
-    """[b, s] int32; `s` is enough for either kind of row, what lies behind a row's own length is filled up."""
+    """[b, s] int32; `s` is the length of the longer kind of row, and shorter rows are padded."""
     attention_mask: Leaf
     """[b, s] bool, False at padding."""
     text_clip_ids: Leaf
-    """[b, u] int32; `clip_ids` are of the caption that the transformer knows."""
+    """[b, u] int32: CLIP tokens of the text; `clip_ids` are those of the caption."""
     tiles: Leaf
-    """[b, tile, tile, 3] uint8: references, as the MLLM sees them; anything in rows of a text alone."""
+    """[b, tile, tile, 3] uint8: references for the MLLM; undefined in rows without a reference."""
 
 
 @dataclass(frozen=True)
 class ToldReader:
-    """Writes rows of either kind."""
+    """Reads rows of both kinds."""
 
     captions: CaptionReader
     tokens: int
-    """Of a text alone, filled up; a prompt about a reference has the method's, data.prompt_tokens."""
+    """Length of a text without a reference, padding included; prompts have data.prompt_tokens."""
     tile: int
-    """Pixels of the side of the MLLM's."""
+    """Side of the MLLM's input picture in pixels."""
 
     @property
     def config(self) -> DataConfig:
+        """Data settings."""
         return self.captions.config
 
     def augmentation(self) -> str:
+        """Returns a description of the augmentation."""
         return (
             f"{self.captions.augmentation()}, one of {ALONE} as texts of {self.tokens} tokens, "
             f"the others prompts of {self.config.prompt_tokens}"
@@ -68,6 +70,7 @@ class ToldReader:
         return self.captions.encoder.layout(references, self.config.prompt_tokens if references else self.tokens)
 
     def empty(self, bucket: Bucket, rows: int) -> Told:
+        """Returns a batch of rows to be written."""
         captioned = self.captions.empty(bucket, rows)
         length = max(self.layout(references)[0][1] for references in (0, 1))
         return Told(
@@ -81,6 +84,7 @@ class ToldReader:
     def read(
         self, example: tuple[Example, Moments], bucket: Bucket, rng: np.random.Generator, batch: Told, row: int
     ) -> None:
+        """Writes the example to `row`, as the kind of that row."""
         drawn, moments = example
         if row % ALONE:
             self.ask(drawn, moments, batch, row)
@@ -90,17 +94,22 @@ class ToldReader:
             self.say(drawn.target, kept, text, moments, batch, row)
 
     def ask(self, example: Example, moments: Moments, batch: Told, row: int) -> None:
-        """A row of a prompt about a reference; its caption says the whole subject, its pose, and what is asked of the
-        scene."""
+        """Writes a row with a prompt about a reference.
+
+        Its caption describes the whole subject, its pose, and what the prompt asks of the scene.
+        """
         kept = {*IDENTITY_ATTRIBUTES, *POSE_ATTRIBUTES, *(name for name, _ in example.prompt.asks)}
         self._write(example.target, kept, example.prompt.text, 1, moments, batch, row)
         batch.tiles[row] = example.reference.render(self.tile)
 
     def say(self, picture: Picture, kept: set[str], text: str, moments: Moments, batch: Told, row: int) -> None:
-        """A row of a text alone that says the attributes in `kept`. Raises UserError for one that is too long."""
+        """Writes a row with a text without a reference that describes the attributes in `kept`.
+
+        Raises UserError if the text is too long.
+        """
         try:
             self._write(picture, kept, text, 0, moments, batch, row)
-        except UserError:  # it names another key
+        except UserError:  # its message names another config key
             message = f"config key pretrain.dla.tokens is {self.tokens}, too few for {text!r}; raise it"
             raise UserError(message) from None
 

@@ -1,4 +1,4 @@
-"""The tiny VAE: pictures through latents an eighth their size and back."""
+"""Pretraining of the tiny VAE, whose latents have an eighth of the picture's resolution."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from mllmsubj.typing import Array, Float, Leaf, Params
 
 TERMS = ("pixels", "gradient", "kl")
 SHOWN = 6
-"""Pictures that are drawn beside their reconstructions."""
+"""Number of pictures that are shown with their reconstructions."""
 
 
 @flax.struct.dataclass
 class Windows(Rows):
-    """Parts of pictures."""
+    """Random crops of pictures."""
 
     pixels: Leaf
     """[b, window, window, 3] uint8."""
@@ -37,15 +37,17 @@ class Windows(Rows):
 
 @dataclass(frozen=True)
 class WindowReader:
-    """Cuts one window out of each picture."""
+    """Reads a random crop of each picture."""
 
     config: DataConfig
     window: int
 
     def augmentation(self) -> str:
+        """Returns a description of the augmentation."""
         return f"windows of {self.window}"
 
     def empty(self, bucket: Bucket, rows: int) -> Windows:
+        """Returns a batch of uninitialized rows."""
         return Windows(
             example=np.empty(rows, np.int32),
             skipped=np.empty(rows, np.int32),
@@ -53,6 +55,7 @@ class WindowReader:
         )
 
     def read(self, picture: Picture, bucket: Bucket, rng: np.random.Generator, batch: Windows, row: int) -> None:
+        """Writes a random crop of the picture to `row`."""
         pixels = picture.render(bucket.height)
         top, left = rng.integers(0, bucket.height - self.window, 2, endpoint=True)
         batch.pixels[row] = pixels[top : top + self.window, left : left + self.window]
@@ -60,7 +63,7 @@ class WindowReader:
 
 @dataclass(frozen=True)
 class VAEPart:
-    """See `pretrain.part.Part`."""
+    """The VAE; see `pretrain.part.Part`."""
 
     model: SubjectModel
     config: VAEPartConfig
@@ -76,21 +79,25 @@ class VAEPart:
     }
 
     def init(self, key: jax.Array) -> Params:
+        """Returns random parameters."""
         return {"vae": init_params(self.model.vae, key)}
 
     def frozen(self) -> Params:
+        """Returns no parameters, because the VAE builds on no other component."""
         return {}
 
     def source(self, pictures: PictureSource, threads: int) -> PictureSource:
+        """Returns the pictures."""
         return pictures
 
     def reader(self, data: DataConfig) -> WindowReader:
+        """Returns a reader of random crops."""
         return WindowReader(data, self.config.window)
 
     def losses(
         self, params: Params, frozen: Params, batch: Windows, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
-        """L1 of pixels and of their differences, and the divergence of a latent drawn from the posterior."""
+        """Returns L1 losses of pixels and of their differences, plus the KL divergence; latents are sampled."""
         images = batch.pixels.astype(jnp.float32) / 127.5 - 1.0
         mean, logvar = self._call(params, images, "encode")
         drawn = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
@@ -107,6 +114,7 @@ class VAEPart:
         return terms.sum(axis=0), {"terms": jnp.stack([terms.sum(axis=1), jnp.full(len(terms), len(images))])}
 
     def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
+        """Evaluates reconstructions from the posterior's mean, and the statistics of the latents."""
         source = PictureSource(Split.TEST, self.config.judged, self.size)
         psnr: list[float] = []
         means, variances, shown = [], [], np.empty(0)
@@ -128,7 +136,7 @@ class VAEPart:
         yield "vae/reconstructions", shown
 
     def _look(self, params: Params, pixels: Array) -> tuple[Array, Array, Array]:
-        """Reconstructions of 8-bit pictures, in [0, 255], and mean and log variance of their latents."""
+        """Returns reconstructions of 8-bit pictures, in [0, 255], and mean and log variance of their latents."""
         mean, logvar = self._call(params, pixels.astype(jnp.float32) / 127.5 - 1.0, "encode")
         return jnp.clip((self._call(params, mean, "decode") + 1.0) * 127.5, 0.0, 255.0), mean, logvar
 
