@@ -81,15 +81,15 @@ assets: install
 # The tiny model from nothing, on toyworld, and into the package: its parts, then both stages of the method on top of
 # them. Hours on two CPU cores; it goes on where it was stopped.
 pretrain-tiny: install
-	for part in vae probe mllm; do \
-	  $(BIN)/mllmsubj pretrain --config=tiny --part=$$part --workdir=pretrained || exit; \
+	for component in vae probe mllm; do \
+	  $(BIN)/mllmsubj pretrain --config=tiny --component=$$component --workdir=pretrained || exit; \
 	done
 	mkdir -p pretrained/full
 	cp pretrained/vae.* pretrained/probe.* pretrained/full/
-	$(BIN)/mllmsubj pretrain --config=tiny:full --part=dit --workdir=pretrained/full
-	$(BIN)/mllmsubj pretrain --config=tiny --part=dit --workdir=pretrained \
+	$(BIN)/mllmsubj pretrain --config=tiny:full --component=dit --workdir=pretrained/full
+	$(BIN)/mllmsubj pretrain --config=tiny --component=dit --workdir=pretrained \
 	  --config.pretrain.dit.start_from=pretrained/full
-	$(BIN)/mllmsubj pretrain --config=tiny --part=dla --workdir=pretrained
+	$(BIN)/mllmsubj pretrain --config=tiny --component=dla --workdir=pretrained
 	cp pretrained/*.safetensors pretrained/*.json mllmsubj/assets/tiny/
 	$(BIN)/mllmsubj train --config=tiny --workdir=pretrained/subject \
 	  --config.data.examples=10000 --config.data.cache=pretrained/cache --config.data.cached_features=all

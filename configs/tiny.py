@@ -101,7 +101,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evals.loss.update(every_steps=500, examples=64)
     config.evals.samples.update(every_steps=500)
 
-    every = dict(warmup_steps=100, ema_decay=0.995, judge_every_steps=500, start_from="", optimizer="adamw")
+    every = dict(warmup_steps=100, ema_decay=0.995, eval_every_steps=500, start_from="", optimizer="adamw")
     config.pretrain = ConfigDict()
     config.pretrain.vae = ConfigDict(
         dict(
@@ -110,8 +110,8 @@ def get_config(variant: str = "") -> ConfigDict:
             batch_size=16,
             learning_rate=2e-3,
             decay_steps=1000,
-            judged=200,
-            window=64,  # pixels
+            num_eval_examples=200,
+            crop_size=64,  # pixels
             gradient_weight=0.5,
             kl_weight=1e-3,
         )
@@ -123,8 +123,8 @@ def get_config(variant: str = "") -> ConfigDict:
             batch_size=32,
             learning_rate=2e-3,
             decay_steps=2500,
-            judge_every_steps=500,
-            judged=1000,
+            eval_every_steps=500,
+            num_eval_examples=1000,
             network=dict(  # 0.34 M parameters
                 whole=dict(stem=4, widths=(16, 32, 64), blocks=(0, 1, 2)),
                 close=dict(stem=2, widths=(32, 64, 96), blocks=(1, 2, 1)),
@@ -133,9 +133,9 @@ def get_config(variant: str = "") -> ConfigDict:
                 norm_num_groups=8,
                 maps=2,
             ),
-            light=0.1,
-            grain=0.1,
-            off=0.08,
+            brightness=0.1,
+            noise=0.1,
+            jitter=0.08,
         )
     )
     config.pretrain.mllm = ConfigDict(
@@ -145,12 +145,12 @@ def get_config(variant: str = "") -> ConfigDict:
             batch_size=64,
             learning_rate=2e-3,
             decay_steps=3000,
-            judged=100,
+            num_eval_examples=100,
             tokens=88,
-            shares=(0.4, 0.35, 0.25),
+            task_shares=(0.4, 0.35, 0.25),
             questions=3,
-            silent=0.75,
-            seen_weight=3.0,
+            vision_only_share=0.75,
+            auxiliary_weight=3.0,
         )
     )
     config.pretrain.dit = ConfigDict(
@@ -161,17 +161,17 @@ def get_config(variant: str = "") -> ConfigDict:
             learning_rate=2e-3,
             decay_steps=3500,
             ema_decay=0.998,
-            judge_every_steps=3000,
-            judged=32,
+            eval_every_steps=3000,
+            num_eval_examples=32,
             pictures=40_000,
-            unusual=0.25,
+            pose_randomness=0.25,
             subject_weight=4.0,
-            drop_beside=0.5,
+            drop_subject_with_reference_view=0.5,
             drop_all=0.1,
             drop_subject=0.05,
             drop_scene=0.25,
-            judge_steps=20,
-            judge_guidance=4.0,
+            eval_sampling_steps=20,
+            eval_guidance=4.0,
         )
     )
     config.pretrain.dla = ConfigDict(
@@ -181,8 +181,8 @@ def get_config(variant: str = "") -> ConfigDict:
             batch_size=32,
             learning_rate=1e-3,
             decay_steps=750,
-            judge_every_steps=500,
-            judged=64,
+            eval_every_steps=500,
+            num_eval_examples=64,
             examples=12_000,
             relations=4,
             tokens=72,

@@ -118,9 +118,22 @@ RENAMED = {
     "accumulate": "grad_accum_steps",
     "cache_parts": "cached_features",
     "cooldown_steps": "decay_steps",
+    "drop_beside": "drop_subject_with_reference_view",
+    "grain": "noise",
+    "judge_every_steps": "eval_every_steps",
+    "judge_guidance": "eval_guidance",
+    "judge_steps": "eval_sampling_steps",
+    "judged": "num_eval_examples",
+    "light": "brightness",
     "long_side_several": "long_side_multi",
     "max_bad_steps": "max_nonfinite_steps",
+    "off": "jitter",
     "pad_to": "pad_to_multiple",
+    "seen_weight": "auxiliary_weight",
+    "shares": "task_shares",
+    "silent": "vision_only_share",
+    "unusual": "pose_randomness",
+    "window": "crop_size",
 }
 """Config keys of checkpoints of before version 0.2 -> their names since."""
 

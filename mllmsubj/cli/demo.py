@@ -24,7 +24,8 @@ from mllmsubj.io import write_png, writing
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from mllmsubj.toyworld.paper_tables.report import Found
+    from mllmsubj.toyworld.paper_tables.report import RowResult
+
 
 STEPS = (80, 100)
 """Steps of the two stages."""
@@ -101,7 +102,7 @@ def short_config() -> "ConfigDict":
 def report(workdir: Path, config: "ConfigDict") -> None:
     """Evaluates the run in `WORKDIR/run` and the shipped model, and writes and prints their table."""
     from mllmsubj.checkpoints.format import config_text
-    from mllmsubj.toyworld.paper_tables.report import Filled, as_text, page
+    from mllmsubj.toyworld.paper_tables.report import TableResult, as_text, page
     from mllmsubj.toyworld.paper_tables.tables import Row, Table
 
     rows = (
@@ -109,25 +110,25 @@ def report(workdir: Path, config: "ConfigDict") -> None:
         Row("shipped", {}),
     )
     found, facts = zip(*(_found(checkpoint) for checkpoint in (workdir / "run", "tiny")), strict=True)
-    filled = [Filled(Table("Scores on held-out subjects", ASKS, rows), found)]
+    filled = [TableResult(Table("Scores on held-out subjects", ASKS, rows), found)]
     with writing(workdir / "report.html") as partial:
         partial.write_text(page("mllmsubj demo", LEAD, filled, facts[-1], config_text(config)), encoding="utf-8")
     print(as_text(filled), end="")
 
 
-def _found(checkpoint: str | Path) -> "tuple[Found, dict[str, str]]":
+def _found(checkpoint: str | Path) -> "tuple[RowResult, dict[str, str]]":
     """Evaluates a checkpoint; returns its metrics and images, and the settings of the evaluation."""
     from mllmsubj.checkpoints.format import folder_of, read_config
     from mllmsubj.config.schema import Experiment
     from mllmsubj.evals.benchmarks import Request
-    from mllmsubj.evals.judge import judged
+    from mllmsubj.evals.evaluation import evaluate_checkpoint
     from mllmsubj.toyworld.benchmark.benchmark import first_prompts
-    from mllmsubj.toyworld.paper_tables.report import Found
+    from mllmsubj.toyworld.paper_tables.report import RowResult
 
     config = read_config(folder_of(checkpoint))
-    results = judged(checkpoint, config, Request("toyworld", limit=EXAMPLES))
+    results = evaluate_checkpoint(checkpoint, config, Request("toyworld", limit=EXAMPLES))
     prompts = first_prompts(Experiment.from_config(config), len(results.pictures["samples"]))
-    return Found(results.numbers, results.pictures["samples"], prompts), dict(results.settings)
+    return RowResult(results.numbers, results.pictures["samples"], prompts), dict(results.settings)
 
 
 def _cat() -> Image.Image:

@@ -48,7 +48,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
     from mllmsubj.checkpoints.format import folder_of, read_config
     from mllmsubj.evals.benchmarks import Request
-    from mllmsubj.evals.judge import judged
+    from mllmsubj.evals.evaluation import evaluate_checkpoint
     from mllmsubj.evals.report import page
     from mllmsubj.parallel import multihost
     from mllmsubj.parallel.multihost import on_first_process
@@ -56,7 +56,9 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     multihost.start()
     config = apply_overrides(read_config(folder_of(values.checkpoint)), overrides)
     probe = Path(values.probe) if values.probe else None
-    results = judged(values.checkpoint, config, Request(values.benchmark, values.seed, values.limit, probe))
+    results = evaluate_checkpoint(
+        values.checkpoint, config, Request(values.benchmark, values.seed, values.limit, probe)
+    )
 
     def finish() -> None:
         write(results, page(results), folder)

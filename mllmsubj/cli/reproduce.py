@@ -34,7 +34,7 @@ from mllmsubj.sweeps.execute import checked_runs, run_sweep
 if TYPE_CHECKING:
     from mllmsubj.config.schema import Experiment
     from mllmsubj.sweeps.plan import Record
-    from mllmsubj.toyworld.paper_tables.report import Filled, Found
+    from mllmsubj.toyworld.paper_tables.report import RowResult, TableResult
     from mllmsubj.toyworld.paper_tables.tables import Row, Table
 
 BENCHMARK = "toyworld"
@@ -112,11 +112,13 @@ def _write(workdir: Path, config: ConfigDict, tables: "list[Table]", record: "Re
     from mllmsubj.checkpoints.format import config_text
     from mllmsubj.config.schema import Experiment
     from mllmsubj.toyworld.benchmark.benchmark import first_prompts
-    from mllmsubj.toyworld.paper_tables.report import EXAMPLES, Filled, as_csv, as_text, page
+    from mllmsubj.toyworld.paper_tables.report import EXAMPLES, TableResult, as_csv, as_text, page
 
     experiment = Experiment.from_config(config)
     prompts = first_prompts(experiment, EXAMPLES)
-    filled = [Filled(table, tuple(_found(workdir, record, row, prompts) for row in table.rows)) for table in tables]
+    filled = [
+        TableResult(table, tuple(_found(workdir, record, row, prompts) for row in table.rows)) for table in tables
+    ]
     facts = _facts(experiment, filled)
     with writing(workdir / "results.csv") as partial:
         partial.write_text(as_csv(filled))
@@ -127,12 +129,12 @@ def _write(workdir: Path, config: ConfigDict, tables: "list[Table]", record: "Re
     print(workdir / "report.html")
 
 
-def _found(workdir: Path, record: "Record", row: "Row", prompts: list[str]) -> "Found | None":
+def _found(workdir: Path, record: "Record", row: "Row", prompts: list[str]) -> "RowResult | None":
     """Returns the results of a row's evaluation, or None if it has not run."""
     import numpy as np
     from PIL import Image
 
-    from mllmsubj.toyworld.paper_tables.report import Found
+    from mllmsubj.toyworld.paper_tables.report import RowResult
 
     name = next(run.name for run in record.runs if run.overrides == row.overrides)
     folder = workdir / name / "eval"
@@ -142,10 +144,10 @@ def _found(workdir: Path, record: "Record", row: "Row", prompts: list[str]) -> "
     with Image.open(folder / "samples.png") as image:
         pixels = np.asarray(image.convert("RGB"))
     side = pixels.shape[1] // 3  # squares: reference, generated image, target
-    return Found(metrics, pixels.reshape(-1, side, *pixels.shape[1:])[: len(prompts)], prompts)
+    return RowResult(metrics, pixels.reshape(-1, side, *pixels.shape[1:])[: len(prompts)], prompts)
 
 
-def _facts(experiment: "Experiment", filled: "list[Filled]") -> dict[str, str]:
+def _facts(experiment: "Experiment", filled: "list[TableResult]") -> dict[str, str]:
     train, sampling = experiment.train, experiment.sampling
     examples = {int(found.metrics["examples"]) for each in filled for _, found in each.rows}
     return {

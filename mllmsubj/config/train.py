@@ -63,7 +63,7 @@ class TrainConfig:
     weights: str = ""
     """Checkpoint folder of the frozen weights and of the trained ones to start from, "tiny", or "random"."""
     warm_start: bool = False
-    """Whether `weights` "tiny" begins with its pretrained DLA (`mllmsubj pretrain --part=dla`), not a random one."""
+    """Whether `weights` "tiny" starts with its pretrained DLA, not a random one."""
     start_from: str = ""
     """Workdir or checkpoint folder whose trained parameters replace those of `weights`; "": none."""
     batch_size: int = 64

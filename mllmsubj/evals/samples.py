@@ -10,8 +10,8 @@ from jaxtyping import UInt8
 from mllmsubj.config.data import DataConfig
 from mllmsubj.config.sampling import SamplingConfig
 from mllmsubj.config.train import SamplesEvalConfig
-from mllmsubj.evals.drawing import Drawing, gathered
 from mllmsubj.evals.held_out import HeldOut
+from mllmsubj.evals.image_sampler import ImageSampler, gathered
 from mllmsubj.train.evaluator import Value
 from mllmsubj.train.setup import Setup
 from mllmsubj.typing import Params
@@ -38,7 +38,7 @@ class Samples:
         data = replace(data, sizes=((sampling.height, sampling.width),), max_references=1)
         self._held_out = HeldOut.open(setup, data, config.count, "evals.samples.count")
         self.examples = self._held_out.count
-        self._draw = Drawing(setup, self.settings, seed)
+        self._draw = ImageSampler(setup, self.settings, seed)
 
     def run(self, params: Params) -> Iterator[tuple[str, Value]]:
         """See `Evaluator.run`."""

@@ -15,7 +15,7 @@ from mllmsubj.config.overrides import Overrides
 from mllmsubj.errors import UserError
 from mllmsubj.io import replacing
 from mllmsubj.sweeps.names import as_plain, run_name
-from mllmsubj.train.workdir import changes
+from mllmsubj.train.workdir import forbidden_changes
 
 UNTRAINED = ("sampling.", "evals.")
 """Keys that change how a trained model is judged, not how it is trained: runs that differ in these share a training."""
@@ -104,7 +104,7 @@ def check_record(workdir: Path, record: Record) -> None:
     old, new = (f"{one.sweep} of {one.checkpoint or 'its own trainings'}" for one in (there, record))
     if old != new:
         raise UserError(f"{workdir} holds the sweep {old}, this is {new}; give another workdir")
-    if wrong := changes(there.config, record.config):
+    if wrong := forbidden_changes(there.config, record.config):
         raise UserError(f"{workdir} holds a sweep over another config: {wrong}; give another workdir")
 
 

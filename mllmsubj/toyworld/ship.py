@@ -29,7 +29,7 @@ GUARDED = 64
 def texts(system: str) -> Iterator[str]:
     """What the tiny model reads and writes."""
     for i in range(TEXTS):
-        drawn = example(Split.TRAIN, i, unusual=1.0, other=0.0)  # in any pose: words of all are known
+        drawn = example(Split.TRAIN, i, pose_randomness=1.0, other=0.0)  # in any pose: words of all are known
         yield from (drawn.prompt.text, "\n" + drawn.prompt.text, caption(drawn.target.identity, drawn.target.scene))
         yield from (system, "system\n", "user\n", "assistant\n", "\n" + DESCRIBE)
         yield from (f"\n{question}" for question in QUESTIONS.values())
@@ -50,7 +50,7 @@ def ship_subject(run: Path) -> None:
     from mllmsubj.checkpoints.export import trained_params
     from mllmsubj.config.schema import Experiment
     from mllmsubj.evals.benchmarks import Request
-    from mllmsubj.evals.judge import judged
+    from mllmsubj.evals.evaluation import evaluate_checkpoint
 
     folder = checkpoint.folder_of(run)
     config = checkpoint.read_config(folder)
@@ -66,7 +66,7 @@ def ship_subject(run: Path) -> None:
     components.write(checkpoint.TINY, components.SUBJECT, trained, about)
     shipped_config = checkpoint.read_config(checkpoint.TINY)
     for name, limit in (("metrics", None), ("guarded", GUARDED)):
-        about[name] = dict(judged("tiny", shipped_config, Request("toyworld", limit=limit)).metrics())
+        about[name] = dict(evaluate_checkpoint("tiny", shipped_config, Request("toyworld", limit=limit)).metrics())
     components.write(checkpoint.TINY, components.SUBJECT, trained, about)
 
 

@@ -21,7 +21,7 @@ from mllmsubj.models.layers import abstract_params
 from mllmsubj.parallel import sharding
 from mllmsubj.toyworld import Split, example
 from mllmsubj.toyworld.benchmark.scores import MEANINGS
-from mllmsubj.toyworld.probe.network import LookConfig, ProbeConfig
+from mllmsubj.toyworld.probe.network import GlimpseConfig, ProbeConfig
 from mllmsubj.toyworld.probe.reader import make_network
 from mllmsubj.train import setup as train_setup
 from mllmsubj.tree import flatten, split, unflatten
@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
     base = save(folder / "base")
     trained = split(params(), {path for path in flatten(params()) if "lora" in path or "dla/" in path})[0]
     checkpoint.save(folder / "run" / "model", config(), trained, base, base=base)
-    look = LookConfig(stem=4, widths=(8, 8), blocks=(1, 1))
+    look = GlimpseConfig(stem=4, widths=(8, 8), blocks=(1, 1))
     network = ProbeConfig(whole=look, close=look, cut=16, span=1.5, norm_num_groups=4, maps=1)
     probe = random_like(abstract_params(make_network(network, 16)))  # images are 32 pixels wide
     (folder / "probe").mkdir()
@@ -160,7 +160,7 @@ def test_evaluate_untrained_components(folder, monkeypatch):
         (
             ["--probe=other"],
             dict(benchmark="toyworld"),
-            ["the probe is not there yet (other/", "--part=probe"],
+            ["the probe is not there yet (other/", "--component=probe"],
         ),
         (["--config.sampling.width=48"], dict(benchmark="toyworld"), ["sampling.width are 32 and 48", "squares"]),
         ([], dict(output=None), ["no output", "--output=DIR"]),

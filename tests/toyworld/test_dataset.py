@@ -134,15 +134,15 @@ def test_example_pose_copy_rate(drawn):
 
 
 def test_picture_source_pose_randomness():
-    """The first view has the canonical pose unless `unusual` randomizes it; other views have random poses."""
-    source = PictureSource(Split.TRAIN, 2000, 64, views=2, unusual=0.25)
+    """The first view has the canonical pose unless `pose_randomness` randomizes it; other views have random poses."""
+    source = PictureSource(Split.TRAIN, 2000, 64, views=2, pose_randomness=0.25)
     poses = [source[i].scene.pose for i in range(len(source))]
     for name in POSE_ATTRIBUTES:
         kinds = len(SCENE_ATTRIBUTES[name])
         for first, chance in ((0, 0.75 + 0.25 / kinds), (1, 1 / kinds)):
             found = np.mean([getattr(pose, name) is getattr(USUAL, name) for pose in poses[first::2]])
             assert abs(found - chance) < 4 * np.sqrt(chance * (1 - chance) / 1000), (name, first)
-    assert PictureSource(Split.TRAIN, 9, 64)[3] == PictureSource(Split.TRAIN, 9, 64, views=3, unusual=1.0)[3]
+    assert PictureSource(Split.TRAIN, 9, 64)[3] == PictureSource(Split.TRAIN, 9, 64, views=3, pose_randomness=1.0)[3]
     assert "unusual=0.25" in repr(source)  # the cache of latents is named after it
 
 
@@ -172,12 +172,12 @@ def test_source_index():
 def test_encoded_examples_relations():
     """Relational examples are repeated `relations` times."""
     examples = ToyworldSource(Split.TRAIN, 40, size=80)
-    moments = np.zeros((40, 2, 4, 4), np.float16) + np.arange(40)[:, None, None, None]
-    source = EncodedExamples(examples, "", moments, relations=3)
+    latent_stats = np.zeros((40, 2, 4, 4), np.float16) + np.arange(40)[:, None, None, None]
+    source = EncodedExamples(examples, "", latent_stats, relations=3)
     rows = [source[i] for i in range(len(source.index().width))]
     assert source.index().width.tolist() == [80] * len(rows)
     numbers = [int(each[0, 0, 0]) for _, each in rows]
-    changing = {i for i in range(40) if examples.example(i).prompt.changes_what_is_seen}
+    changing = {i for i in range(40) if examples.example(i).prompt.is_relational}
     assert changing
     assert numbers == [i for i in range(40) for _ in range(3 if i in changing else 1)]
     assert all(drawn == examples.example(i) for (drawn, _), i in zip(rows, numbers, strict=True))

@@ -6,13 +6,13 @@ import pytest
 from mllmsubj.config.load import load_config, typed
 from mllmsubj.models.layers import abstract_params
 from mllmsubj.parallel.sharding import parameter_specs
-from mllmsubj.toyworld.probe.network import DISTANCES, LookConfig, Probe, ProbeConfig, cut_out, variogram
+from mllmsubj.toyworld.probe.network import DISTANCES, GlimpseConfig, Probe, ProbeConfig, cut_out, variogram
 from mllmsubj.toyworld.probe.reader import make_network
 from mllmsubj.tree import flatten
 from tests.environment import ROOT
 from tests.small import initialized
 
-LOOK = LookConfig(stem=2, widths=(8, 16), blocks=(1, 1))
+LOOK = GlimpseConfig(stem=2, widths=(8, 16), blocks=(1, 1))
 SMALL = ProbeConfig(whole=LOOK, close=LOOK, cut=8, span=1.5, norm_num_groups=4, maps=2)
 PLACES = {"column": (0.25, 0.5, 0.75), "row": (0.9, 0.7), "size": (0.3, 0.5)}
 FAR = {name: len(values) for name, values in PLACES.items()}

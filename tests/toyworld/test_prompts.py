@@ -138,8 +138,8 @@ def test_prompt_reverse_pose(examples):
 
 def test_prompt_relational(examples):
     kinds = {"swap colours", "swap with accessory", "turn round", "other side"}
-    assert {e.prompt.kind for e in examples if e.prompt.changes_what_is_seen} == kinds
-    assert all(e.prompt.changes_what_is_seen for e in examples if e.prompt.kind in kinds)
+    assert {e.prompt.kind for e in examples if e.prompt.is_relational} == kinds
+    assert all(e.prompt.is_relational for e in examples if e.prompt.kind in kinds)
 
 
 def test_prompt_same_as_reference(examples):

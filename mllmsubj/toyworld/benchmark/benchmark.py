@@ -12,10 +12,10 @@ from mllmsubj.config.schema import Experiment
 from mllmsubj.data.plan import Plan
 from mllmsubj.data.sources import open_source
 from mllmsubj.errors import UserError
-from mllmsubj.evals.drawing import Drawing, gathered
 from mllmsubj.evals.held_out import SEED, HeldOut, held_out
+from mllmsubj.evals.image_sampler import ImageSampler, gathered
 from mllmsubj.toyworld import Example, ToyworldSource
-from mllmsubj.toyworld.benchmark.scores import MEANINGS, copying, of_probe, scores
+from mllmsubj.toyworld.benchmark.scores import MEANINGS, copy_scores, probe_scores, scores
 from mllmsubj.toyworld.probe.reader import ProbeReader
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES, number
 from mllmsubj.train.evaluator import Value
@@ -40,7 +40,7 @@ def check_size(experiment: Experiment) -> None:
         )
 
 
-def data_of(experiment: Experiment) -> DataConfig:
+def benchmark_data(experiment: Experiment) -> DataConfig:
     """Returns the data settings of the benchmark, whatever the experiment trains on."""
     plain = replace(experiment.data, source="toyworld")
     ours = replace(experiment, data=plain, evals=replace(experiment.evals, source=""))
@@ -50,7 +50,7 @@ def data_of(experiment: Experiment) -> DataConfig:
 
 def first_prompts(experiment: Experiment, count: int) -> list[str]:
     """Returns the prompts of the benchmark's first `count` examples."""
-    data = data_of(experiment)
+    data = benchmark_data(experiment)
     source = open_source(data, SEED)
     numbers = Plan(source.index(), data, count, SEED).batch(0).examples
     return [source[int(number)].prompt for number in numbers]
@@ -73,9 +73,9 @@ class Toyworld:
     def __init__(self, setup: Setup, probe: ProbeReader, seed: int, examples: int = EXAMPLES):
         """Opens the examples, which are always the same; `seed`: seed of the noise."""
         sampling = setup.experiment.sampling
-        self._held_out = HeldOut.open(setup, data_of(setup.experiment), examples, "limit")
+        self._held_out = HeldOut.open(setup, benchmark_data(setup.experiment), examples, "limit")
         self.examples = self._held_out.count
-        self._probe, self._draw = probe, Drawing(setup, sampling, seed)
+        self._probe, self._draw = probe, ImageSampler(setup, sampling, seed)
         self._batch_size = self._held_out.batch_size(sampling.batch_size)
 
     def run(self, params: Params) -> Iterator[tuple[str, Value]]:
@@ -86,8 +86,8 @@ class Toyworld:
         targets = np.stack([example.target.render(side) for example in examples])
         read, real = self._probe(drawn), self._probe(targets)
         yield from scores(examples, read, real)
-        yield from copying(drawn, references, targets)
-        yield from of_probe(examples, real)
+        yield from copy_scores(drawn, references, targets)
+        yield from probe_scores(examples, real)
         yield "samples", np.concatenate([references, drawn, targets], axis=2)[:SHOWN]
         yield "samples", tuple(_said(*each) for each in zip(examples[:SHOWN], read[:SHOWN], strict=True))
 

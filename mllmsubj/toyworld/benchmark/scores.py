@@ -25,7 +25,7 @@ RESAMPLES = 2000
 """Number of bootstrap resamples of the images for an interval."""
 SEED = 0
 """Seed of the resamples, fixed so that runs are comparable."""
-PSNR_MOST = 20 * np.log10(255.0)
+MAX_PSNR = 20 * np.log10(255.0)
 """Upper limit in dB: the value of images that differ by one level everywhere, and of equal ones."""
 
 Statistic = Callable[[Any, Float[np.ndarray, "b n"]], Float[np.ndarray, " b"]]
@@ -37,7 +37,7 @@ TALLIES: Mapping[str, Callable[..., Tally]] = {
     "reasoning": reasoning,
     "pose_copy": pose_copy,
 }
-JUDGED = ("identity", "prompt", "reasoning")
+ACCURACIES = ("identity", "prompt", "reasoning")
 """Tallies whose share of right values is an accuracy."""
 
 MEANINGS: Mapping[str, str] = {
@@ -66,12 +66,12 @@ def scores(
     """
     score = partial(_score, len(examples))
     tallies = {name: (tally(examples, drawn), tally(examples, real)) for name, tally in TALLIES.items()}
-    everything = tuple(who.beside(what) for who, what in zip(tallies["identity"], tallies["prompt"], strict=True))
-    for name in JUDGED:
+    everything = tuple(who.concatenate(what) for who, what in zip(tallies["identity"], tallies["prompt"], strict=True))
+    for name in ACCURACIES:
         yield from score(f"{name}_accuracy", accuracy, tallies[name])
     yield from score("pose_copy_rate", accuracy, tallies["pose_copy"])
     yield "pose_copy_chance", copy_chance(tallies["pose_copy"][0])
-    for name in JUDGED:
+    for name in ACCURACIES:
         yield from score(f"{name}_all_right", all_right, tallies[name])
     yield from score("all_right", all_right, everything)
     for name, pair in tallies.items():
@@ -79,7 +79,7 @@ def scores(
             yield from score(f"{name}/{column}", accuracy, tuple(tally.column(column) for tally in pair))
 
 
-def copying(
+def copy_scores(
     drawn: UInt8[np.ndarray, "n height width 3"],
     references: UInt8[np.ndarray, "n height width 3"],
     targets: UInt8[np.ndarray, "n height width 3"],
@@ -88,7 +88,7 @@ def copying(
     yield from _score(len(drawn), "copy_psnr", _mean, (psnr(drawn, references), psnr(targets, references)))
 
 
-def of_probe(examples: Sequence[Example], real: Int[np.ndarray, "n attributes"]) -> Iterator[tuple[str, float]]:
+def probe_scores(examples: Sequence[Example], real: Int[np.ndarray, "n attributes"]) -> Iterator[tuple[str, float]]:
     """Yields the probe's accuracy on the targets, which limits what it can measure in generated images."""
     found = truth(examples, real)
     shares = found.right.mean(axis=0)
@@ -99,9 +99,9 @@ def of_probe(examples: Sequence[Example], real: Int[np.ndarray, "n attributes"])
 
 
 def psnr(one: UInt8[np.ndarray, "n height width 3"], other: np.ndarray) -> Float[np.ndarray, " n"]:
-    """Returns the peak signal-to-noise ratio of each pair in dB, at most `PSNR_MOST`."""
+    """Returns the peak signal-to-noise ratio of each pair in dB, at most `MAX_PSNR`."""
     error = np.mean((one.astype(np.float64) - other) ** 2, axis=(1, 2, 3))
-    return PSNR_MOST - 10 * np.log10(np.maximum(error, 1.0))
+    return MAX_PSNR - 10 * np.log10(np.maximum(error, 1.0))
 
 
 def interval(statistic: Statistic, found: Any, pictures: int) -> tuple[float, float]:

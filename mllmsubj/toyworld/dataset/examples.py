@@ -69,10 +69,10 @@ def held_out(identity: Identity) -> HeldOut:
     return HeldOut.IDENTITY if identity_is_held_out(identity) else HeldOut.NOTHING
 
 
-def example(split: Split, index: int, seed: int = 0, unusual: float = 0.0, other: float = OTHER) -> Example:
+def example(split: Split, index: int, seed: int = 0, pose_randomness: float = 0.0, other: float = OTHER) -> Example:
     """The example of that number, at least 0; the same on every machine. The splits share no subject and no text.
 
-    `unusual`: of the target's pose, where the prompt leaves it free; see `random_scene`. `other`: see `write`.
+    `pose_randomness`: of the target's pose, where the prompt leaves it free; see `random_scene`. `other`: see `write`.
     """
     rng = np.random.default_rng([seed, list(Split).index(split), index])
     kind, reasoning = random_kind(rng)  # once: what is refused below shall not change how often a kind comes
@@ -88,5 +88,5 @@ def example(split: Split, index: int, seed: int = 0, unusual: float = 0.0, other
         prompt = write(rng, kind, reasoning, identity, scene, held_out=testing, other=other)
         target = prompt.identity(identity)
         if (held_out(target) is not HeldOut.NOTHING) == testing:
-            shown = Picture(target, prompt.scene(random_scene(rng, unusual)))
+            shown = Picture(target, prompt.scene(random_scene(rng, pose_randomness)))
             return Example(Picture(identity, scene), prompt, shown, wanted)

@@ -14,13 +14,15 @@ from mllmsubj.toyworld.world.scene import random_scene
 class PictureSource:
     """`length` pictures of a split, any subject in any scene; the test split's subjects are those held out."""
 
-    def __init__(self, split: Split, length: int, size: int, seed: int = 0, views: int = 1, unusual: float = 1.0):
+    def __init__(
+        self, split: Split, length: int, size: int, seed: int = 0, views: int = 1, pose_randomness: float = 1.0
+    ):
         """`size`: pixels of a picture's side, for whoever renders them. `views`: pictures of each subject in a row.
 
-        `unusual`: of the first of these; see `random_scene`. The others stand in any pose.
+        `pose_randomness`: of the first of these; see `random_scene`. The others stand in any pose.
         """
         self.split, self.length, self.size, self.seed, self.views = split, length, size, seed, views
-        self.unusual = unusual
+        self.pose_randomness = pose_randomness
 
     def __len__(self) -> int:
         return self.length
@@ -38,14 +40,16 @@ class PictureSource:
         while True:
             identity = random_identity(rng)
             if (held_out(identity) is HeldOut.NOTHING) == (self.split is Split.TRAIN):
-                return Picture(identity, random_scene(rng, 1.0 if index % self.views else self.unusual))
+                return Picture(identity, random_scene(rng, 1.0 if index % self.views else self.pose_randomness))
 
     def index(self) -> Index:
         side = np.full(self.length, self.size, np.int32)
         return Index(side, side, np.ones(self.length, np.int32))
 
     def __repr__(self) -> str:
-        views = f", views={self.views}" * (self.views > 1) + f", unusual={self.unusual}" * (self.unusual < 1.0)
+        views = f", views={self.views}" * (self.views > 1) + f", unusual={self.pose_randomness}" * (
+            self.pose_randomness < 1.0
+        )
         return f"PictureSource({self.split!s}, {self.length}, size={self.size}, seed={self.seed}{views})"
 
 

@@ -26,7 +26,7 @@ log = logging.getLogger("mllmsubj")
 AT_ONCE = 64
 """Pictures that are encoded together."""
 
-Moments = Float[np.ndarray, "two n c"]
+LatentStats = Float[np.ndarray, "two n c"]
 """Mean and deviation of a picture's patchified latents, float16."""
 
 
@@ -72,14 +72,14 @@ class EncodedPictures:
     pictures: PictureSource
     name: str
     """Says what the moments are of; two sources that print alike are alike."""
-    moments: Float[np.ndarray, "pictures two n c"] = field(repr=False)
+    latent_stats: Float[np.ndarray, "pictures two n c"] = field(repr=False)
 
-    def __getitem__(self, number: SupportsIndex, /) -> tuple[Picture, Moments, Moments]:
+    def __getitem__(self, number: SupportsIndex, /) -> tuple[Picture, LatentStats, LatentStats]:
         """Raises IndexError outside [0, subjects)."""
         views = self.pictures.views
         index = operator.index(number) * views
-        following = min(index + (views > 1), len(self.moments) - 1)
-        return self.pictures[index], self.moments[index], self.moments[following]
+        following = min(index + (views > 1), len(self.latent_stats) - 1)
+        return self.pictures[index], self.latent_stats[index], self.latent_stats[following]
 
     def index(self) -> Index:
         whole, firsts = self.pictures.index(), slice(None, None, self.pictures.views)
@@ -88,28 +88,28 @@ class EncodedPictures:
 
 @dataclass(frozen=True)
 class EncodedExamples:
-    """Examples beside the moments of their targets; those that `Prompt.changes_what_is_seen` come `relations` times."""
+    """Examples beside the moments of their targets; those that `Prompt.is_relational` come `relations` times."""
 
     examples: ToyworldSource
     name: str
     """See `EncodedPictures`."""
-    moments: Float[np.ndarray, "examples two n c"] = field(repr=False)
+    latent_stats: Float[np.ndarray, "examples two n c"] = field(repr=False)
     relations: int
 
     @cached_property
     def _numbers(self) -> Int[np.ndarray, " rows"]:
         """Of the examples, in their order."""
         prompts = (self.examples.example(number).prompt for number in range(len(self.examples)))
-        times = [self.relations if prompt.changes_what_is_seen else 1 for prompt in prompts]
+        times = [self.relations if prompt.is_relational else 1 for prompt in prompts]
         return np.repeat(np.arange(len(times)), times)
 
-    def __getitem__(self, row: SupportsIndex, /) -> tuple[Example, Moments]:
+    def __getitem__(self, row: SupportsIndex, /) -> tuple[Example, LatentStats]:
         """Raises IndexError outside [0, rows)."""
         index = operator.index(row)
         if not 0 <= index < len(self._numbers):
             raise IndexError(f"row {index} is outside of the {len(self._numbers)} rows")
         number = self._numbers[index]
-        return self.examples.example(number), self.moments[number]
+        return self.examples.example(number), self.latent_stats[number]
 
     def index(self) -> Index:
         whole = self.examples.index()
@@ -127,12 +127,12 @@ def encoded(
     digest.update(pictures[0].render(pictures.size).tobytes())  # how they are drawn may change
     name = digest.hexdigest()[:16]
     path = folder / f"latents-{name}.npy"
-    moments = None if path.is_file() else _moments(pictures, encode, threads)
+    latent_stats = None if path.is_file() else _moments(pictures, encode, threads)
     try:
-        if moments is not None:
+        if latent_stats is not None:
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as partial, partial.open("wb") as file:
-                np.save(file, moments)
+                np.save(file, latent_stats)
         return name, np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
         raise UserError(

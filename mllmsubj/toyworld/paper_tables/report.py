@@ -10,9 +10,9 @@ from html import escape
 import numpy as np
 
 from mllmsubj.evals.report import data_uri, document
-from mllmsubj.toyworld.benchmark.scores import MEANINGS, PSNR_MOST
+from mllmsubj.toyworld.benchmark.scores import MAX_PSNR, MEANINGS
+from mllmsubj.toyworld.paper_tables.claims import ClaimCheck, Metrics, check_claims, half
 from mllmsubj.toyworld.paper_tables.tables import Row, Table
-from mllmsubj.toyworld.paper_tables.verdicts import Metrics, Verdict, half, verdicts
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ COLUMNS = (
     Column("prompt_accuracy", "prompt, %", 100.0, 100.0),
     Column("reasoning_accuracy", "reasoning, %", 100.0, 100.0),
     Column("pose_copy_rate", "pose copied, %", 100.0, 100.0),
-    Column("copy_psnr", "near the reference, dB", 1.0, float(PSNR_MOST)),
+    Column("copy_psnr", "near the reference, dB", 1.0, float(MAX_PSNR)),
 )
 PLOTTED = COLUMNS[:4]
 CHANCE = "pose_copy_chance"
 EXAMPLES = 4
 """Number of examples in a table's grid of images."""
-SAYS = {"identity_accuracy": "identity", "prompt_accuracy": "prompt", "pose_copy_rate": "pose copying"}
-SAYS |= {"copy_psnr": "nearness to the reference"}
+METRIC_NAMES = {"identity_accuracy": "identity", "prompt_accuracy": "prompt", "pose_copy_rate": "pose copying"}
+METRIC_NAMES |= {"copy_psnr": "nearness to the reference"}
 SIGNS = {"holds": "✓", "does not hold": "✗", "open": "·"}
 
 STYLE = """
@@ -67,7 +67,7 @@ svg text.chosen { stroke: none; }
 
 
 @dataclass(frozen=True)
-class Found:
+class RowResult:
     """Result of one run."""
 
     metrics: Metrics
@@ -78,24 +78,24 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Filled:
+class TableResult:
     """A table with the results of its rows, in order; None: not finished."""
 
     table: Table
-    found: tuple[Found | None, ...]
+    found: tuple[RowResult | None, ...]
 
     @property
-    def rows(self) -> Iterator[tuple[Row, Found]]:
+    def rows(self) -> Iterator[tuple[Row, RowResult]]:
         """Finished rows and their results."""
         return ((row, one) for row, one in zip(self.table.rows, self.found, strict=True) if one is not None)
 
-    def verdicts(self, row: Row, found: Found) -> list[Verdict]:
+    def check_claims(self, row: Row, found: RowResult) -> list[ClaimCheck]:
         """Returns the claim checks of a row against the paper's choice, none if that is not finished."""
         ours = self.found[self.table.rows.index(self.table.ours)]
-        return verdicts(self.table, row, found.metrics, ours.metrics) if ours is not None else []
+        return check_claims(self.table, row, found.metrics, ours.metrics) if ours is not None else []
 
 
-def page(title: str, lead: str, tables: Sequence[Filled], facts: Mapping[str, str], config: str) -> str:
+def page(title: str, lead: str, tables: Sequence[TableResult], facts: Mapping[str, str], config: str) -> str:
     """Returns the whole report.
 
     `lead`: a sentence below the title; `facts`: how the report was made; `config`: the config as text.
@@ -111,7 +111,7 @@ def page(title: str, lead: str, tables: Sequence[Filled], facts: Mapping[str, st
     return document(title, parts, STYLE)
 
 
-def as_csv(tables: Sequence[Filled]) -> str:
+def as_csv(tables: Sequence[TableResult]) -> str:
     """Returns the results as CSV, one line per finished row, with all digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -120,27 +120,27 @@ def as_csv(tables: Sequence[Filled]) -> str:
     for filled in tables:
         for row, found in filled.rows:
             paper = (row.paper.dino_i, row.paper.clip_i, row.paper.clip_t) if row.paper else ("", "", "")
-            orders = "; ".join(_said(verdict) for verdict in filled.verdicts(row, found))
+            orders = "; ".join(_said(verdict) for verdict in filled.check_claims(row, found))
             values = [found.metrics.get(name, "") for name in names]
             writer.writerow([filled.table.title, row.label, *values, *paper, orders])
     return text.getvalue()
 
 
-def as_text(tables: Sequence[Filled]) -> str:
+def as_text(tables: Sequence[TableResult]) -> str:
     """Returns the results as aligned text for a terminal."""
     lines = []
     for filled in tables:
         lines += ["", filled.table.title]
         cells = [["", *(column.head for column in COLUMNS), ""]]
         for row, found in filled.rows:
-            orders = "; ".join(_said(verdict) for verdict in filled.verdicts(row, found))
+            orders = "; ".join(_said(verdict) for verdict in filled.check_claims(row, found))
             cells.append([row.label, *(_value(found.metrics, column) for column in COLUMNS), orders])
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines += ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
     return "\n".join(lines[1:]) + "\n"
 
 
-def _table(filled: Filled) -> Iterator[str]:
+def _table(filled: TableResult) -> Iterator[str]:
     compared = any(row.paper or row.claims for row in filled.table.rows)
     heads = "".join(f"<th style='text-align: right'>{escape(column.head)}</th>" for column in COLUMNS)
     heads += "<th>paper: DINO-I, CLIP-I, CLIP-T</th><th>the paper's order</th>" if compared else ""
@@ -152,23 +152,23 @@ def _table(filled: Filled) -> Iterator[str]:
             continue
         cells = "".join(f'<td class="number">{_value(found.metrics, column)}</td>' for column in COLUMNS)
         paper = f"{row.paper.dino_i:.3f} {row.paper.clip_i:.3f} {row.paper.clip_t:.3f}" if row.paper else ""
-        orders = "<br>".join(_marked(verdict) for verdict in filled.verdicts(row, found))
+        orders = "<br>".join(_marked(verdict) for verdict in filled.check_claims(row, found))
         orders = orders or ("ours" if row is filled.table.ours else "the paper has none")
         cells += f"<td>{paper}</td><td>{orders}</td>" if compared else ""
         yield f"<tr><th>{escape(row.label)}</th>{cells}</tr>"
     yield "</table>"
 
 
-def _marked(verdict: Verdict) -> str:
+def _marked(verdict: ClaimCheck) -> str:
     kind = {"holds": "holds", "does not hold": "fails", "open": "soft"}[verdict.outcome]
     return f'<span class="{kind}">{SIGNS[verdict.outcome]}</span> {escape(_said(verdict))}'
 
 
-def _said(verdict: Verdict) -> str:
+def _said(verdict: ClaimCheck) -> str:
     """Returns a text such as "identity lower: holds (−12.0 ± 3.1)"."""
     scale = next(column.scale for column in COLUMNS if column.metric == verdict.claim.metric)
     by, noise = verdict.by * scale, verdict.noise * scale
-    name = SAYS[verdict.claim.metric]
+    name = METRIC_NAMES[verdict.claim.metric]
     return f"{name} {verdict.claim.side}: {verdict.outcome} ({by:+.1f} ± {noise:.1f})".replace("-", "−")
 
 
@@ -196,7 +196,7 @@ LABELS, PANEL, GAP, LINE, HEAD, FOOT = 210, 180, 40, 24, 24, 20
 """Dimensions of the plot, in units of its viewBox."""
 
 
-def _plot(filled: Filled) -> str:
+def _plot(filled: TableResult) -> str:
     """Returns an SVG of dots with intervals, a panel for each metric and a line for each row."""
     rows = list(filled.rows)
     width, bottom = LABELS + len(PLOTTED) * (PANEL + GAP), HEAD + LINE * len(rows)
@@ -209,7 +209,7 @@ def _plot(filled: Filled) -> str:
     return "".join(parts) + "</svg>"
 
 
-def _panel(filled: Filled, column: Column, left: int, bottom: int) -> Iterator[str]:
+def _panel(filled: TableResult, column: Column, left: int, bottom: int) -> Iterator[str]:
     def x(value: float) -> str:
         return f"{left + PANEL * min(max(value * column.scale / column.most, 0.0), 1.0):.1f}"
 
@@ -235,7 +235,7 @@ def _panel(filled: Filled, column: Column, left: int, bottom: int) -> Iterator[s
         yield f'<circle cx="{x(value)}" cy="{y}" r="4"{chosen}/>'
 
 
-def _grid(filled: Filled) -> Iterator[str]:
+def _grid(filled: TableResult) -> Iterator[str]:
     """Yields a table of the first examples: reference, the image of each row, and the target."""
     rows = list(filled.rows)
     if not rows:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from mllmsubj.config.overrides import Overrides
 from mllmsubj.diffusion.schedule import PAPER_SIDE, equivalent_timestep
 
-OURS = "the paper's choice"
+PAPER_CHOICE = "the paper's choice"
 EQUAL = 0.002
 """Results of the paper that differ by less do not count as ordered."""
 
@@ -74,7 +74,7 @@ class Table:
 
 
 PAPER = Paper(0.7482, 0.8443, 0.3010)
-COLD: Overrides = {"train.warm_start": False}
+NO_WARM_START: Overrides = {"train.warm_start": False}
 
 
 def runs(tables: Sequence[Table]) -> list[Overrides]:
@@ -116,9 +116,9 @@ def connection(config: ConfigDict) -> Table:
     """Returns the table of connections: last layer, single LAP, DLA."""
     states = config.model.dla.num_states
     rows = (
-        Row("last layer", COLD | {"model.dla.states": (states - 1, states)}, Paper(0.6566, 0.8128, 0.2893)),
-        Row("single LAP", COLD | {"model.dla.shared": True}, Paper(0.7524, 0.8502, 0.2878)),
-        Row("DLA", COLD, PAPER),
+        Row("last layer", NO_WARM_START | {"model.dla.states": (states - 1, states)}, Paper(0.6566, 0.8128, 0.2893)),
+        Row("single LAP", NO_WARM_START | {"model.dla.shared": True}, Paper(0.7524, 0.8502, 0.2878)),
+        Row("DLA", NO_WARM_START, PAPER),
     )
     asks = (
         "How is the MLLM read: its last layer, all layers by one pooling, or by two, for text and image tokens? All "

@@ -36,8 +36,16 @@ from mllmsubj.ops.patchify import token_grid
 from mllmsubj.toyworld import Picture, Split, caption
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.dataset.latents import EncodedPictures, Pictures, encoded
-from mllmsubj.toyworld.pretrain.captions import APART, FIRSTS, PAIRED, UNSAID, Captioned, CaptionReader, says
-from mllmsubj.toyworld.pretrain.settings import DiTPartConfig
+from mllmsubj.toyworld.pretrain.captions import (
+    FIRSTS,
+    OMITTED,
+    WITH_REFERENCE_VIEW,
+    WITHOUT_REFERENCE_VIEW,
+    CaptionBatch,
+    CaptionReader,
+    encode_caption,
+)
+from mllmsubj.toyworld.pretrain.settings import DiTPretrainConfig
 from mllmsubj.toyworld.probe.reader import ProbeReader
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES, IDENTITY_ATTRIBUTES, numbers
 from mllmsubj.toyworld.world.scene import SCENE_ATTRIBUTES
@@ -57,20 +65,20 @@ class HeldOutPictures:
 
     pictures: list[Picture]
     pixels: UInt8[np.ndarray, "n height width 3"]
-    beside: UInt8[np.ndarray, "n height width 3"]
+    reference_view: UInt8[np.ndarray, "n height width 3"]
     """Reference views: other views of the same subjects, or the pictures themselves if there is one view each."""
     truth: Int[np.ndarray, "n attributes"]
     texts: tuple[str, ...]
-    batches: list[tuple[Captioned, Array]]
+    batches: list[tuple[CaptionBatch, Array]]
     """Batches, each with its random key."""
 
 
 @dataclass(frozen=True)
-class DiTPart:
-    """The transformer, CLIP and the captions' embedding table; see `pretrain.part.Part`."""
+class DiTComponent:
+    """The transformer, CLIP and the captions' embedding table; see `pretrain.component.Component`."""
 
     model: SubjectModel
-    config: DiTPartConfig
+    config: DiTPretrainConfig
     size: int
     encoder: PromptEncoder
     time: TimeConfig
@@ -94,19 +102,21 @@ class DiTPart:
         keys = [jax.random.fold_in(key, i) for i in range(3)]
         width = self.model.config.transformer.joint_attention_dim
         return {
-            "transformer": init_params(self._bare.stacked.transformer, keys[0]),
-            "clip": init_params(self._bare.stacked.clip, keys[1]),
+            "transformer": init_params(self.without_adapters.stacked.transformer, keys[0]),
+            "clip": init_params(self.without_adapters.stacked.clip, keys[1]),
             "captions": {"token_embedding": {"embedding": jax.random.normal(keys[2], (int(FIRSTS[-1]), width))}},
         }
 
     def frozen(self) -> Params:
         """Returns the VAE's parameters. Raises UserError if they are missing."""
-        return self.built_on(self.name, "vae")
+        return self.load_components(self.name, "vae")
 
     def source(self, pictures: PictureSource, threads: int) -> EncodedPictures:
         """Returns pictures with their latents, two views of each subject."""
         p = self.config
-        some = PictureSource(pictures.split, p.pictures, pictures.size, pictures.seed, views=2, unusual=p.unusual)
+        some = PictureSource(
+            pictures.split, p.pictures, pictures.size, pictures.seed, views=2, pose_randomness=p.pose_randomness
+        )
         return EncodedPictures(some, *self.encoded(some, threads))
 
     def encoded(self, pictures: Pictures, threads: int) -> tuple[str, Float[np.ndarray, "pictures two n c"]]:
@@ -114,8 +124,8 @@ class DiTPart:
 
         Raises UserError as `latents.encoded` does.
         """
-        frozen, look = self.frozen(), jax.jit(self.moments)
-        folder = self.holding("vae")
+        frozen, look = self.frozen(), jax.jit(self.latent_stats)
+        folder = self.find_folder("vae")
         assert folder is not None
         vae = hashlib.sha256(components.path(folder, "vae").read_bytes()).hexdigest()
         encoder = f"{vae} {self.model.config.vae} {self.model.compute.dtype}"
@@ -131,20 +141,27 @@ class DiTPart:
         return CaptionReader(data, self.config, self.encoder, token_grid(self.size, self.size), channels)
 
     def losses(
-        self, params: Params, frozen: Params, batch: Captioned, key: Array
+        self, params: Params, frozen: Params, batch: CaptionBatch, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
         """Returns the flow-matching loss on the VAE's latents, as the method defines it."""
         drawn = self.noisy(batch, key)
-        paired, apart = (jax.tree.map(lambda x, rows=rows: x[rows], (batch, drawn)) for rows in (PAIRED, APART))
-        losses = jnp.zeros(len(batch.example)).at[PAIRED].set(self._losses(params, *paired, beside=True))
-        losses = losses.at[APART].set(self._losses(params, *apart, beside=False))
+        with_reference_view, apart = (
+            jax.tree.map(lambda x, rows=rows: x[rows], (batch, drawn))
+            for rows in (WITH_REFERENCE_VIEW, WITHOUT_REFERENCE_VIEW)
+        )
+        losses = (
+            jnp.zeros(len(batch.example))
+            .at[WITH_REFERENCE_VIEW]
+            .set(self._losses(params, *with_reference_view, reference_view=True))
+        )
+        losses = losses.at[WITHOUT_REFERENCE_VIEW].set(self._losses(params, *apart, reference_view=False))
         rows = jax.nn.one_hot(jnp.minimum((drawn[1] * TIME_BINS).astype(jnp.int32), TIME_BINS - 1), TIME_BINS)
         return losses, {"by_time": jnp.stack([losses @ rows, rows.sum(axis=0)])}
 
-    def noisy(self, batch: Captioned, key: Array) -> tuple[Array, Array, Array]:
+    def noisy(self, batch: CaptionBatch, key: Array) -> tuple[Array, Array, Array]:
         """Returns noisy latents [b, n, c], their times [b] and their target velocities [b, n, c]."""
         keys = jax.random.split(key, 3)
-        mean, std = jnp.moveaxis(batch.moments.astype(jnp.float32), 1, 0)
+        mean, std = jnp.moveaxis(batch.latent_stats.astype(jnp.float32), 1, 0)
         picture = mean + std * jax.random.normal(keys[0], mean.shape)
         t = jax.vmap(lambda key: logit_normal(key, self.time.mean, self.time.std))(
             jax.random.split(keys[1], len(picture))
@@ -153,36 +170,39 @@ class DiTPart:
         return latents, t, target
 
     def _losses(
-        self, params: Params, batch: Captioned, drawn: tuple[Array, Array, Array], beside: bool
+        self, params: Params, batch: CaptionBatch, drawn: tuple[Array, Array, Array], reference_view: bool
     ) -> Float[Array, " b"]:
         latents, t, target = drawn
-        active_tokens = ActiveTokens(text=True, reference=beside)
+        active_tokens = ActiveTokens(text=True, reference=reference_view)
         velocity = self.velocity(params, latents, t, self.condition(params, batch), active_tokens)
         return squared_error(velocity, target, batch.weights)
 
-    def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
+    def evaluate(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
         """Evaluates losses, with fixed noise, and pictures generated from full captions and from reference views."""
-        full, pairs = (self.held_out(frozen, self.config.judged, views) for views in (1, 2))
-        look = jax.jit(self._losses, static_argnames="beside")
-        for name, held, beside in (("", full, False), ("_alone", pairs, False), ("_beside", pairs, True)):
-            losses = [look(params, batch, self.noisy(batch, key), beside=beside) for batch, key in held.batches]
+        full, pairs = (self.held_out(frozen, self.config.num_eval_examples, views) for views in (1, 2))
+        look = jax.jit(self._losses, static_argnames="reference_view")
+        for name, held, reference_view in (("", full, False), ("_alone", pairs, False), ("_beside", pairs, True)):
+            losses = [
+                look(params, batch, self.noisy(batch, key), reference_view=reference_view)
+                for batch, key in held.batches
+            ]
             yield f"dit/loss{name}", float(np.concatenate(losses).mean())
-        draw = jax.jit(
-            lambda params, frozen, batch, key, beside: self.draw(
-                params, frozen, self.condition(params, batch), key, ActiveTokens(text=True, reference=beside)
+        generate = jax.jit(
+            lambda params, frozen, batch, key, reference_view: self.generate(
+                params, frozen, self.condition(params, batch), key, ActiveTokens(text=True, reference=reference_view)
             ),
             static_argnums=4,
         )
         drawn, again = (
-            np.concatenate([draw(params, frozen, *each, held is pairs) for each in held.batches])
+            np.concatenate([generate(params, frozen, *each, held is pairs) for each in held.batches])
             for held in (full, pairs)
         )
-        if (folder := self.holding("probe")) is not None:
+        if (folder := self.find_folder("probe")) is not None:
             probe, count = ProbeReader.load(folder), len(IDENTITY_ATTRIBUTES)
             yield "dit/accuracy", float((probe(drawn) == full.truth).mean())
             yield "dit/truth", float((probe(full.pixels) == full.truth).mean())
             yield "dit/identity", float((probe(again) == pairs.truth)[:, :count].mean())
-        for name, held, pictures in (("drawings", full, [drawn]), ("views", pairs, [again, pairs.beside])):
+        for name, held, pictures in (("drawings", full, [drawn]), ("views", pairs, [again, pairs.reference_view])):
             yield f"dit/{name}", np.concatenate([each[:SHOWN] for each in (held.pixels, *pictures)], axis=2)
             yield f"dit/{name}", held.texts[:SHOWN]
 
@@ -191,65 +211,73 @@ class DiTPart:
 
         For two views, the captions describe the scene only, and the second view is the reference.
         """
-        source = PictureSource(Split.TEST, views * count, self.size, views=views, unusual=self.config.unusual)
+        source = PictureSource(
+            Split.TEST, views * count, self.size, views=views, pose_randomness=self.config.pose_randomness
+        )
         pictures = [source[i] for i in range(len(source))]
         pixels = np.stack([picture.render(self.size) for picture in pictures])
-        size, encode = self.config.batch_size, jax.jit(self.moments)
-        moments = np.concatenate([encode(frozen, pixels[i : i + size]) for i in range(0, len(pixels), size)])
+        size, encode = self.config.batch_size, jax.jit(self.latent_stats)
+        latent_stats = np.concatenate([encode(frozen, pixels[i : i + size]) for i in range(0, len(pixels), size)])
         pictures, kept = pictures[::views], set(ATTRIBUTES) if views == 1 else set(SCENE_ATTRIBUTES)
-        said, clip_ids = (np.stack(each) for each in zip(*(says(self.encoder, p, kept) for p in pictures), strict=True))
-        number, even = np.zeros(len(said), np.int32), np.ones((len(said), moments.shape[2]), np.float32)
-        whole = Captioned(number, number, moments[::views], moments[views - 1 :: views], even, said, clip_ids)
+        captions, clip_ids = (
+            np.stack(each) for each in zip(*(encode_caption(self.encoder, p, kept) for p in pictures), strict=True)
+        )
+        number, even = np.zeros(len(captions), np.int32), np.ones((len(captions), latent_stats.shape[2]), np.float32)
+        whole = CaptionBatch(
+            number, number, latent_stats[::views], latent_stats[views - 1 :: views], even, captions, clip_ids
+        )
         return HeldOutPictures(
             pictures=pictures,
             pixels=pixels[::views],
-            beside=pixels[views - 1 :: views],
+            reference_view=pixels[views - 1 :: views],
             truth=np.stack([numbers(*vars(picture).values()) for picture in pictures]),
             texts=tuple(caption(p.identity, p.scene) for p in pictures),
             batches=[
                 (jax.tree.map(lambda x, i=i: x[i : i + size], whole), jax.random.fold_in(jax.random.key(0), i))
-                for i in range(0, len(said), size)
+                for i in range(0, len(captions), size)
             ],
         )
 
-    def built_on(self, part: str, *others: str) -> Params:
-        """Returns the parameters of components `others`, which component `part` needs, in the model's layout.
+    def load_components(self, component: str, *others: str) -> Params:
+        """Returns the parameters of components `others`, which component `component` needs, in the model's layout.
 
         Raises UserError if one of them is missing.
         """
         leaves: dict[str, np.ndarray] = {}
         for other in others:
-            if (folder := self.holding(other)) is None:
+            if (folder := self.find_folder(other)) is None:
                 raise UserError(
-                    f"part {part} builds on part {other}, which is not in {self.folder}; "
-                    f"make that first: --part={other}"
+                    f"component {component} builds on component {other}, which is not in {self.folder}; "
+                    f"pretrain that first: --component={other}"
                 )
             leaves |= components.read(folder, (other,))
         params = jax.tree.map(jnp.asarray, unflatten(leaves))
         return params if self.model.compute.scan_layers else unstack(params)
 
-    def holding(self, part: str) -> Path | None:
-        """Returns the folder that contains component `part`: the workdir, else the shipped one, else None."""
-        return next((each for each in (self.folder, checkpoint.TINY) if components.path(each, part).is_file()), None)
+    def find_folder(self, component: str) -> Path | None:
+        """Returns the folder that contains component `component`: the workdir, else the shipped one, else None."""
+        return next(
+            (each for each in (self.folder, checkpoint.TINY) if components.path(each, component).is_file()), None
+        )
 
     @property
-    def _bare(self) -> SubjectModel:
+    def without_adapters(self) -> SubjectModel:
         """The model without adapters."""
         return replace(self.model, config=replace(self.model.config, lora=None))
 
-    def moments(self, frozen: Params, pixels: Array) -> Float[Array, "b two n c"]:
+    def latent_stats(self, frozen: Params, pixels: Array) -> Float[Array, "b two n c"]:
         """Returns mean and std of the latents of 8-bit pictures, in float16."""
         images = pixels.astype(jnp.float32) / 127.5 - 1.0
         return jnp.stack(self.model.encode_image(frozen, images), axis=1).astype(jnp.float16)
 
-    def draw(
+    def generate(
         self, params: Params, frozen: Params, condition: Condition, key: Array, active_tokens: ActiveTokens
     ) -> Array:
         """Generates 8-bit pictures [b, height, width, 3] of `condition` with classifier-free guidance.
 
         FLUX.1-dev was distilled from such guidance; the tiny transformer was not.
         """
-        grid, steps = token_grid(self.size, self.size), self.config.judge_steps
+        grid, steps = token_grid(self.size, self.size), self.config.eval_sampling_steps
         shape = (len(condition.pooled), grid[0] * grid[1], self.model.config.transformer.in_channels)
         noise = jax.random.normal(key, shape)
         times = jnp.asarray(time_grid(steps, shape[1], self.shift), jnp.float32)
@@ -257,37 +285,41 @@ class DiTPart:
         def velocity(
             latents: Array, t: Array, conditions: tuple[Condition, Condition], active_tokens: ActiveTokens
         ) -> Array:
-            asked, nothing = conditions
+            conditional, nothing = conditions
             null = self.velocity(params, latents, t, nothing, replace(active_tokens, reference=False))
-            return null + self.config.judge_guidance * (self.velocity(params, latents, t, asked, active_tokens) - null)
+            return null + self.config.eval_guidance * (
+                self.velocity(params, latents, t, conditional, active_tokens) - null
+            )
 
-        silent: Any = self.model.clip.apply({"params": params["clip"]}, jnp.asarray(self.encoder("", 0).clip_ids))
+        empty_pooled: Any = self.model.clip.apply({"params": params["clip"]}, jnp.asarray(self.encoder("", 0).clip_ids))
         nothing = replace(
             condition,
             text_mask=jnp.zeros_like(condition.text_mask),
             image_mask=None if condition.image is None else jnp.zeros(condition.image.shape[:2], bool),
-            pooled=jnp.broadcast_to(silent, condition.pooled.shape),
+            pooled=jnp.broadcast_to(empty_pooled, condition.pooled.shape),
         )
         latents, _ = sample(velocity, (condition, nothing), noise, times, [Stage(active_tokens, 0, steps)])
         return jnp.round(jnp.clip((self.model.decode(frozen, latents, grid) + 1.0) * 127.5, 0, 255)).astype(jnp.uint8)
 
-    def condition(self, params: Params, batch: Captioned) -> Condition:
+    def condition(self, params: Params, batch: CaptionBatch) -> Condition:
         """Returns the transformer's condition for captions and reference views."""
         table = params["captions"]["token_embedding"]["embedding"]
         pooled: Any = self.model.clip.apply({"params": params["clip"]}, batch.clip_ids)
         return Condition(
-            text=table[jnp.maximum(batch.said, 0)],
-            text_mask=batch.said != UNSAID,
+            text=table[jnp.maximum(batch.captions, 0)],
+            text_mask=batch.captions != OMITTED,
             image=None,
             null=None,
-            reference=batch.beside[:, 0],
+            reference=batch.reference_view[:, 0],
             reference_sizes=(token_grid(self.size, self.size),),
             pooled=pooled,
-            guidance=jnp.ones(len(batch.said)),
+            guidance=jnp.ones(len(batch.captions)),
         )
 
     def velocity(
         self, params: Params, latents: Array, t: Array, condition: Condition, active_tokens: ActiveTokens
     ) -> Array:
         """Returns the velocity [b, n, c] of the model without adapters."""
-        return self._bare.velocity(params, token_grid(self.size, self.size), latents, t, condition, active_tokens)
+        return self.without_adapters.velocity(
+            params, token_grid(self.size, self.size), latents, t, condition, active_tokens
+        )

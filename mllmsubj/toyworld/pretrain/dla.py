@@ -24,10 +24,10 @@ from mllmsubj.toyworld import Example, Split, ToyworldSource
 from mllmsubj.toyworld.benchmark.tallies import accuracy, identity, prompt, truth
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.dataset.latents import EncodedExamples, Targets
-from mllmsubj.toyworld.pretrain.captions import UNSAID, Captioned
-from mllmsubj.toyworld.pretrain.dit import SHOWN, DiTPart
-from mllmsubj.toyworld.pretrain.settings import DLAPartConfig
-from mllmsubj.toyworld.pretrain.told import Told, ToldReader, kinds
+from mllmsubj.toyworld.pretrain.captions import OMITTED, CaptionBatch
+from mllmsubj.toyworld.pretrain.distillation import DistillationBatch, DistillationReader, split_rows
+from mllmsubj.toyworld.pretrain.dit import SHOWN, DiTComponent
+from mllmsubj.toyworld.pretrain.settings import DLAPretrainConfig
 from mllmsubj.toyworld.probe.reader import ProbeReader
 from mllmsubj.toyworld.prompts.prompt import write_caption
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES
@@ -35,16 +35,16 @@ from mllmsubj.train.evaluator import Value
 from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.typing import ActiveTokens, Array, Float, Int, Params
 
-TOLD = (ActiveTokens(text=True), ActiveTokens(text=True, image=True))
+ACTIVE_TOKENS = (ActiveTokens(text=True), ActiveTokens(text=True, image=True))
 """Active condition tokens by the number of references."""
 
 
 @dataclass(frozen=True)
-class DLAPart:
-    """The DLA; see `pretrain.part.Part`."""
+class DLAComponent:
+    """The DLA; see `pretrain.component.Component`."""
 
-    config: DLAPartConfig
-    dit: DiTPart
+    config: DLAPretrainConfig
+    dit: DiTComponent
     """The frozen transformer, whose condition the DLA computes."""
     data: DataConfig
     reference: ReferenceConfig
@@ -77,23 +77,25 @@ class DLAPart:
 
         Raises UserError if some are missing.
         """
-        return self.dit.built_on(self.name, "mllm", "dit", "vae")
+        return self.dit.load_components(self.name, "mllm", "dit", "vae")
 
     def source(self, pictures: PictureSource, threads: int) -> EncodedExamples:
         """Returns examples with the latents of their targets."""
         examples = ToyworldSource(pictures.split, self.config.examples, pictures.size, pictures.seed)
         return EncodedExamples(examples, *self.dit.encoded(Targets(examples), threads), self.config.relations)
 
-    def reader(self, data: DataConfig) -> ToldReader:
+    def reader(self, data: DataConfig) -> DistillationReader:
         """Returns a reader of distillation data."""
-        return ToldReader(self.dit.reader(data), self.config.tokens, self.dit.model.config.mllm.vision.image_size)
+        return DistillationReader(
+            self.dit.reader(data), self.config.tokens, self.dit.model.config.mllm.vision.image_size
+        )
 
     def losses(
-        self, params: Params, frozen: Params, batch: Told, key: Array
+        self, params: Params, frozen: Params, batch: DistillationBatch, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
         """Returns the squared difference between the velocities of text and caption, at noisy latents."""
         drawn, losses = self.dit.noisy(batch, key), jnp.zeros(len(batch.example))
-        every = kinds(len(batch.example))
+        every = split_rows(len(batch.example))
         for references, rows in enumerate(every):
             some, noisy = jax.tree.map(lambda x, rows=rows: x[rows], (batch, drawn))
             losses = losses.at[rows].set(self._losses(params, frozen, some, noisy, references))
@@ -101,15 +103,22 @@ class DLAPart:
         return losses, {"by_kind": jnp.stack([sums, jnp.asarray([float(len(rows)) for rows in every])])}
 
     def _losses(
-        self, params: Params, frozen: Params, batch: Told, drawn: tuple[Array, Array, Array], references: int
+        self,
+        params: Params,
+        frozen: Params,
+        batch: DistillationBatch,
+        drawn: tuple[Array, Array, Array],
+        references: int,
     ) -> Float[Array, " b"]:
         """Returns the losses of rows of one kind."""
         latents, t, _ = drawn
-        target = self.dit.velocity(frozen, latents, t, self.dit.condition(frozen, batch), TOLD[0])
+        target = self.dit.velocity(frozen, latents, t, self.dit.condition(frozen, batch), ACTIVE_TOKENS[0])
         told = self.condition(params, frozen, batch, references)
-        return squared_error(self.dit.velocity(frozen, latents, t, told, TOLD[references]), target, batch.weights)
+        return squared_error(
+            self.dit.velocity(frozen, latents, t, told, ACTIVE_TOKENS[references]), target, batch.weights
+        )
 
-    def condition(self, params: Params, frozen: Params, batch: Told, references: int) -> Condition:
+    def condition(self, params: Params, frozen: Params, batch: DistillationBatch, references: int) -> Condition:
         """Returns the transformer's condition that the DLA computes for rows of one kind."""
         model, ((start, stop), images) = self.dit.model, self.reader(self.data).layout(references)
         tiles = normalised(batch.tiles, self.reference) if references else None
@@ -120,19 +129,23 @@ class DLAPart:
         known = self.dit.condition(frozen, replace(batch, clip_ids=batch.text_clip_ids))
         return replace(known, text=told[0], image=told[1], text_mask=mask[:, start:stop])
 
-    def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
+    def evaluate(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
         """Evaluates held-out examples: full captions, and prompts about references, in held-out sentence patterns."""
-        source = ToyworldSource(Split.TEST, self.config.judged, self.size)
+        source = ToyworldSource(Split.TEST, self.config.num_eval_examples, self.size)
         examples = [source.example(i) for i in range(len(source))]
-        draw, look = (jax.jit(each, static_argnames="references") for each in (self._draw, self._look))
-        silence, repeat, folder = jax.jit(self._silence), jax.jit(self._repeat), self.dit.holding("probe")
+        generate, look = (jax.jit(each, static_argnames="references") for each in (self._generate, self._loss))
+        silence, repeat, folder = (
+            jax.jit(self._empty_caption_loss),
+            jax.jit(self._generate_from_captions),
+            self.dit.find_folder("probe"),
+        )
         probe = None if folder is None else ProbeReader.load(folder)
         for references, name in enumerate(("", "_seen")):
             held = list(self._held_out(frozen, examples, references))
             losses = [look(params, frozen, *each, references=references) for each in held]
             yield f"dla/loss{name}", float(np.concatenate(losses).mean())
             yield f"dla/silence{name}", float(np.concatenate([silence(frozen, *each) for each in held]).mean())
-            drawn = np.concatenate([draw(params, frozen, *each, references=references) for each in held])
+            drawn = np.concatenate([generate(params, frozen, *each, references=references) for each in held])
             if probe is not None:
                 yield from self._read(examples, probe(drawn), references)
             if probe is not None and references:
@@ -152,37 +165,41 @@ class DLAPart:
         for name, tally in tallies.items():
             yield f"dla/{name}", float(accuracy(tally(examples, readings), np.ones((1, len(examples))))[0])
 
-    def _held_out(self, frozen: Params, examples: list[Example], references: int) -> Iterator[tuple[Told, Array]]:
+    def _held_out(
+        self, frozen: Params, examples: list[Example], references: int
+    ) -> Iterator[tuple[DistillationBatch, Array]]:
         """Yields batches of rows of one kind, each with its random key."""
         reader, rng = self.reader(self.data), np.random.default_rng(0)
-        size, encode = self.config.batch_size, jax.jit(self.dit.moments)
+        size, encode = self.config.batch_size, jax.jit(self.dit.latent_stats)
         for first in range(0, len(examples), size):
             some = examples[first : first + size]
-            moments = np.asarray(encode(frozen, np.stack([example.target.render(self.size) for example in some])))
+            latent_stats = np.asarray(encode(frozen, np.stack([example.target.render(self.size) for example in some])))
             batch = reader.empty(Bucket(self.size, self.size, 1), len(some))
-            for row, (example, each) in enumerate(zip(some, moments, strict=True)):
+            for row, (example, each) in enumerate(zip(some, latent_stats, strict=True)):
                 if references:
-                    reader.ask(example, each, batch, row)
+                    reader.write_prompt_row(example, each, batch, row)
                 else:
                     who, where = example.target.identity, example.target.scene
                     text = write_caption(rng, who, where, set(ATTRIBUTES), held_out=True)
-                    reader.say(example.target, set(ATTRIBUTES), text, each, batch, row)
+                    reader.write_text_row(example.target, set(ATTRIBUTES), text, each, batch, row)
             yield batch, jax.random.fold_in(jax.random.key(0), first)
 
-    def _look(self, params: Params, frozen: Params, batch: Told, key: Array, references: int) -> Float[Array, " b"]:
+    def _loss(
+        self, params: Params, frozen: Params, batch: DistillationBatch, key: Array, references: int
+    ) -> Float[Array, " b"]:
         return self._losses(params, frozen, batch, self.dit.noisy(batch, key), references)
 
-    def _draw(self, params: Params, frozen: Params, batch: Told, key: Array, references: int) -> Array:
+    def _generate(self, params: Params, frozen: Params, batch: DistillationBatch, key: Array, references: int) -> Array:
         told = self.condition(params, frozen, batch, references)
-        return self.dit.draw(frozen, frozen, told, key, TOLD[references])
+        return self.dit.generate(frozen, frozen, told, key, ACTIVE_TOKENS[references])
 
-    def _repeat(self, frozen: Params, batch: Captioned, key: Array) -> Array:
+    def _generate_from_captions(self, frozen: Params, batch: CaptionBatch, key: Array) -> Array:
         """Generates pictures of the captions themselves, from the embedding table."""
-        return self.dit.draw(frozen, frozen, self.dit.condition(frozen, batch), key, TOLD[0])
+        return self.dit.generate(frozen, frozen, self.dit.condition(frozen, batch), key, ACTIVE_TOKENS[0])
 
-    def _silence(self, frozen: Params, batch: Captioned, key: Array) -> Float[Array, " b"]:
+    def _empty_caption_loss(self, frozen: Params, batch: CaptionBatch, key: Array) -> Float[Array, " b"]:
         latents, t, _ = self.dit.noisy(batch, key)
         known = self.dit.condition(frozen, batch)
-        nothing = self.dit.condition(frozen, replace(batch, said=jnp.full_like(batch.said, UNSAID)))
-        target, velocity = (self.dit.velocity(frozen, latents, t, each, TOLD[0]) for each in (known, nothing))
+        nothing = self.dit.condition(frozen, replace(batch, captions=jnp.full_like(batch.captions, OMITTED)))
+        target, velocity = (self.dit.velocity(frozen, latents, t, each, ACTIVE_TOKENS[0]) for each in (known, nothing))
         return squared_error(velocity, target)

@@ -29,7 +29,7 @@ from mllmsubj.models.subject import SubjectModel
 from mllmsubj.toyworld import Picture, Split, caption
 from mllmsubj.toyworld.dataset.examples import HeldOut, held_out
 from mllmsubj.toyworld.dataset.images import PictureSource
-from mllmsubj.toyworld.pretrain.settings import MLLMPartConfig
+from mllmsubj.toyworld.pretrain.settings import MLLMPretrainConfig
 from mllmsubj.toyworld.probe.network import read_off
 from mllmsubj.toyworld.prompts.prompt import fits, random_kind, write
 from mllmsubj.toyworld.prompts.questions import DESCRIBE, QUESTIONS, answer
@@ -40,12 +40,12 @@ from mllmsubj.typing import Array, Bool, Float, Leaf, Params
 
 TASKS = ("describe", "imagine", "answer")
 
-Turns = list[tuple[str, str]]
+Conversation = list[tuple[str, str]]
 """Questions and their answers, in order."""
 
 
 @flax.struct.dataclass
-class Talks(Rows):
+class VQABatch(Rows):
     """VQA batch: a picture and a conversation about it per row."""
 
     pixels: Leaf
@@ -62,7 +62,7 @@ class Talks(Rows):
     """[b, attributes] int32: numbers of the values, in the order of `ATTRIBUTES`."""
 
 
-class Seen(nn.Module):
+class AuxiliaryHead(nn.Module):
     """Auxiliary head: predicts every attribute from a picture's visual tokens."""
 
     @nn.compact
@@ -72,20 +72,20 @@ class Seen(nn.Module):
 
 
 @dataclass(frozen=True)
-class TalkReader:
+class VQAReader:
     """Generates a random conversation about each picture."""
 
     config: DataConfig
-    part: "MLLMPart"
+    component: "MLLMComponent"
 
     def augmentation(self) -> str:
         """Returns a description of the augmentation."""
-        return f"talks of {self.part.config.tokens} tokens, shares {self.part.config.shares}"
+        return f"talks of {self.component.config.tokens} tokens, shares {self.component.config.task_shares}"
 
-    def empty(self, bucket: Bucket, rows: int) -> Talks:
+    def empty(self, bucket: Bucket, rows: int) -> VQABatch:
         """Returns a batch of uninitialized rows."""
-        length = self.part.config.tokens
-        return Talks(
+        length = self.component.config.tokens
+        return VQABatch(
             example=np.empty(rows, np.int32),
             skipped=np.empty(rows, np.int32),
             pixels=np.empty((rows, bucket.height, bucket.width, 3), np.uint8),
@@ -96,18 +96,18 @@ class TalkReader:
             truth=np.empty((rows, len(ATTRIBUTES)), np.int32),
         )
 
-    def read(self, picture: Picture, bucket: Bucket, rng: np.random.Generator, batch: Talks, row: int) -> None:
+    def read(self, picture: Picture, bucket: Bucket, rng: np.random.Generator, batch: VQABatch, row: int) -> None:
         """Writes the picture with a conversation about it to `row`."""
         batch.pixels[row] = picture.render(bucket.height)
         batch.truth[row] = numbers(picture.identity, picture.scene)
-        batch.task[row] = task = rng.choice(len(TASKS), p=self.part.config.shares)
+        batch.task[row] = task = rng.choice(len(TASKS), p=self.component.config.task_shares)
         turns = (self._describe, self._imagine, self._answer)[task](picture, rng)
-        batch.input_ids[row], batch.answers[row], batch.mask[row] = self.part.talk(turns)
+        batch.input_ids[row], batch.answers[row], batch.mask[row] = self.component.tokenize(turns)
 
-    def _describe(self, picture: Picture, rng: np.random.Generator) -> Turns:
+    def _describe(self, picture: Picture, rng: np.random.Generator) -> Conversation:
         return [(DESCRIBE, caption(picture.identity, picture.scene))]
 
-    def _imagine(self, picture: Picture, rng: np.random.Generator) -> Turns:
+    def _imagine(self, picture: Picture, rng: np.random.Generator) -> Conversation:
         """Returns a prompt and a caption of a right picture, whose subject is never one of the test split."""
         while True:
             kind, reasoning = random_kind(rng)
@@ -115,20 +115,22 @@ class TalkReader:
                 prompt = write(rng, kind, reasoning, picture.identity, picture.scene, held_out=False)
                 if held_out(prompt.identity(picture.identity)) is HeldOut.NOTHING:
                     break
-        asked = tuple(name for name, _ in prompt.asks)
-        return [(prompt.text, caption(prompt.identity(picture.identity), prompt.scene(picture.scene), only=asked))]
+        conditional = tuple(name for name, _ in prompt.asks)
+        return [
+            (prompt.text, caption(prompt.identity(picture.identity), prompt.scene(picture.scene), only=conditional))
+        ]
 
-    def _answer(self, picture: Picture, rng: np.random.Generator) -> Turns:
-        names = rng.choice(list(QUESTIONS), self.part.config.questions, replace=False)
+    def _answer(self, picture: Picture, rng: np.random.Generator) -> Conversation:
+        names = rng.choice(list(QUESTIONS), self.component.config.questions, replace=False)
         return [(QUESTIONS[name], answer(picture, name)) for name in names]
 
 
 @dataclass(frozen=True)
-class MLLMPart:
-    """The MLLM and its auxiliary head; see `pretrain.part.Part`."""
+class MLLMComponent:
+    """The MLLM and its auxiliary head; see `pretrain.component.Component`."""
 
     model: SubjectModel
-    config: MLLMPartConfig
+    config: MLLMPretrainConfig
     size: int
     encoder: PromptEncoder
     reference: ReferenceConfig
@@ -141,15 +143,15 @@ class MLLMPart:
 
     @property
     def meanings(self) -> dict[str, str]:
-        """Description of each number of `judge`."""
-        said = {f"mllm/{name}": f"Share of right answers to “{question}”" for name, question in QUESTIONS.items()}
+        """Description of each number of `evaluate`."""
+        captions = {f"mllm/{name}": f"Share of right answers to “{question}”" for name, question in QUESTIONS.items()}
         seen = "Share of attributes that are read right off the tokens that the eye gives the decoder"
-        return said | {"mllm/mean": "Their mean", "mllm/least": "The least of them", "mllm/seen": seen}
+        return captions | {"mllm/mean": "Their mean", "mllm/least": "The least of them", "mllm/seen": seen}
 
     def init(self, key: jax.Array) -> Params:
         """Returns random parameters."""
         width = self.model.config.mllm.text.hidden_size
-        seen = Seen().init(jax.random.fold_in(key, 1), jnp.zeros((1, 1, width)))
+        seen = AuxiliaryHead().init(jax.random.fold_in(key, 1), jnp.zeros((1, 1, width)))
         return {"mllm": init_params(self.model.stacked.mllm, key), "seen": seen["params"]}
 
     def frozen(self) -> Params:
@@ -160,26 +162,26 @@ class MLLMPart:
         """Returns the pictures."""
         return pictures
 
-    def reader(self, data: DataConfig) -> TalkReader:
+    def reader(self, data: DataConfig) -> VQAReader:
         """Returns a reader of conversations."""
-        return TalkReader(data, self)
+        return VQAReader(data, self)
 
     @cached_property
-    def _between(self) -> tuple[list[int], list[int]]:
+    def _separator_ids(self) -> tuple[list[int], list[int]]:
         """Token ids between an answer and the next question, and after that question."""
         return self.encoder.ids("<|im_end|>\n<|im_start|>user"), self.encoder.ids("<|im_end|>\n<|im_start|>assistant\n")
 
-    def talk(self, turns: Turns) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def tokenize(self, turns: Conversation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns token ids, answer mask and attention mask, each [tokens]; longer conversations are truncated."""
         first = self.encoder(turns[0][0], 1)
         ids: list[int] = first.input_ids[0][first.attention_mask[0]].tolist()
         answers: list[bool] = []
-        following, tail = self._between
-        for i, (asked, said) in enumerate(turns):
+        following, tail = self._separator_ids
+        for i, (conditional, captions) in enumerate(turns):
             if i:
-                ids += following[1:] + self.encoder.ids("\n" + asked) + tail
+                ids += following[1:] + self.encoder.ids("\n" + conditional) + tail
             answers += [False] * (len(ids) - len(answers))
-            ids += self.encoder.ids(said) + following[:1]
+            ids += self.encoder.ids(captions) + following[:1]
             answers += [True] * (len(ids) - len(answers))
         length = self.config.tokens
         there = min(len(ids), length)
@@ -188,67 +190,73 @@ class MLLMPart:
         return row, answering, mask
 
     def losses(
-        self, params: Params, frozen: Params, batch: Talks, key: Array
+        self, params: Params, frozen: Params, batch: VQABatch, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
         """Returns the losses: cross entropy of the answers, and of the auxiliary head in vision-only rows.
 
         Every token of an answer has the same weight in the batch, however long its row is.
         """
-        rows, silent = len(batch.example), int(self.config.silent * len(batch.example))
-        talks, pixels, truth = jax.tree.map(lambda x: x[silent:], batch), batch.pixels[:silent], batch.truth[:silent]
+        rows, vision_only_share = len(batch.example), int(self.config.vision_only_share * len(batch.example))
+        talks, pixels, truth = (
+            jax.tree.map(lambda x: x[vision_only_share:], batch),
+            batch.pixels[:vision_only_share],
+            batch.truth[:vision_only_share],
+        )
         answers = talks.answers[:, 1:].astype(jnp.float32)
         logits = self._logits(params, talks)[:, :-1]
         each = optax.softmax_cross_entropy_with_integer_labels(logits, talks.input_ids[:, 1:]) * answers
-        said, tasks = each.sum(axis=1), jax.nn.one_hot(talks.task, len(TASKS))
-        by_task = jnp.stack([said @ tasks, answers.sum(axis=1) @ tasks])
+        captions, tasks = each.sum(axis=1), jax.nn.one_hot(talks.task, len(TASKS))
+        by_task = jnp.stack([captions @ tasks, answers.sum(axis=1) @ tasks])
         unseen, right = [], []
-        for found, true in zip(self._seen(params, pixels).values(), truth.T, strict=True):
+        for found, true in zip(self._auxiliary_logits(params, pixels).values(), truth.T, strict=True):
             unseen.append(optax.softmax_cross_entropy_with_integer_labels(found, true))
             right.append((found.argmax(axis=1) == true).sum())
-        shares = jnp.stack([jnp.stack(right), jnp.full(len(right), silent)]).astype(jnp.float32)
-        weight = self.config.seen_weight * rows / max(1, silent)
-        losses = jnp.concatenate([weight * jnp.stack(unseen).mean(axis=0), said * rows / answers.sum()])
-        return losses, {"by_task": by_task, "seen": shares}
+        task_shares = jnp.stack([jnp.stack(right), jnp.full(len(right), vision_only_share)]).astype(jnp.float32)
+        weight = self.config.auxiliary_weight * rows / max(1, vision_only_share)
+        losses = jnp.concatenate([weight * jnp.stack(unseen).mean(axis=0), captions * rows / answers.sum()])
+        return losses, {"by_task": by_task, "seen": task_shares}
 
-    def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
+    def evaluate(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
         """Evaluates each question alone; an answer is right if every token of it is the most likely one."""
-        source, right = PictureSource(Split.TEST, self.config.judged, self.size), jax.jit(self._right)
+        source, right = PictureSource(Split.TEST, self.config.num_eval_examples, self.size), jax.jit(self._right)
         pictures, size = [source[i] for i in range(len(source))], self.config.batch_size
         pixels = np.stack([picture.render(self.size) for picture in pictures])
         truth = np.stack([numbers(picture.identity, picture.scene) for picture in pictures])
-        shares = {}
+        task_shares = {}
         for name, question in QUESTIONS.items():
             counts = []
             for first in range(0, len(source), size):
-                talks = [self.talk([(question, answer(p, name))]) for p in pictures[first : first + size]]
+                talks = [self.tokenize([(question, answer(p, name))]) for p in pictures[first : first + size]]
                 ids, answers, mask = (np.stack(each) for each in zip(*talks, strict=True))
                 length = -(-int(mask.sum(axis=1).max()) // 16) * 16
                 ids, answers, mask = ids[:, :length], answers[:, :length], mask[:, :length]
                 rows, zero = slice(first, first + size), np.zeros(len(ids), np.int32)
-                talk = Talks(zero, zero, pixels[rows], ids, answers, mask, task=zero, truth=truth[rows])
-                counts.append(right(params, talk))
-            shares[name] = float(np.concatenate(counts).mean())
-            yield f"mllm/{name}", shares[name]
-        yield "mllm/mean", float(np.mean(list(shares.values())))
-        yield "mllm/least", min(shares.values())
-        look = jax.jit(self._seen)
+                tokenize = VQABatch(zero, zero, pixels[rows], ids, answers, mask, task=zero, truth=truth[rows])
+                counts.append(right(params, tokenize))
+            task_shares[name] = float(np.concatenate(counts).mean())
+            yield f"mllm/{name}", task_shares[name]
+        yield "mllm/mean", float(np.mean(list(task_shares.values())))
+        yield "mllm/least", min(task_shares.values())
+        look = jax.jit(self._auxiliary_logits)
         found = [look(params, pixels[first : first + size]) for first in range(0, len(source), size)]
         seen = [np.concatenate([np.argmax(each[name], axis=1) for each in found]) for name in ATTRIBUTES]
         yield "mllm/seen", float((np.stack(seen, axis=1) == truth).mean())
 
-    def _right(self, params: Params, batch: Talks) -> Bool[Array, " b"]:
+    def _right(self, params: Params, batch: VQABatch) -> Bool[Array, " b"]:
         guesses = self._logits(params, batch)[:, :-1].argmax(axis=-1)
         return jnp.all((guesses == batch.input_ids[:, 1:]) | ~batch.answers[:, 1:], axis=1)
 
-    def _logits(self, params: Params, batch: Talks) -> Float[Array, "b s vocab"]:
+    def _logits(self, params: Params, batch: VQABatch) -> Float[Array, "b s vocab"]:
         variables, tiles = {"params": params["mllm"]}, normalised(batch.pixels, self.reference)
         hidden: Any = self.model.mllm.apply(variables, batch.input_ids, batch.mask, tiles)
         logits: Any = self.model.mllm.apply(variables, hidden[-1], method="logits")
         return logits.astype(jnp.float32)
 
-    def _seen(self, params: Params, pixels: UInt8[Array, "b tile tile 3"]) -> dict[str, Float[Array, "b _"]]:
+    def _auxiliary_logits(
+        self, params: Params, pixels: UInt8[Array, "b tile tile 3"]
+    ) -> dict[str, Float[Array, "b _"]]:
         """Returns the auxiliary head's logits of each attribute."""
         tiles = normalised(pixels, self.reference)
         tokens: Any = self.model.mllm.apply({"params": params["mllm"]}, tiles, method="see")
-        seen: Any = Seen().apply({"params": params["seen"]}, tokens.astype(jnp.float32))
+        seen: Any = AuxiliaryHead().apply({"params": params["seen"]}, tokens.astype(jnp.float32))
         return seen

@@ -16,7 +16,7 @@ from mllmsubj.data.plan import Bucket
 from mllmsubj.models.layers import init_params
 from mllmsubj.toyworld import Picture, Split
 from mllmsubj.toyworld.dataset.images import PictureSource
-from mllmsubj.toyworld.pretrain.settings import ProbePartConfig
+from mllmsubj.toyworld.pretrain.settings import ProbePretrainConfig
 from mllmsubj.toyworld.probe.network import Probe
 from mllmsubj.toyworld.probe.reader import PLACES, answers, logits, make_network
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES, numbers
@@ -25,7 +25,7 @@ from mllmsubj.typing import Array, Float, Int, Leaf, Params
 
 
 @flax.struct.dataclass
-class Labelled(Rows):
+class LabeledBatch(Rows):
     """Pictures with labels."""
 
     pixels: Leaf
@@ -44,26 +44,26 @@ class LabelledReader:
         """Returns an empty string, because pictures are augmented on the device."""
         return ""
 
-    def empty(self, bucket: Bucket, rows: int) -> Labelled:
+    def empty(self, bucket: Bucket, rows: int) -> LabeledBatch:
         """Returns a batch of uninitialized rows."""
-        return Labelled(
+        return LabeledBatch(
             example=np.empty(rows, np.int32),
             skipped=np.empty(rows, np.int32),
             pixels=np.empty((rows, bucket.height, bucket.width, 3), np.uint8),
             labels=np.empty((rows, len(ATTRIBUTES)), np.int32),
         )
 
-    def read(self, picture: Picture, bucket: Bucket, rng: np.random.Generator, batch: Labelled, row: int) -> None:
+    def read(self, picture: Picture, bucket: Bucket, rng: np.random.Generator, batch: LabeledBatch, row: int) -> None:
         """Writes the picture and its labels to `row`."""
         batch.pixels[row] = picture.render(bucket.height)
         batch.labels[row] = numbers(picture.identity, picture.scene)
 
 
 @dataclass(frozen=True)
-class ProbePart:
-    """The probe; see `pretrain.part.Part`."""
+class ProbeComponent:
+    """The probe; see `pretrain.component.Component`."""
 
-    config: ProbePartConfig
+    config: ProbePretrainConfig
     size: int
 
     name = "probe"
@@ -96,10 +96,10 @@ class ProbePart:
         return LabelledReader(data)
 
     def losses(
-        self, params: Params, frozen: Params, batch: Labelled, key: Array
+        self, params: Params, frozen: Params, batch: LabeledBatch, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
         """Returns the cross entropy, mean over attributes, of pictures augmented to be as imperfect as a model's."""
-        images = self._worn(batch.pixels.astype(jnp.float32) / 127.5 - 1.0, key)
+        images = self._augment(batch.pixels.astype(jnp.float32) / 127.5 - 1.0, key)
         found = logits(self.network, params["probe"], images, self._places(batch.labels, key))
         entropies, right = [], []
         for answer, label in zip(found, batch.labels.T, strict=True):
@@ -108,9 +108,9 @@ class ProbePart:
         counts = jnp.full(len(right), len(batch.labels))
         return jnp.stack(entropies).mean(axis=0), {"right": jnp.stack([jnp.stack(right), counts]).astype(jnp.float32)}
 
-    def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, float | np.ndarray]]:
+    def evaluate(self, params: Params, frozen: Params) -> Iterator[tuple[str, float | np.ndarray]]:
         """Evaluates the accuracy of each attribute on held-out pictures."""
-        source = PictureSource(Split.TEST, self.config.judged, self.size)
+        source = PictureSource(Split.TEST, self.config.num_eval_examples, self.size)
         look, right = jax.jit(partial(answers, self.network)), np.zeros(len(ATTRIBUTES))
         for first in range(0, len(source), self.config.batch_size):
             pictures = [source[i] for i in range(first, min(first + self.config.batch_size, len(source)))]
@@ -124,23 +124,23 @@ class ProbePart:
 
     def _places(self, labels: Int[Array, "b attributes"], key: Array) -> Float[Array, "b 3"]:
         """Returns position and size of the subject with jitter, because generated subjects are not exactly placed."""
-        order, off = list(ATTRIBUTES), self.config.off * jax.random.uniform(key, (3, len(labels)), minval=-1.0)
+        order, jitter = list(ATTRIBUTES), self.config.jitter * jax.random.uniform(key, (3, len(labels)), minval=-1.0)
         column, row, size = (
             jnp.asarray(tuple(values.values()))[labels[:, order.index(name)]] for name, values in PLACES.items()
         )
-        return jnp.stack([column + size * off[0], row + size * off[1], size * (1.0 + off[2])], axis=1)
+        return jnp.stack([column + size * jitter[0], row + size * jitter[1], size * (1.0 + jitter[2])], axis=1)
 
-    def _worn(self, images: Float[Array, "b height width c"], key: Array) -> Float[Array, "b height width c"]:
+    def _augment(self, images: Float[Array, "b height width c"], key: Array) -> Float[Array, "b height width c"]:
         """Blurs, brightens and adds noise, each by a random amount, to imitate the VAE and few sampling steps."""
-        amounts, noise = jax.random.split(key)
-        soft, light, grain = jax.random.uniform(amounts, (3, len(images), 1, 1, 1))
-        images += soft * (_soft(images) - images)
-        images = (images + 1.0) * (1.0 + self.config.light * (2.0 * light - 1.0)) - 1.0
-        bits = jax.random.bits(noise, images.shape, jnp.uint8)  # uniform: normal noise costs as much as a glimpse
-        return images + self.config.grain * grain * (bits.astype(jnp.float32) / 73.9 - 1.725)
+        amount_key, noise_key = jax.random.split(key)
+        soft, brightness, noise = jax.random.uniform(amount_key, (3, len(images), 1, 1, 1))
+        images += soft * (_blur(images) - images)
+        images = (images + 1.0) * (1.0 + self.config.brightness * (2.0 * brightness - 1.0)) - 1.0
+        bits = jax.random.bits(noise_key, images.shape, jnp.uint8)  # uniform: normal noise costs as much as a glimpse
+        return images + self.config.noise * noise * (bits.astype(jnp.float32) / 73.9 - 1.725)
 
 
-def _soft(images: Float[Array, "b height width c"]) -> Float[Array, "b height width c"]:
+def _blur(images: Float[Array, "b height width c"]) -> Float[Array, "b height width c"]:
     """Blurs with weights of 1, 2, 1 vertically and horizontally."""
     down = jnp.pad(images, ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
     images = 0.25 * down[:, :-2] + 0.5 * images + 0.25 * down[:, 2:]

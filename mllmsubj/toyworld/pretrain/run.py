@@ -26,8 +26,8 @@ from mllmsubj.parallel import multihost
 from mllmsubj.parallel.sharding import make_mesh, parameter_shardings
 from mllmsubj.toyworld import Split
 from mllmsubj.toyworld.dataset.images import PictureSource
-from mllmsubj.toyworld.pretrain.part import Judge, Part
-from mllmsubj.toyworld.pretrain.parts import make_part
+from mllmsubj.toyworld.pretrain.component import Component, ComponentEvaluator
+from mllmsubj.toyworld.pretrain.registry import make_component
 from mllmsubj.train.batches import TrainBatch, global_batches
 from mllmsubj.train.checkpointing import Checkpoints
 from mllmsubj.train.evaluator import split_values
@@ -51,21 +51,24 @@ def pretrain(config: ConfigDict, name: str, workdir: Path) -> Path:
     there, else from the shipped ones. Raises UserError for a config without pretraining settings, and as training does.
     """
     whole = Experiment.from_config(config)
-    part = make_part(name, whole, workdir)
-    experiment = part_experiment(whole, part)
+    component = make_component(name, whole, workdir)
+    experiment = component_experiment(whole, component)
     mesh, folder = make_mesh(**asdict(experiment.mesh)), workdir / name
-    check_batch(part.config.batch_size, 1, mesh, f"pretrain.{name}")
-    run = PartRun(experiment, mesh, part)
+    check_batch(component.config.batch_size, 1, mesh, f"pretrain.{name}")
+    run = PretrainingTask(experiment, mesh, component)
     with StartupTime() as first, jax.set_mesh(mesh):
-        params, judge = run.start(), Judge(part, run.frozen)  # both may raise UserError, before the workdir is created
+        params, evaluate = (
+            run.start(),
+            ComponentEvaluator(component, run.frozen),
+        )  # both may raise UserError, before the workdir is created
         with open_workdir(folder, config), Checkpoints(folder, experiment.checkpoint) as saves:
-            fit(run, params, run.loader(), [judge], config, folder, saves, first)
+            fit(run, params, run.loader(), [evaluate], config, folder, saves, first)
     return components.path(workdir, name)
 
 
-def part_experiment(whole: Experiment, part: Part) -> Experiment:
+def component_experiment(whole: Experiment, component: Component) -> Experiment:
     """Returns the experiment with the component's training as its only stage."""
-    p = part.config
+    p = component.config
     modes = ModesConfig(both=0.0, mllm=0.0, vae=0.0, none=1.0)
     stage = StageConfig(p.steps, p.warmup_steps, p.decay_steps, ((".*", p.learning_rate),), modes)
     train = replace(
@@ -81,10 +84,10 @@ def part_experiment(whole: Experiment, part: Part) -> Experiment:
 
 
 @dataclass(frozen=True)
-class PartStep:
+class ComponentStep:
     """Pure update function of a component."""
 
-    part: Part
+    component: Component
     experiment: Experiment
     rates: FrozenDict[str, float]
 
@@ -101,7 +104,7 @@ class PartStep:
 
         def loss(params: Params) -> tuple[Array, tuple[Array, dict[str, Array]]]:
             laid_out = params if self.experiment.compute.resolve().scan_layers else unstack(params)
-            losses, metrics = self.part.losses(laid_out, frozen, batch, key)
+            losses, metrics = self.component.losses(laid_out, frozen, batch, key)
             return losses.mean(), (losses.sum(), metrics)
 
         (_, (total, metrics)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
@@ -113,29 +116,29 @@ class PartStep:
 
 
 @dataclass(frozen=True)
-class PartRun:
+class PretrainingTask:
     """Pretraining task of one component; see `train.task.Task`."""
 
     experiment: Experiment
     mesh: Mesh
-    part: Part
+    component: Component
 
     @cached_property
     def frozen(self) -> Params:
         """Parameters of the components that it builds on."""
-        return self.part.frozen()
+        return self.component.frozen()
 
     @property
     def bins(self) -> Mapping[str, BinnedMetrics]:
         """Binned metrics of a step, by key."""
-        return self.part.bins
+        return self.component.bins
 
     @cached_property
-    def step(self) -> PartStep:
+    def step(self) -> ComponentStep:
         """Update function, with the learning rate of every parameter."""
-        shapes = jax.eval_shape(self.part.init, jax.random.key(0))
-        rates = dict.fromkeys(flatten(shapes), self.part.config.learning_rate)
-        return PartStep(self.part, self.experiment, FrozenDict(rates))
+        shapes = jax.eval_shape(self.component.init, jax.random.key(0))
+        rates = dict.fromkeys(flatten(shapes), self.component.config.learning_rate)
+        return ComponentStep(self.component, self.experiment, FrozenDict(rates))
 
     @property
     def update_params(self) -> Params:
@@ -144,7 +147,7 @@ class PartRun:
 
     def trainable_params(self, step: int) -> int:
         """Returns the number of trainable parameters, the same for every step."""
-        shapes = jax.eval_shape(self.part.init, jax.random.key(0))
+        shapes = jax.eval_shape(self.component.init, jax.random.key(0))
         return sum(shape.size for shape in jax.tree.leaves(shapes))
 
     def start(self) -> Params:
@@ -152,35 +155,35 @@ class PartRun:
 
         Raises UserError if those are missing or have other shapes.
         """
-        shapes = jax.eval_shape(self.part.init, jax.random.key(0))
+        shapes = jax.eval_shape(self.component.init, jax.random.key(0))
         shardings = parameter_shardings(shapes, self.mesh)
         if self._origin is None:
-            return jax.jit(self.part.init, out_shardings=shardings)(jax.random.key(self.experiment.seed))
-        components.provenance(self._origin, self.part.name)  # raises before training, not after it
-        found, expected = components.read(self._origin, (self.part.name,)), flatten(shapes)
+            return jax.jit(self.component.init, out_shardings=shardings)(jax.random.key(self.experiment.seed))
+        components.provenance(self._origin, self.component.name)  # raises before training, not after it
+        found, expected = components.read(self._origin, (self.component.name,)), flatten(shapes)
         if problems := differences(found, expected):
-            key, file = f"pretrain.{self.part.name}.start_from", components.path(self._origin, self.part.name)
+            key, file = f"pretrain.{self.component.name}.start_from", components.path(self._origin, self.component.name)
             raise UserError(f"config key {key}: {file} does not fit the config: {problems}")
         return jax.device_put(unflatten(found), shardings)
 
     @property
     def _origin(self) -> Path | None:
         """Folder of the component to start from; None: random parameters."""
-        start = self.part.config.start_from
+        start = self.component.config.start_from
         return folder_of(start) if start else None
 
     def loader(self) -> Loader:
         """Returns a loader of this process's rows of batches."""
-        size, p = self.part.size, self.part.config
+        size, p = self.component.size, self.component.config
         data: DataConfig = replace(self.experiment.data, sizes=((size, size),), max_references=1, min_scores=())
         pictures = PictureSource(Split.TRAIN, data.examples, size, self.experiment.seed)
-        source = self.part.source(pictures, data.threads)
+        source = self.component.source(pictures, data.threads)
         plan = Plan(source.index(), data, p.batch_size, self.experiment.seed)
-        return Loader(source, plan, self.part.reader(data), multihost.process_rows(p.batch_size, self.mesh))
+        return Loader(source, plan, self.component.reader(data), multihost.process_rows(p.batch_size, self.mesh))
 
     def init_state(self, trained: Params, step: int = 0) -> TrainState:
         """Returns the state before the first update."""
-        return new_state(trained, set(self.step.rates), self.step.optimizer, ema=self.part.config.ema_decay > 0)
+        return new_state(trained, set(self.step.rates), self.step.optimizer, ema=self.component.config.ema_decay > 0)
 
     def enter_stage(self, state: TrainState, step: int) -> TrainState:
         """Returns the state unchanged, because there is only one stage."""
@@ -188,7 +191,7 @@ class PartRun:
 
     def batches(self, loader: Loader, step: int, throughput: Throughput) -> Generator[TrainBatch]:
         """Yields global batches of the loader."""
-        return global_batches(loader, self.part.config.batch_size, self.mesh, throughput)
+        return global_batches(loader, self.component.config.batch_size, self.mesh, throughput)
 
     def compile_update(self, state: TrainState, batch: TrainBatch) -> Program:
         """Compiles the update; its FLOPs are those of the compiler's cost analysis."""
@@ -198,7 +201,7 @@ class PartRun:
         return Program(compiled, int((compiled.cost_analysis() or {}).get("flops", 0.0)))
 
     def all_params(self, trained: Params) -> Params:
-        """Returns the trained parameters, in the layout that `Part.judge` reads."""
+        """Returns the trained parameters, in the layout that `Component.evaluate` reads."""
         return trained if self.experiment.compute.resolve().scan_layers else unstack(trained)
 
     def finish(
@@ -208,20 +211,20 @@ class PartRun:
 
         Evaluates the component if `numbers` is empty, which is so when a finished run is resumed.
         """
-        numbers = numbers or split_values(self.part.judge(self.all_params(state.result), self.frozen))[0]
-        components.write(workdir.parent, self.part.name, state.result, self.provenance(config, numbers, seconds))
+        numbers = numbers or split_values(self.component.evaluate(self.all_params(state.result), self.frozen))[0]
+        components.write(workdir.parent, self.component.name, state.result, self.provenance(config, numbers, seconds))
 
     def provenance(self, config: ConfigDict, numbers: Mapping[str, float], seconds: float) -> dict[str, Any]:
         """Returns where the weights come from: settings, seed, device, metrics and the start."""
         subtrees = sorted(path.partition("/")[0] for path in self.step.rates)
         return {
-            "part": self.part.name,
-            "steps": self.part.config.steps,
+            "part": self.component.name,
+            "steps": self.component.config.steps,
             "seed": self.experiment.seed,
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "seconds": round(seconds),
             "metrics": dict(numbers),
-            "started_from": None if self._origin is None else components.provenance(self._origin, self.part.name),
-            "pretrain": config.pretrain[self.part.name].to_dict(),
+            "started_from": None if self._origin is None else components.provenance(self._origin, self.component.name),
+            "pretrain": config.pretrain[self.component.name].to_dict(),
             "model": {name: config.model[name].to_dict() for name in dict.fromkeys(subtrees) if name in config.model},
         }

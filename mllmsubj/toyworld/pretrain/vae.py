@@ -17,7 +17,7 @@ from mllmsubj.models.layers import init_params
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.toyworld import Picture, Split
 from mllmsubj.toyworld.dataset.images import PictureSource
-from mllmsubj.toyworld.pretrain.settings import VAEPartConfig
+from mllmsubj.toyworld.pretrain.settings import VAEPretrainConfig
 from mllmsubj.train.evaluator import Value
 from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.typing import Array, Float, Leaf, Params
@@ -28,7 +28,7 @@ SHOWN = 6
 
 
 @flax.struct.dataclass
-class Windows(Rows):
+class CropBatch(Rows):
     """Random crops of pictures."""
 
     pixels: Leaf
@@ -36,37 +36,37 @@ class Windows(Rows):
 
 
 @dataclass(frozen=True)
-class WindowReader:
+class CropReader:
     """Reads a random crop of each picture."""
 
     config: DataConfig
-    window: int
+    crop_size: int
 
     def augmentation(self) -> str:
         """Returns a description of the augmentation."""
-        return f"windows of {self.window}"
+        return f"windows of {self.crop_size}"
 
-    def empty(self, bucket: Bucket, rows: int) -> Windows:
+    def empty(self, bucket: Bucket, rows: int) -> CropBatch:
         """Returns a batch of uninitialized rows."""
-        return Windows(
+        return CropBatch(
             example=np.empty(rows, np.int32),
             skipped=np.empty(rows, np.int32),
-            pixels=np.empty((rows, self.window, self.window, 3), np.uint8),
+            pixels=np.empty((rows, self.crop_size, self.crop_size, 3), np.uint8),
         )
 
-    def read(self, picture: Picture, bucket: Bucket, rng: np.random.Generator, batch: Windows, row: int) -> None:
+    def read(self, picture: Picture, bucket: Bucket, rng: np.random.Generator, batch: CropBatch, row: int) -> None:
         """Writes a random crop of the picture to `row`."""
         pixels = picture.render(bucket.height)
-        top, left = rng.integers(0, bucket.height - self.window, 2, endpoint=True)
-        batch.pixels[row] = pixels[top : top + self.window, left : left + self.window]
+        top, left = rng.integers(0, bucket.height - self.crop_size, 2, endpoint=True)
+        batch.pixels[row] = pixels[top : top + self.crop_size, left : left + self.crop_size]
 
 
 @dataclass(frozen=True)
-class VAEPart:
-    """The VAE; see `pretrain.part.Part`."""
+class VAEComponent:
+    """The VAE; see `pretrain.component.Component`."""
 
     model: SubjectModel
-    config: VAEPartConfig
+    config: VAEPretrainConfig
     size: int
 
     name = "vae"
@@ -90,12 +90,12 @@ class VAEPart:
         """Returns the pictures."""
         return pictures
 
-    def reader(self, data: DataConfig) -> WindowReader:
+    def reader(self, data: DataConfig) -> CropReader:
         """Returns a reader of random crops."""
-        return WindowReader(data, self.config.window)
+        return CropReader(data, self.config.crop_size)
 
     def losses(
-        self, params: Params, frozen: Params, batch: Windows, key: Array
+        self, params: Params, frozen: Params, batch: CropBatch, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
         """Returns L1 losses of pixels and of their differences, plus the KL divergence; latents are sampled."""
         images = batch.pixels.astype(jnp.float32) / 127.5 - 1.0
@@ -113,12 +113,12 @@ class VAEPart:
         )
         return terms.sum(axis=0), {"terms": jnp.stack([terms.sum(axis=1), jnp.full(len(terms), len(images))])}
 
-    def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
+    def evaluate(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
         """Evaluates reconstructions from the posterior's mean, and the statistics of the latents."""
-        source = PictureSource(Split.TEST, self.config.judged, self.size)
+        source = PictureSource(Split.TEST, self.config.num_eval_examples, self.size)
         psnr: list[float] = []
         means, variances, shown = [], [], np.empty(0)
-        look = jax.jit(self._look)
+        look = jax.jit(self._reconstruct)
         for first in range(0, len(source), self.config.batch_size):
             numbers = range(first, min(first + self.config.batch_size, len(source)))
             pixels = np.stack([source[i].render(self.size) for i in numbers])
@@ -135,7 +135,7 @@ class VAEPart:
         yield "vae/posterior_std", float(np.sqrt(np.concatenate(variances)).mean())
         yield "vae/reconstructions", shown
 
-    def _look(self, params: Params, pixels: Array) -> tuple[Array, Array, Array]:
+    def _reconstruct(self, params: Params, pixels: Array) -> tuple[Array, Array, Array]:
         """Returns reconstructions of 8-bit pictures, in [0, 255], and mean and log variance of their latents."""
         mean, logvar = self._call(params, pixels.astype(jnp.float32) / 127.5 - 1.0, "encode")
         return jnp.clip((self._call(params, mean, "decode") + 1.0) * 127.5, 0.0, 255.0), mean, logvar

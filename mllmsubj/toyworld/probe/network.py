@@ -24,7 +24,7 @@ WINDOW = 5
 
 
 @dataclass(frozen=True)
-class LookConfig:
+class GlimpseConfig:
     """Sizes of a look."""
 
     stem: int
@@ -44,8 +44,8 @@ class LookConfig:
 class ProbeConfig:
     """Sizes."""
 
-    whole: LookConfig
-    close: LookConfig
+    whole: GlimpseConfig
+    close: GlimpseConfig
     cut: int
     """Pixels of the side of what is cut out."""
     span: float
@@ -78,12 +78,14 @@ class Probe(nn.Module):
         config = self.config
         far = {name: count for name, count in self.attributes.items() if name not in self.close}
         near = {name: self.attributes[name] for name in self.close}
-        found = Look(config.whole, config, far, name="whole")(images)
+        found = Glimpse(config.whole, config, far, name="whole")(images)
         if places is None:
             shares = [jax.nn.softmax(found[name]) @ jnp.asarray(values) for name, values in self.places.items()]
             places = jax.lax.stop_gradient(jnp.stack(shares, axis=1))
         subject = cut_out(images, places, config.span, config.cut)
-        found |= Look(config.close, config, near, name="close")(jnp.concatenate([subject, variogram(subject)], axis=3))
+        found |= Glimpse(config.close, config, near, name="close")(
+            jnp.concatenate([subject, variogram(subject)], axis=3)
+        )
         return {name: found[name] for name in self.attributes}
 
     def example(self) -> tuple[Array, ...]:
@@ -91,10 +93,10 @@ class Probe(nn.Module):
         return (jnp.zeros((1, self.size, self.size, 3)),)
 
 
-class Look(nn.Module):
+class Glimpse(nn.Module):
     """Convolutions to cells that know where they are; each attribute is read off them by attention maps of its own."""
 
-    config: LookConfig
+    config: GlimpseConfig
     probe: ProbeConfig
     attributes: Mapping[str, int]
 

@@ -66,11 +66,14 @@ class ProbeReader:
 
     @classmethod
     def load(cls, folder: Path) -> "ProbeReader":
-        """The part in `folder`, as `mllmsubj pretrain --part=probe` writes it. Raises UserError if it is not there."""
+        """Loads the component in `folder` that `mllmsubj pretrain --component=probe` wrote.
+
+        Raises UserError if it does not exist.
+        """
         if not components.path(folder, NAME).is_file():
             raise UserError(
                 f"the probe is not there yet ({components.path(folder, NAME)}); make it with mllmsubj pretrain "
-                f"--config=tiny --part=probe --workdir=DIR and name it with --probe=DIR"
+                f"--config=tiny --component=probe --workdir=DIR and name it with --probe=DIR"
             )
         leaves = {key.removeprefix(f"{NAME}/"): leaf for key, leaf in components.read(folder, (NAME,)).items()}
         config = typed(

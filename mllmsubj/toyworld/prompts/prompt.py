@@ -37,7 +37,7 @@ class Prompt:
         return tuple(name for name in SCENE_ATTRIBUTES if name not in asked)
 
     @property
-    def changes_what_is_seen(self) -> bool:
+    def is_relational(self) -> bool:
         """Whether it asks for a colour or pose that only the reference's own tells: a swap, a turn, the other side."""
         surroundings = SCENE_ATTRIBUTES.keys() - set(POSE_ATTRIBUTES)
         return self.kind in RELATIONS and not surroundings >= {name for name, _ in self.asks}

@@ -134,16 +134,16 @@ USUAL = Pose(Column.CENTRE, Row.FRONT, Size.LARGE, Facing.LEFT, Tilt.UPRIGHT)
 """How a picture shows a subject of whose pose nothing is said, as photographs do: large and in the middle."""
 
 
-def random_scene(rng: np.random.Generator, unusual: float = 1.0) -> Scene:
+def random_scene(rng: np.random.Generator, pose_randomness: float = 1.0) -> Scene:
     """Any scene, each attribute uniform and independent, but that half of the scenes have no second object.
 
-    `unusual`: chance of each of the pose's attributes to be any; else it is the usual one.
+    `pose_randomness`: chance of each of the pose's attributes to be any; else it is the usual one.
     """
     values = {name: pick(rng, tuple(kinds)) for name, kinds in SCENE_ATTRIBUTES.items()}
     if rng.random() < 0.5 - 0.5 / (len(Thing) - 1):  # "none" already came up in one of eight
         values["thing"] = Thing.NONE
     pose = Pose(**{name: values.pop(name) for name in POSE_ATTRIBUTES})
-    if unusual < 1.0:  # no draw where none is needed: scenes of a seed stay what they were
-        usual = {name: getattr(USUAL, name) for name in POSE_ATTRIBUTES if rng.random() >= unusual}
+    if pose_randomness < 1.0:  # no draw where none is needed: scenes of a seed stay what they were
+        usual = {name: getattr(USUAL, name) for name in POSE_ATTRIBUTES if rng.random() >= pose_randomness}
         pose = dataclasses.replace(pose, **usual)
     return Scene(pose=pose, **values)

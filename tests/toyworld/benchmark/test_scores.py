@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mllmsubj.toyworld.benchmark.scores import MEANINGS, PSNR_MOST, copying, interval, of_probe, psnr, scores
+from mllmsubj.toyworld.benchmark.scores import MAX_PSNR, MEANINGS, copy_scores, interval, probe_scores, psnr, scores
 from mllmsubj.toyworld.benchmark.tallies import accuracy, prompt
 from tests.toyworld.benchmark.cases import case, read, stacked
 
@@ -32,10 +32,10 @@ def test_scores():
 
 def test_of_probe():
     examples, drawn, real = pair()
-    found = dict(of_probe(examples, drawn))
+    found = dict(probe_scores(examples, drawn))
     assert found["probe/shape"] == found["probe/time"] == found["probe_least"] == 0.5
     assert found["probe_accuracy"] == pytest.approx(1 - 1 / 14)
-    assert dict(of_probe(examples, real))["probe_least"] == 1
+    assert dict(probe_scores(examples, real))["probe_least"] == 1
 
 
 def test_interval_width():
@@ -56,8 +56,8 @@ def test_copying_psnr():
     """Copies of the reference have a higher PSNR to it than the targets."""
     rng = np.random.default_rng(0)
     references, targets = rng.integers(0, 256, (2, 3, 8, 8, 3), np.uint8)
-    found = dict(copying(references, references, targets))
-    assert found["copy_psnr"] == pytest.approx(PSNR_MOST)
+    found = dict(copy_scores(references, references, targets))
+    assert found["copy_psnr"] == pytest.approx(MAX_PSNR)
     assert found["copy_psnr/real"] < 12
     one = np.full((1, 4, 4, 3), 100, np.uint8)
     assert psnr(one, one + 10)[0] == pytest.approx(20 * np.log10(255 / 10))

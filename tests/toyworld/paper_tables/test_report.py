@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from mllmsubj.toyworld.paper_tables.report import CHANCE, COLUMNS, Filled, Found, as_csv, as_text, page
+from mllmsubj.toyworld.paper_tables.report import CHANCE, COLUMNS, RowResult, TableResult, as_csv, as_text, page
 from tests.evals.test_results import Parser
 from tests.toyworld.paper_tables.test_tables import ALL
 
@@ -18,10 +18,10 @@ def found(value):
     for column in COLUMNS:
         name = column.metric
         metrics |= {name: value, f"{name}/low": value - 0.1, f"{name}/high": value + 0.1}
-    return Found(metrics, PICTURES, PROMPTS)
+    return RowResult(metrics, PICTURES, PROMPTS)
 
 
-FILLED = [Filled(ALL["branches"], (found(0.3), None, found(0.6)))]
+FILLED = [TableResult(ALL["branches"], (found(0.3), None, found(0.6)))]
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +50,12 @@ def test_page_contents(html):
 
 def test_page_without_paper_setting():
     """Without a result of the paper's own setting, no claim is checked."""
-    text = page("t", "l", [Filled(ALL["branches"], (found(0.3), None, None))], {}, "")
+    text = page("t", "l", [TableResult(ALL["branches"], (found(0.3), None, None))], {}, "")
     assert "holds (" not in text
 
 
 def test_page_unfinished():
-    text = page("t", "l", [Filled(ALL["last_stage"], (None, None))], {}, "")
+    text = page("t", "l", [TableResult(ALL["last_stage"], (None, None))], {}, "")
     assert text.count("not finished") == 2
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mllmsubj.config.load import load_config
+from mllmsubj.toyworld.paper_tables.claims import ClaimCheck, check_claims
 from mllmsubj.toyworld.paper_tables.tables import TABLES, Claim, runs
-from mllmsubj.toyworld.paper_tables.verdicts import Verdict, verdicts
 from tests.environment import ROOT
 
 CONFIG = load_config(str(ROOT / "configs" / "tiny.py"))
@@ -84,7 +84,7 @@ def around(value, half, name="identity_accuracy"):
 def test_verdicts(mine, outcome):
     """The noise of a difference combines both half-widths: 0.03 and 0.04 give 0.05."""
     table = ALL["branches"]
-    (verdict,) = verdicts(table, table.rows[0], mine, around(0.6, 0.04))
+    (verdict,) = check_claims(table, table.rows[0], mine, around(0.6, 0.04))
     assert verdict.outcome == outcome
     assert verdict.noise == pytest.approx(0.05)
 
@@ -92,6 +92,6 @@ def test_verdicts(mine, outcome):
 def test_verdicts_without_interval():
     """Without intervals, every claim is open."""
     table = ALL["branches"]
-    (verdict,) = verdicts(table, table.rows[0], {"identity_accuracy": 0.1}, {"identity_accuracy": 0.9})
+    (verdict,) = check_claims(table, table.rows[0], {"identity_accuracy": 0.1}, {"identity_accuracy": 0.9})
     assert verdict.outcome == "open"
-    assert Verdict(Claim("copy_psnr", "higher"), 0.0, 0.0).outcome == "open"
+    assert ClaimCheck(Claim("copy_psnr", "higher"), 0.0, 0.0).outcome == "open"

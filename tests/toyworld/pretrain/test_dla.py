@@ -13,9 +13,9 @@ from mllmsubj.checkpoints import format as checkpoint
 from mllmsubj.errors import UserError
 from mllmsubj.toyworld import Split, example
 from mllmsubj.toyworld.dataset.images import PictureSource
-from mllmsubj.toyworld.pretrain.captions import FIRSTS, UNSAID
-from mllmsubj.toyworld.pretrain.dla import TOLD
-from mllmsubj.toyworld.pretrain.told import ALONE, kinds
+from mllmsubj.toyworld.pretrain.captions import FIRSTS, OMITTED
+from mllmsubj.toyworld.pretrain.distillation import TEXT_ONLY_PERIOD, split_rows
+from mllmsubj.toyworld.pretrain.dla import ACTIVE_TOKENS
 from mllmsubj.toyworld.prompts.prompt import write_caption
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES, IDENTITY_ATTRIBUTES, numbers
 from mllmsubj.toyworld.world.scene import POSE_ATTRIBUTES
@@ -52,30 +52,30 @@ def test_dla_overfit(dla):
 
 def test_dla_text_rows(dla):
     """A text has at least one token for each attribute of its caption, and is empty if there are none."""
-    batch, alone = read(dla, 8), slice(None, None, ALONE)
+    batch, alone = read(dla, 8), slice(None, None, TEXT_ONLY_PERIOD)
     start = dla.dit.encoder.layout(0, dla.config.tokens)[0][0]
     length = batch.attention_mask[alone, start:].sum(axis=1)
     empty = dla.dit.encoder("", 0).attention_mask.sum() - start
-    said = (batch.said[alone] != UNSAID).sum(axis=1)
-    assert ((length == empty) == (said == 0)).all()
-    assert (length - empty >= said).all()  # at least one token per attribute
+    captions = (batch.captions[alone] != OMITTED).sum(axis=1)
+    assert ((length == empty) == (captions == 0)).all()
+    assert (length - empty >= captions).all()  # at least one token per attribute
 
 
 def test_dla_prompt_rows(dla):
     """A prompt's distillation data are the target's identity, its pose and the scene attributes asked for."""
     batch, source = read(dla, 8), dla.source(PictureSource(Split.TRAIN, 8, SIZE), threads=1)
-    for row in set(range(8)) - {0, ALONE}:
-        example, moments = source[row]
-        said = {name for name, value in zip(ATTRIBUTES, batch.said[row], strict=True) if value != UNSAID}
-        assert said == {*IDENTITY_ATTRIBUTES, *POSE_ATTRIBUTES} | {name for name, _ in example.prompt.asks}
+    for row in set(range(8)) - {0, TEXT_ONLY_PERIOD}:
+        example, latent_stats = source[row]
+        captions = {name for name, value in zip(ATTRIBUTES, batch.captions[row], strict=True) if value != OMITTED}
+        assert captions == {*IDENTITY_ATTRIBUTES, *POSE_ATTRIBUTES} | {name for name, _ in example.prompt.asks}
         truth = FIRSTS[:-1] + numbers(example.target.identity, example.target.scene)
-        assert all(batch.said[row] == np.where(batch.said[row] == UNSAID, UNSAID, truth))
+        assert all(batch.captions[row] == np.where(batch.captions[row] == OMITTED, OMITTED, truth))
         (start, stop), _ = dla.dit.encoder.layout(1, dla.data.prompt_tokens)
         ids = dla.dit.encoder(example.prompt.text, 1, stop - start)
         np.testing.assert_array_equal(batch.input_ids[row, :stop], ids.input_ids[0])
         np.testing.assert_array_equal(batch.attention_mask[row, :stop], ids.attention_mask[0])
         np.testing.assert_array_equal(batch.tiles[row], example.reference.render(batch.tiles.shape[1]))
-        np.testing.assert_array_equal(batch.moments[row], moments)
+        np.testing.assert_array_equal(batch.latent_stats[row], latent_stats)
 
 
 def test_dla_loss_references(dla):
@@ -84,7 +84,7 @@ def test_dla_loss_references(dla):
     lose = jax.jit(lambda batch: dla.losses(params, frozen, batch, jax.random.key(1)))
     losses, metrics = lose(batch)
     others, _ = lose(replace(batch, tiles=batch.tiles[::-1]))
-    alone, prompts = kinds(8)
+    alone, prompts = split_rows(8)
     np.testing.assert_array_equal(losses[alone], others[alone])
     assert all(losses[prompts] != others[prompts])
     expected = [[losses[alone].sum(), losses[prompts].sum()], [2, 6]]
@@ -94,13 +94,13 @@ def test_dla_loss_references(dla):
 @pytest.mark.parametrize(("guidance", "seen"), [(0.0, False), (1.0, True)])
 def test_dla_guidance(dla, guidance, seen):
     """Guidance starts at a velocity without references: at scale 0, references do not affect the images."""
-    dit = replace(dla.dit, config=replace(dla.dit.config, judge_guidance=guidance, judge_steps=2))
-    part, params, frozen = replace(dla, dit=dit), parameters(dla), dla.frozen()
+    dit = replace(dla.dit, config=replace(dla.dit.config, eval_guidance=guidance, eval_sampling_steps=2))
+    component, params, frozen = replace(dla, dit=dit), parameters(dla), dla.frozen()
     batch = jax.tree.map(lambda x: x[1:4], read(dla, 4))
-    tell = jax.jit(lambda batch: part.condition(params, frozen, batch, references=1))
-    draw = jax.jit(lambda told: dit.draw(frozen, frozen, told, jax.random.key(0), TOLD[1]))
+    tell = jax.jit(lambda batch: component.condition(params, frozen, batch, references=1))
+    generate = jax.jit(lambda told: dit.generate(frozen, frozen, told, jax.random.key(0), ACTIVE_TOKENS[1]))
     others = replace(tell(batch), image=jnp.flip(tell(batch).image, axis=0))
-    assert np.any(draw(tell(batch)) != draw(others)) == seen
+    assert np.any(generate(tell(batch)) != generate(others)) == seen
 
 
 def test_write_caption_only():
@@ -123,10 +123,10 @@ def test_dla_loss_padding(dla):
 
 def test_dla_evaluate(dla):
     """Evaluation reports losses of velocities, and images."""
-    values = list(dla.judge(parameters(dla), dla.frozen()))
-    said = {name: value for name, value in values if isinstance(value, float)}
-    assert set(said) == set(dla.meanings)
-    assert min(said[f"dla/{name}{kind}"] for name in ("loss", "silence") for kind in ("", "_seen")) > 0
+    values = list(dla.evaluate(parameters(dla), dla.frozen()))
+    captions = {name: value for name, value in values if isinstance(value, float)}
+    assert set(captions) == set(dla.meanings)
+    assert min(captions[f"dla/{name}{kind}"] for name in ("loss", "silence") for kind in ("", "_seen")) > 0
     widths = [value.shape[2] for _, value in values if isinstance(value, np.ndarray)]
     assert widths == [2 * SIZE, 3 * SIZE]
 
@@ -138,9 +138,10 @@ def test_dla_text_too_long(dla):
 
 
 def test_dla_missing_component(tmp_path, monkeypatch):
-    part = make("dla", tmp_path)
+    component = make("dla", tmp_path)
     monkeypatch.setattr(checkpoint, "TINY", tmp_path)
     with pytest.raises(
-        UserError, match=r"part dla builds on part mllm, which is not in .*; make that first: --part=mllm"
+        UserError,
+        match=r"component dla builds on component mllm, which is not in .*; pretrain that first: --component=mllm",
     ):
-        part.frozen()
+        component.frozen()

@@ -14,7 +14,7 @@ from mllmsubj.parallel.sharding import make_mesh
 from mllmsubj.toyworld import Split, caption
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.pretrain import run as run_module
-from mllmsubj.toyworld.pretrain.run import PartRun, part_experiment, pretrain
+from mllmsubj.toyworld.pretrain.run import PretrainingTask, component_experiment, pretrain
 from mllmsubj.toyworld.pretrain.settings import PretrainConfig
 from mllmsubj.toyworld.prompts.questions import QUESTIONS
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES
@@ -23,9 +23,9 @@ from tests.toyworld.pretrain.parts import SIZE, config, make, parameters, read
 from tests.train.runs import on_one_device
 
 
-def binned(part, metrics):
+def binned(component, metrics):
     """Returns the mean of each non-empty bin of the component's only binned metric."""
-    ((name, bins),) = part.bins.items()
+    ((name, bins),) = component.bins.items()
     sums, counts = np.asarray(metrics[name])
     return {bin: sums[i] / counts[i] for i, bin in enumerate(bins.names) if counts[i]}
 
@@ -44,11 +44,13 @@ def test_pretrain_probe(tmp_path, network, monkeypatch):
     logged = [json.loads(line) for line in (tmp_path / "probe" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if "loss" in line] == [2, 4]
 
-    part, found = make("probe", tmp_path, **network), components.read(tmp_path, ("probe",))
-    again, judged = dict(part.judge(unflatten(found), {})), logged[-1]
-    assert again["probe/mean"] == pytest.approx(judged["probe/mean"], abs=0.1)  # weights are stored in 16 bits
+    component, found = make("probe", tmp_path, **network), components.read(tmp_path, ("probe",))
+    again, num_eval_examples = dict(component.evaluate(unflatten(found), {})), logged[-1]
+    assert again["probe/mean"] == pytest.approx(
+        num_eval_examples["probe/mean"], abs=0.1
+    )  # weights are stored in 16 bits
     about = components.provenance(tmp_path, "probe")
-    assert about["metrics"]["probe/mean"] == judged["probe/mean"]
+    assert about["metrics"]["probe/mean"] == num_eval_examples["probe/mean"]
     assert (about["steps"], about["seed"], about["pretrain"]["batch_size"]) == (4, 0, 8)
     assert about["started_from"] is None
     assert about["seconds"] > 0
@@ -60,9 +62,9 @@ def test_pretrain_probe(tmp_path, network, monkeypatch):
 def test_pretrain_start_from(tmp_path, network):
     """Pretraining can start from an existing component."""
 
-    def start(part):
+    def start(component):
         whole = Experiment.from_config(config("probe", **network))
-        run = PartRun(part_experiment(whole, part), make_mesh(), part)
+        run = PretrainingTask(component_experiment(whole, component), make_mesh(), component)
         return run, flatten(run.start())
 
     _, random = start(make("probe", tmp_path, **network))
@@ -83,13 +85,13 @@ def test_pretrain_start_from(tmp_path, network):
 
 def test_update_rng_per_step(tmp_path, network):
     """The same parameters and batch give another loss at another step, and the same at the same step."""
-    part = make("probe", tmp_path, **network)
-    run = PartRun(
-        part_experiment(Experiment.from_config(config("probe", **network)), part),
+    component = make("probe", tmp_path, **network)
+    run = PretrainingTask(
+        component_experiment(Experiment.from_config(config("probe", **network)), component),
         make_mesh(1, 1, 1, devices=jax.devices()[:1]),
-        part,
+        component,
     )
-    state, batch = run.init_state(jax.jit(part.init)(jax.random.key(0))), read(part, 8)
+    state, batch = run.init_state(jax.jit(component.init)(jax.random.key(0))), read(component, 8)
     update = jax.jit(run.step.update)
     first, again, later = (
         float(update(state.replace(step=jnp.asarray(step, jnp.int32)), {}, batch)[1]["loss_sum"]) for step in (0, 0, 7)
@@ -99,15 +101,15 @@ def test_update_rng_per_step(tmp_path, network):
 
 def test_vae_loss_terms(tmp_path):
     """The VAE's loss is the sum of its terms, and its PSNR is that of the logged reconstructions."""
-    part = make("vae", tmp_path, window=16)
-    params, batch = parameters(part), read(part, 4)
+    component = make("vae", tmp_path, crop_size=16)
+    params, batch = parameters(component), read(component, 4)
     assert batch.pixels.shape == (4, 16, 16, 3)
-    losses, metrics = jax.jit(part.losses)(params, {}, batch, jax.random.key(1))
-    terms = binned(part, metrics)
+    losses, metrics = jax.jit(component.losses)(params, {}, batch, jax.random.key(1))
+    terms = binned(component, metrics)
     assert set(terms) == {"pixels", "gradient", "kl"}
     assert float(jnp.mean(losses)) == pytest.approx(sum(terms.values()), rel=1e-5)
-    numbers = dict(part.judge(params, {}))
-    assert set(part.meanings) == set(numbers) - {"vae/reconstructions"}
+    numbers = dict(component.evaluate(params, {}))
+    assert set(component.meanings) == set(numbers) - {"vae/reconstructions"}
     truth = np.concatenate([PictureSource(Split.TEST, 3, SIZE)[i].render(SIZE)[None] for i in range(3)])
     np.testing.assert_array_equal(numbers["vae/reconstructions"][:, :, :SIZE], truth)
     made = numbers["vae/reconstructions"][:, :, SIZE:]
@@ -117,7 +119,7 @@ def test_vae_loss_terms(tmp_path):
 
 def test_pretrain_unknown_component(tmp_path):
     """The error suggests the nearest name."""
-    with pytest.raises(UserError, match=r"unknown part 'vea' \(did you mean 'vae'\?\)"):
+    with pytest.raises(UserError, match=r"unknown component 'vea' \(did you mean 'vae'\?\)"):
         pretrain(config("vae"), "vea", tmp_path)
 
 
@@ -137,10 +139,10 @@ def mllm(tmp_path_factory):
 def test_mllm_answer_mask(mllm):
     """The mask covers the answers alone, each with its end token."""
     picture = PictureSource(Split.TRAIN, 5, SIZE)[3]
-    said = caption(picture.identity, picture.scene, {"background"})
-    ids, answers, mask = mllm.talk([("one", said), ("two", "cat")])
+    captions = caption(picture.identity, picture.scene, {"background"})
+    ids, answers, mask = mllm.tokenize([("one", captions), ("two", "cat")])
     end = mllm.encoder.ids("<|im_end|>")
-    assert ids[answers].tolist() == mllm.encoder.ids(said) + end + mllm.encoder.ids("cat") + end
+    assert ids[answers].tolist() == mllm.encoder.ids(captions) + end + mllm.encoder.ids("cat") + end
     assert not answers[~mask].any()
     text = mllm.encoder.ids("\ntwo") + mllm.encoder.ids("<|im_end|>\n<|im_start|>assistant\ncat<|im_end|>")
     assert ids[mask][-len(text) :].tolist() == text
@@ -148,7 +150,7 @@ def test_mllm_answer_mask(mllm):
 
 def test_mllm_tokens_truncated(mllm):
     """Tokens beyond the configured length are cut off."""
-    ids, answers, mask = mllm.talk([("one", "cat " * 500)])
+    ids, answers, mask = mllm.tokenize([("one", "cat " * 500)])
     assert mask.all()
     assert len(ids) == len(answers) == mllm.config.tokens
 
@@ -171,17 +173,17 @@ def test_mllm_loss_answer_tokens(mllm):
 def test_mllm_loss_vision_only(mllm):
     """Vision-only rows train the vision tower by the auxiliary head, and no text parameters."""
     batch, params = read(mllm, 24), parameters(mllm)
-    silent = slice(0, int(0.75 * 24))
+    vision_only_share = slice(0, int(0.75 * 24))
 
     def loss(params):
         losses, metrics = mllm.losses(params, {}, batch, jax.random.key(1))
-        return losses[silent].sum() / 24, metrics
+        return losses[vision_only_share].sum() / 24, metrics
 
     (value, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    found = mllm._seen(params, batch.pixels[silent])
-    truth = dict(zip(ATTRIBUTES, batch.truth[silent].T, strict=True))
+    found = mllm._auxiliary_logits(params, batch.pixels[vision_only_share])
+    truth = dict(zip(ATTRIBUTES, batch.truth[vision_only_share].T, strict=True))
     right = [-jnp.take_along_axis(jax.nn.log_softmax(found[name]), truth[name][:, None], 1).mean() for name in truth]
-    assert float(value) == pytest.approx(mllm.config.seen_weight * float(np.mean(right)), rel=1e-5)
+    assert float(value) == pytest.approx(mllm.config.auxiliary_weight * float(np.mean(right)), rel=1e-5)
     np.testing.assert_array_equal(
         metrics["seen"][0], [(found[name].argmax(axis=1) == truth[name]).sum() for name in truth]
     )
@@ -192,19 +194,19 @@ def test_mllm_loss_vision_only(mllm):
 
 def test_mllm_evaluate(mllm):
     """Evaluation reports a metric for every question."""
-    numbers = dict(mllm.judge(parameters(mllm), {}))
+    numbers = dict(mllm.evaluate(parameters(mllm), {}))
     assert set(numbers) == set(mllm.meanings) == {f"mllm/{name}" for name in (*QUESTIONS, "mean", "least", "seen")}
     assert numbers["mllm/least"] < 0.9  # random weights
 
 
 def test_config_silent_below_one():
     with pytest.raises(
-        UserError, match=r"config key pretrain\.mllm\.silent is 1\.0; it must be at least 0 and below 1"
+        UserError, match=r"config key pretrain\.mllm\.vision_only_share is 1\.0; it must be at least 0 and below 1"
     ):
-        PretrainConfig.of(Experiment.from_config(config("mllm", silent=1.0)))
+        PretrainConfig.of(Experiment.from_config(config("mllm", vision_only_share=1.0)))
 
 
-@pytest.mark.parametrize("key", ["steps", "batch_size", "judged", "pictures"])
+@pytest.mark.parametrize("key", ["steps", "batch_size", "num_eval_examples", "pictures"])
 def test_config_counts_at_least_one(key):
     wrong = config("dit")
     wrong.pretrain.dit[key] = 0
@@ -212,7 +214,7 @@ def test_config_counts_at_least_one(key):
         PretrainConfig.of(Experiment.from_config(wrong))
 
 
-@pytest.mark.parametrize("key", ["unusual", "drop_scene"])
+@pytest.mark.parametrize("key", ["pose_randomness", "drop_scene"])
 def test_config_shares_at_most_one(key):
     with pytest.raises(UserError, match=rf"config key pretrain\.dit\.{key} is 1\.5; it must be from 0 to 1"):
         PretrainConfig.of(Experiment.from_config(config("dit", **{key: 1.5})))

@@ -11,11 +11,11 @@ from mllmsubj.checkpoints import format as checkpoint
 from mllmsubj.config.load import load_config
 from mllmsubj.config.schema import Experiment
 from mllmsubj.evals.benchmarks import Request
-from mllmsubj.evals.judge import judged
+from mllmsubj.evals.evaluation import evaluate_checkpoint
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.subject import SubjectModel
 from mllmsubj.parallel.sharding import make_mesh
-from mllmsubj.toyworld.pretrain.parts import make_part
+from mllmsubj.toyworld.pretrain.registry import make_component
 from mllmsubj.train.setup import prepare
 from mllmsubj.tree import flatten, unflatten
 from tests.environment import ROOT
@@ -37,11 +37,16 @@ CONFIG = load_config(str(ROOT / "configs" / "tiny.py"))
 )
 def test_shipped_component_metrics(name):
     """A shipped component reaches the metric in its provenance."""
-    part = make_part(name, Experiment.from_config(CONFIG), checkpoint.TINY)
-    part, (number, off) = replace(part, config=replace(part.config, judged=JUDGED)), NUMBERS[name]
+    component = make_component(name, Experiment.from_config(CONFIG), checkpoint.TINY)
+    component, (number, off) = (
+        replace(component, config=replace(component.config, num_eval_examples=JUDGED)),
+        NUMBERS[name],
+    )
     params = unflatten(components.read(checkpoint.TINY, (name,)))
     found = dict(
-        part.judge(params if name == "probe" or part.model.compute.scan_layers else unstack(params), part.frozen())
+        component.evaluate(
+            params if name == "probe" or component.model.compute.scan_layers else unstack(params), component.frozen()
+        )
     )
     assert found[number] == pytest.approx(components.provenance(checkpoint.TINY, name)["metrics"][number], abs=off)
 
@@ -53,11 +58,13 @@ def test_shipped_component_shapes():
     expected, found = flatten(model.abstract_params()), components.read(checkpoint.TINY)
     parts = {path.partition("/")[0] for path in found} & {path.partition("/")[0] for path in expected}
     assert parts
-    for part in parts:
+    for component in parts:
         shapes = {
-            path: leaf.shape for path, leaf in expected.items() if path.startswith(f"{part}/") and "lora" not in path
+            path: leaf.shape
+            for path, leaf in expected.items()
+            if path.startswith(f"{component}/") and "lora" not in path
         }
-        assert {path: leaf.shape for path, leaf in found.items() if path.startswith(f"{part}/")} == shapes
+        assert {path: leaf.shape for path, leaf in found.items() if path.startswith(f"{component}/")} == shapes
 
 
 @pytest.mark.parametrize("warm", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -82,6 +89,8 @@ def test_shipped_size():
 def test_shipped_model_accuracy():
     """Accuracies on the recorded examples are at most 0.05 below those at release."""
     recorded = components.provenance(checkpoint.TINY, components.SUBJECT)["guarded"]
-    found = judged("tiny", checkpoint.read_config(checkpoint.TINY), Request("toyworld", limit=recorded["examples"]))
+    found = evaluate_checkpoint(
+        "tiny", checkpoint.read_config(checkpoint.TINY), Request("toyworld", limit=recorded["examples"])
+    )
     for name in ("identity_accuracy", "prompt_accuracy"):
         assert found.numbers[name] > recorded[name] - 0.05

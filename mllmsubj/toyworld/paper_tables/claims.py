@@ -13,7 +13,7 @@ Outcome = Literal["holds", "does not hold", "open"]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClaimCheck:
     """Check of one claim."""
 
     claim: Claim
@@ -30,7 +30,7 @@ class Verdict:
         return "holds" if (self.by > 0) == (self.claim.side == "higher") else "does not hold"
 
 
-def verdicts(table: Table, row: Row, mine: Metrics, chosen: Metrics) -> list[Verdict]:
+def check_claims(table: Table, row: Row, mine: Metrics, chosen: Metrics) -> list[ClaimCheck]:
     """Checks all claims about a row, except those whose metric was not measured.
 
     The interval assumes that both values are independent. They are of the same examples and the same noise, so the true
@@ -41,7 +41,7 @@ def verdicts(table: Table, row: Row, mine: Metrics, chosen: Metrics) -> list[Ver
         value, other = mine.get(claim.metric), chosen.get(claim.metric)
         if value is not None and other is not None:
             noise = math.hypot(half(mine, claim.metric), half(chosen, claim.metric))
-            found.append(Verdict(claim, value - other, noise))
+            found.append(ClaimCheck(claim, value - other, noise))
     return found
 
 

@@ -17,7 +17,7 @@ from mllmsubj.train.setup import Setup
 from mllmsubj.typing import Params
 
 
-class Drawing:
+class ImageSampler:
     """Draws whole batches; picture i is what inference draws from the noise of (seed, i)."""
 
     def __init__(self, setup: Setup, settings: SamplingConfig, seed: int):

@@ -12,25 +12,25 @@ from mllmsubj.config.data import DataConfig
 from mllmsubj.data.plan import Bucket
 from mllmsubj.errors import UserError
 from mllmsubj.toyworld import Example, Picture
-from mllmsubj.toyworld.dataset.latents import Moments
-from mllmsubj.toyworld.pretrain.captions import Captioned, CaptionReader
+from mllmsubj.toyworld.dataset.latents import LatentStats
+from mllmsubj.toyworld.pretrain.captions import CaptionBatch, CaptionReader
 from mllmsubj.toyworld.prompts.prompt import write_caption
 from mllmsubj.toyworld.world.attributes import IDENTITY_ATTRIBUTES
 from mllmsubj.toyworld.world.scene import POSE_ATTRIBUTES
 from mllmsubj.typing import Int, Leaf
 
-ALONE = 4
+TEXT_ONLY_PERIOD = 4
 """One row in this many is a text without a reference, starting with the first."""
 
 
-def kinds(rows: int) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " p"]]:
+def split_rows(rows: int) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " p"]]:
     """Returns the numbers of a batch's rows that are texts without a reference, and of those that are prompts."""
     numbers = np.arange(rows)
-    return numbers[::ALONE], numbers[numbers % ALONE > 0]
+    return numbers[::TEXT_ONLY_PERIOD], numbers[numbers % TEXT_ONLY_PERIOD > 0]
 
 
 @flax.struct.dataclass
-class Told(Captioned):
+class DistillationBatch(CaptionBatch):
     """Captions, with the MLLM and CLIP inputs that replace them."""
 
     input_ids: Leaf
@@ -44,7 +44,7 @@ class Told(Captioned):
 
 
 @dataclass(frozen=True)
-class ToldReader:
+class DistillationReader:
     """Reads rows of both kinds."""
 
     captions: CaptionReader
@@ -61,7 +61,7 @@ class ToldReader:
     def augmentation(self) -> str:
         """Returns a description of the augmentation."""
         return (
-            f"{self.captions.augmentation()}, one of {ALONE} as texts of {self.tokens} tokens, "
+            f"{self.captions.augmentation()}, one of {TEXT_ONLY_PERIOD} as texts of {self.tokens} tokens, "
             f"the others prompts of {self.config.prompt_tokens}"
         )
 
@@ -69,11 +69,11 @@ class ToldReader:
         """See `PromptEncoder.layout`."""
         return self.captions.encoder.layout(references, self.config.prompt_tokens if references else self.tokens)
 
-    def empty(self, bucket: Bucket, rows: int) -> Told:
+    def empty(self, bucket: Bucket, rows: int) -> DistillationBatch:
         """Returns a batch of rows to be written."""
         captioned = self.captions.empty(bucket, rows)
         length = max(self.layout(references)[0][1] for references in (0, 1))
-        return Told(
+        return DistillationBatch(
             **vars(captioned),
             input_ids=np.zeros((rows, length), np.int32),
             attention_mask=np.zeros((rows, length), bool),
@@ -82,41 +82,55 @@ class ToldReader:
         )
 
     def read(
-        self, example: tuple[Example, Moments], bucket: Bucket, rng: np.random.Generator, batch: Told, row: int
+        self,
+        example: tuple[Example, LatentStats],
+        bucket: Bucket,
+        rng: np.random.Generator,
+        batch: DistillationBatch,
+        row: int,
     ) -> None:
         """Writes the example to `row`, as the kind of that row."""
-        drawn, moments = example
-        if row % ALONE:
-            self.ask(drawn, moments, batch, row)
+        drawn, latent_stats = example
+        if row % TEXT_ONLY_PERIOD:
+            self.write_prompt_row(drawn, latent_stats, batch, row)
         else:
-            kept = self.captions.kept(rng, paired=False)
+            kept = self.captions.kept(rng, with_reference_view=False)
             text = write_caption(rng, drawn.target.identity, drawn.target.scene, kept, held_out=False)
-            self.say(drawn.target, kept, text, moments, batch, row)
+            self.write_text_row(drawn.target, kept, text, latent_stats, batch, row)
 
-    def ask(self, example: Example, moments: Moments, batch: Told, row: int) -> None:
+    def write_prompt_row(self, example: Example, latent_stats: LatentStats, batch: DistillationBatch, row: int) -> None:
         """Writes a row with a prompt about a reference.
 
         Its caption describes the whole subject, its pose, and what the prompt asks of the scene.
         """
         kept = {*IDENTITY_ATTRIBUTES, *POSE_ATTRIBUTES, *(name for name, _ in example.prompt.asks)}
-        self._write(example.target, kept, example.prompt.text, 1, moments, batch, row)
+        self._write(example.target, kept, example.prompt.text, 1, latent_stats, batch, row)
         batch.tiles[row] = example.reference.render(self.tile)
 
-    def say(self, picture: Picture, kept: set[str], text: str, moments: Moments, batch: Told, row: int) -> None:
+    def write_text_row(
+        self, picture: Picture, kept: set[str], text: str, latent_stats: LatentStats, batch: DistillationBatch, row: int
+    ) -> None:
         """Writes a row with a text without a reference that describes the attributes in `kept`.
 
         Raises UserError if the text is too long.
         """
         try:
-            self._write(picture, kept, text, 0, moments, batch, row)
+            self._write(picture, kept, text, 0, latent_stats, batch, row)
         except UserError:  # its message names another config key
             message = f"config key pretrain.dla.tokens is {self.tokens}, too few for {text!r}; raise it"
             raise UserError(message) from None
 
     def _write(
-        self, picture: Picture, kept: set[str], text: str, references: int, moments: Moments, batch: Told, row: int
+        self,
+        picture: Picture,
+        kept: set[str],
+        text: str,
+        references: int,
+        latent_stats: LatentStats,
+        batch: DistillationBatch,
+        row: int,
     ) -> None:
-        self.captions.write((picture, moments, moments), kept, batch, row)
+        self.captions.write((picture, latent_stats, latent_stats), kept, batch, row)
         (start, stop), _ = self.layout(references)
         ids = self.captions.encoder(text, references, stop - start)
         batch.input_ids[row, :stop], batch.attention_mask[row, :stop] = ids.input_ids[0], ids.attention_mask[0]

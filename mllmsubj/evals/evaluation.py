@@ -24,7 +24,7 @@ RANDOM = "Not trained yet: {}. These weights are random, and what is below says 
 log = logging.getLogger("mllmsubj")
 
 
-def judged(checkpoint: str | Path, config: ConfigDict, request: Request) -> Results:
+def evaluate_checkpoint(checkpoint: str | Path, config: ConfigDict, request: Request) -> Results:
     """What all evaluators of the benchmark say of a checkpoint, judged with `config`.
 
     Raises UserError for what cannot be judged, before weights are read, and as `checkpoint.restore` does.

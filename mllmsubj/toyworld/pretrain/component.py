@@ -9,13 +9,13 @@ from mllmsubj.config.data import DataConfig
 from mllmsubj.data.example import Index
 from mllmsubj.data.loader import Numbered, Reader
 from mllmsubj.toyworld.dataset.images import PictureSource
-from mllmsubj.toyworld.pretrain.settings import PartConfig
+from mllmsubj.toyworld.pretrain.settings import ComponentConfig
 from mllmsubj.train.evaluator import Value
 from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.typing import Array, Float, Params
 
 
-class PartSource(Numbered, Protocol):
+class ComponentSource(Numbered, Protocol):
     """Numbered examples, all of one size."""
 
     def index(self) -> Index:
@@ -24,7 +24,7 @@ class PartSource(Numbered, Protocol):
 
 
 @runtime_checkable
-class Part(Protocol):
+class Component(Protocol):
     """A component of the tiny model and its pretraining; `init` and `losses` are pure functions."""
 
     @property
@@ -33,7 +33,7 @@ class Part(Protocol):
         ...
 
     @property
-    def config(self) -> PartConfig:
+    def config(self) -> ComponentConfig:
         """Training settings."""
         ...
 
@@ -49,7 +49,7 @@ class Part(Protocol):
 
     @property
     def meanings(self) -> Mapping[str, str]:
-        """Description of each number of `judge`."""
+        """Description of each number of `evaluate`."""
         ...
 
     def init(self, key: jax.Array) -> Params:
@@ -60,7 +60,7 @@ class Part(Protocol):
         """Returns the parameters of the components that it builds on."""
         ...
 
-    def source(self, pictures: PictureSource, threads: int) -> PartSource:
+    def source(self, pictures: PictureSource, threads: int) -> ComponentSource:
         """Returns the source that `reader` reads: the pictures, or features computed from them before training."""
         ...
 
@@ -74,20 +74,20 @@ class Part(Protocol):
         """Returns the loss of each row and the binned metrics' sums and counts; `key`: random key of the step."""
         ...
 
-    def judge(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
+    def evaluate(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
         """Yields numbers and images of an evaluation on held-out pictures, the same ones every time."""
         ...
 
 
-class Judge:
+class ComponentEvaluator:
     """Evaluation of a component as a `train.evaluator.Evaluator`."""
 
-    def __init__(self, part: Part, frozen: Params):
-        """Evaluates `part` with the parameters `frozen` of the components that it builds on."""
-        self.name, self.meanings = part.name, part.meanings
-        self.every_steps, self.examples = part.config.judge_every_steps, part.config.judged
-        self._part, self._frozen = part, frozen
+    def __init__(self, component: Component, frozen: Params):
+        """Evaluates `component` with the parameters `frozen` of the components that it builds on."""
+        self.name, self.meanings = component.name, component.meanings
+        self.every_steps, self.examples = component.config.eval_every_steps, component.config.num_eval_examples
+        self._part, self._frozen = component, frozen
 
     def run(self, params: Params) -> Iterator[tuple[str, Value]]:
         """See `Evaluator.run`."""
-        return self._part.judge(params, self._frozen)
+        return self._part.evaluate(params, self._frozen)

@@ -7,17 +7,17 @@ from mllmsubj.checkpoints.components import PARTS
 from mllmsubj.config.schema import Experiment
 from mllmsubj.errors import UserError, nearest
 from mllmsubj.models.subject import SubjectModel
-from mllmsubj.toyworld.pretrain.dit import DiTPart
-from mllmsubj.toyworld.pretrain.dla import DLAPart
-from mllmsubj.toyworld.pretrain.mllm import MLLMPart
-from mllmsubj.toyworld.pretrain.part import Part
-from mllmsubj.toyworld.pretrain.probe import ProbePart
+from mllmsubj.toyworld.pretrain.component import Component
+from mllmsubj.toyworld.pretrain.dit import DiTComponent
+from mllmsubj.toyworld.pretrain.dla import DLAComponent
+from mllmsubj.toyworld.pretrain.mllm import MLLMComponent
+from mllmsubj.toyworld.pretrain.probe import ProbeComponent
 from mllmsubj.toyworld.pretrain.settings import PretrainConfig
-from mllmsubj.toyworld.pretrain.vae import VAEPart
+from mllmsubj.toyworld.pretrain.vae import VAEComponent
 from mllmsubj.train.setup import make_prompt_encoder
 
 
-def make_part(name: str, experiment: Experiment, workdir: Path) -> Part:
+def make_component(name: str, experiment: Experiment, workdir: Path) -> Component:
     """Returns the component called `name`.
 
     `workdir`: folder that may contain components that it builds on. Raises UserError for an unknown name.
@@ -27,13 +27,13 @@ def make_part(name: str, experiment: Experiment, workdir: Path) -> Part:
     encoder = make_prompt_encoder(experiment, checkpoint.TINY)
     match name:
         case "vae":
-            return VAEPart(model, settings.vae, size)
+            return VAEComponent(model, settings.vae, size)
         case "probe":
-            return ProbePart(settings.probe, size)
+            return ProbeComponent(settings.probe, size)
         case "mllm":
             tile = experiment.model.mllm.vision.image_size
-            return MLLMPart(model, settings.mllm, tile, encoder, experiment.reference)
+            return MLLMComponent(model, settings.mllm, tile, encoder, experiment.reference)
         case "dit" | "dla":
-            dit = DiTPart(model, settings.dit, size, encoder, experiment.train.time, experiment.shift, workdir)
-            return dit if name == "dit" else DLAPart(settings.dla, dit, experiment.data, experiment.reference)
-    raise UserError(f"unknown part {name!r}{nearest(name, PARTS)}; there are {', '.join(PARTS)}")
+            dit = DiTComponent(model, settings.dit, size, encoder, experiment.train.time, experiment.shift, workdir)
+            return dit if name == "dit" else DLAComponent(settings.dla, dit, experiment.data, experiment.reference)
+    raise UserError(f"unknown component {name!r}{nearest(name, PARTS)}; there are {', '.join(PARTS)}")
