@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from mllmsubj.data.example import Pixels, Unreadable
-from mllmsubj.data.images import eight_bits, is_turned, reading, to_rgb
+from mllmsubj.data.images import eight_bits, reading, to_rgb
 
 _TRANSPOSED = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
@@ -25,18 +25,11 @@ def decode(pixels: Pixels, what: str) -> Image.Image:
 
 
 def decode_rgb(pixels: Pixels, what: str) -> UInt8[np.ndarray, "height width 3"]:
-    """`decode` as an array, which may be `pixels` itself; an ordinary JPEG takes two thirds of its time."""
+    """`decode` as an array, which may be `pixels` itself."""
     if isinstance(pixels, np.ndarray):
         _check(pixels, what, channels=True)
         return pixels
     with reading(what, Unreadable), Image.open(io.BytesIO(pixels)) as image:
-        if image.format == "JPEG" and image.mode in ("L", "RGB") and not is_turned(image):
-            import simplejpeg  # of the training extra, and sampling imports this file too
-
-            try:
-                return simplejpeg.decode_jpeg(pixels)
-            except ValueError:
-                pass  # what is damaged, Pillow reads as far as it can or names
         return np.asarray(to_rgb(image))
 
 

@@ -171,9 +171,10 @@ def place(pixels: np.ndarray, square: np.ndarray, mask: np.ndarray) -> None:
 
 
 def _resized(picture: np.ndarray, size: tuple[int, int], filter: Image.Resampling) -> np.ndarray:
-    from mllmsubj.data.resize import resize  # compiles: not for sampling, which imports this file too
-
-    return resize(picture, size, filter)
+    """`size`: (height, width)."""
+    if picture.shape[:2] == size:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], filter))
 
 
 def _size(picture: np.ndarray) -> tuple[int, int]:

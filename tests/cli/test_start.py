@@ -17,7 +17,7 @@ LOAD = """
 import mllmsubj
 mllmsubj.Pipeline.load("tiny")
 """
-UNREAD = "clu diffusers grain numba optax orbax pandas pyarrow qwix scipy tensorflow torch transformers"
+UNREAD = "clu diffusers grain optax orbax pandas pyarrow qwix scipy tensorflow torch transformers"
 """Packages that are not imported to load "tiny"."""
 
 

@@ -5,7 +5,6 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from mllmsubj.data import pixels as module
 from mllmsubj.data.example import Unreadable
 from mllmsubj.data.images import to_rgb
 from mllmsubj.data.pixels import decode, decode_mask, decode_rgb, size_of
@@ -53,12 +52,6 @@ JPEGS = {
 def test_arrays_of_files_are_pillows(kind):
     pixels = (KINDS | JPEGS)[kind]
     np.testing.assert_array_equal(decode_rgb(pixels, "a"), np.asarray(decode(pixels, "a")))
-
-
-@pytest.mark.parametrize("kind", JPEGS)
-def test_ordinary_jpegs_are_not_left_to_pillow(kind, monkeypatch):
-    monkeypatch.setattr(module, "to_rgb", None)
-    decode_rgb(JPEGS[kind], "a")
 
 
 def test_damaged_jpegs_are_what_pillow_makes_of_them():
