@@ -30,7 +30,7 @@ PROMPT = "a photo of the same cat in a small red hat, sitting on wet grass in fr
 class JpegPairs:
     """Pairs of windows of photographs, as JPEG files of quality 90."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int) -> None:
         """`size`: pixels of a picture's side."""
         try:
             import skimage.data

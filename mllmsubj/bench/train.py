@@ -107,7 +107,7 @@ def _differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> 
 class Ours:
     """Our step with its state, on random features."""
 
-    def __init__(self, experiment: Experiment, size: Size):
+    def __init__(self, experiment: Experiment, size: Size) -> None:
         train, compute = experiment.train, replace(experiment.compute.resolve(), remat=False)
         self.size, self.model = size, SubjectModel(size.model, compute)
         self.params = {name: abstract_params(getattr(self.model.stacked, name)) for name in ("dla", "transformer")}

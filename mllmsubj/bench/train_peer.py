@@ -48,7 +48,7 @@ class Rows:
 class Aggregator(nn.Module):
     """One half of the DLA: a norm for each state, LAP without refiner, the connector."""
 
-    def __init__(self, config: DLAConfig):
+    def __init__(self, config: DLAConfig) -> None:
         super().__init__()
         assert config.norm_states
         assert (config.width, config.num_refiner_blocks) == (config.input_dim, 0)
@@ -70,7 +70,9 @@ class Aggregator(nn.Module):
 class Peer(nn.Module):
     """DLA and transformer, with the optimizer and running mean of `TrainStep.update`."""
 
-    def __init__(self, config: SubjectConfig, train: TrainConfig, rates: Mapping[str, float], warmup_steps: int):
+    def __init__(
+        self, config: SubjectConfig, train: TrainConfig, rates: Mapping[str, float], warmup_steps: int
+    ) -> None:
         super().__init__()
         assert config.lora is not None
         self.train_config, self.warmup_steps, self.done = train, warmup_steps, 0

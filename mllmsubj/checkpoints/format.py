@@ -138,7 +138,7 @@ RENAMED = {
 """Config keys of checkpoints of before version 0.2 -> their names since."""
 
 
-def _with_tuples(node: dict) -> dict:
+def _with_tuples(node: dict[str, Any]) -> dict[str, Any]:
     """JSON knows lists only; a config's are tuples, which flags can override. Keys get their names of today."""
 
     def as_tuple(value: object) -> object:
@@ -257,7 +257,7 @@ def sizes(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def _listing(folder: Path) -> dict[str, list]:
+def _listing(folder: Path) -> dict[str, list[Any]]:
     def checksum(name: str) -> str:
         with (folder / name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -52,7 +52,7 @@ class Roof:
 class Module:
     """The text of a compiled program."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str) -> None:
         self.computations, self.entry = parse(text)
 
     def work(self, roof: Roof) -> Work:

@@ -124,7 +124,7 @@ def sizes(cls: type[T], raw: dict[str, Any]) -> T:
 class TensorFiles(Mapping[str, np.ndarray]):
     """Tensors of a safetensors file, or of all such files of a folder, read one at a time."""
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path) -> None:
         """Reads the headers; raises UserError for missing or unreadable files and missing shards."""
         self.folder = Path(folder)
         if not self.folder.exists():

@@ -16,7 +16,7 @@ HEADER_KEY, CONFIG_FILE = "lora_adapter_metadata", "adapter_config.json"
 class Scales:
     """Callable that returns alpha / rank of a module (alpha / √rank with rsLoRA), or 1 if no alpha is given."""
 
-    def __init__(self, tensors: TensorFiles, file: Path):
+    def __init__(self, tensors: TensorFiles, file: Path) -> None:
         """Reads the config; raises UserError if it is invalid, or not of a plain LoRA."""
         self._config = _config(tensors, file)
         for key in ("use_dora", "lora_bias"):

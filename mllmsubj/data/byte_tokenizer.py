@@ -2,8 +2,12 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mllmsubj.data.tokenization import IMAGE_END, IMAGE_START, IMAGE_TOKEN
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MLLM_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_START, IMAGE_END, IMAGE_TOKEN)
 CLIP_SPECIALS = ("<|startoftext|>", "<|endoftext|>")
@@ -53,7 +57,7 @@ def _merges(texts: list[str]) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
 
 
-def _tokenizer(specials: tuple[str, ...], merges: list[tuple[str, str]]):
+def _tokenizer(specials: tuple[str, ...], merges: list[tuple[str, str]]) -> "Tokenizer":
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     known = dict.fromkeys([*_alphabet(), *specials])

@@ -60,7 +60,7 @@ class Loader:
     What a batch holds depends on plan, reader and step alone: neither on threads nor on where reading began.
     """
 
-    def __init__(self, source: Numbered, plan: Plan, reader: Reader, rows: np.ndarray, first_step: int = 0):
+    def __init__(self, source: Numbered, plan: Plan, reader: Reader, rows: np.ndarray, first_step: int = 0) -> None:
         """`rows`: which rows of the batch this host reads; several hosts may read the same one."""
         self.plan, self.rows = plan, rows
         self._source, self._reader = source, reader

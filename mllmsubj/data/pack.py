@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -75,7 +76,7 @@ def pack(source: Source, folder: Path, shards: int | None, threads: int, progres
     return PackSource(epath.Path(folder))
 
 
-def _plan(source: Source, folder: Path, shards: int | None) -> dict:
+def _plan(source: Source, folder: Path, shards: int | None) -> dict[str, Any]:
     """What the folder is becoming, which is what it was becoming when a run before this one was stopped."""
     begun = next((folder / name for name in (FINISHED, UNFINISHED) if (folder / name).exists()), None)
     if begun is None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+from typing import IO
 
 import numpy as np
 from etils import epath
@@ -48,7 +49,7 @@ def decode_mask(pixels: Pixels, what: str) -> Image.Image:
         return eight_bits(upright).convert("L")
 
 
-def size_of(pixels: Pixels | os.PathLike, what: str) -> tuple[int, int]:
+def size_of(pixels: Pixels | os.PathLike[str], what: str) -> tuple[int, int]:
     """(width, height) of a picture or a picture's file once upright, from its header alone.
 
     Orientation that a PNG tells after its pixels is not seen: that would be reading all of it.
@@ -63,7 +64,7 @@ def size_of(pixels: Pixels | os.PathLike, what: str) -> tuple[int, int]:
     return (height, width) if orientation in _TRANSPOSED else (width, height)
 
 
-def _opened(pixels: bytes | os.PathLike):
+def _opened(pixels: bytes | os.PathLike[str]) -> IO[bytes]:
     return io.BytesIO(pixels) if isinstance(pixels, bytes) else epath.Path(pixels).open("rb")
 
 

@@ -54,7 +54,7 @@ class PlannedBatch:
 class Plan:
     """The batches of all steps; safe in threads, and steps may be asked for in any order."""
 
-    def __init__(self, index: Index, config: DataConfig, batch_size: int, seed: int):
+    def __init__(self, index: Index, config: DataConfig, batch_size: int, seed: int) -> None:
         """Raises UserError if the settings leave no example."""
         if batch_size < 1:
             raise UserError(f"config key train.batch_size is {batch_size}; it must be at least 1")
@@ -144,7 +144,7 @@ class Plan:
 class _Recent(Generic[T]):
     """The few last values that were made; two threads never make the same one."""
 
-    def __init__(self, keep: int):
+    def __init__(self, keep: int) -> None:
         self._keep, self._lock = keep, threading.Lock()
         self._values: OrderedDict[Hashable, T] = OrderedDict()
 

@@ -40,7 +40,7 @@ class PromptEncoder:
 
     def __init__(
         self, mllm_folder: Path, clip_folder: Path, config: PromptConfig, *, image_tokens: int, image_token_id: int
-    ):
+    ) -> None:
         """`image_tokens`: visual tokens of one reference, `image_token_id` each."""
         self.config, self.image_tokens = config, image_tokens
         self._mllm, self._pad = _read_tokenizer(mllm_folder)

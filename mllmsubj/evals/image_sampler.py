@@ -20,7 +20,7 @@ from mllmsubj.typing import Params
 class ImageSampler:
     """Draws whole batches; picture i is what inference draws from the noise of (seed, i)."""
 
-    def __init__(self, setup: Setup, settings: SamplingConfig, seed: int):
+    def __init__(self, setup: Setup, settings: SamplingConfig, seed: int) -> None:
         self.settings, self._setup, self._seed = settings, setup, seed
         self._inputs = jax.jit(replace(setup.stages[1].encoder, with_references=True).inputs)
         self._generator = Generator(setup.model, setup.experiment.shift)

@@ -35,7 +35,7 @@ class HeldOutLoss:
 
     name = "loss"
 
-    def __init__(self, setup: Setup, data: DataConfig, config: LossEvalConfig, seed: int = 0):
+    def __init__(self, setup: Setup, data: DataConfig, config: LossEvalConfig, seed: int = 0) -> None:
         """`seed`: of the noise, not the run's, since runs are compared. Raises UserError if `data` cannot be opened."""
         train, last = setup.experiment.train, setup.stages[1].step
         self.every_steps, self.meanings = config.every_steps, MEANINGS

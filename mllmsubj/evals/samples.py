@@ -29,7 +29,7 @@ class Samples:
 
     name = "samples"
 
-    def __init__(self, setup: Setup, data: DataConfig, config: SamplesEvalConfig, seed: int = 0):
+    def __init__(self, setup: Setup, data: DataConfig, config: SamplesEvalConfig, seed: int = 0) -> None:
         """`seed`: of the noise. Raises UserError if `data` cannot be opened."""
         sampling = setup.experiment.sampling
         self.every_steps, self.meanings = config.every_steps, MEANINGS

@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 class Generator:
     """Generates images of a subject; compiles once for each shape, stage plan and kind of guidance."""
 
-    def __init__(self, model: SubjectModel, shift: ShiftConfig, run: RunProgram = on_device):
+    def __init__(self, model: SubjectModel, shift: ShiftConfig, run: RunProgram = on_device) -> None:
         """Creates the programs; `run` moves parameters to them: `on_device` or `cpu_offload(mesh)`."""
         self.model, self.shift, self.run = model, shift, run
         programs = _programs(model)

@@ -63,7 +63,7 @@ class Pipeline:
         mesh: jax.sharding.Mesh,
         checkpoint: str,
         loras: Sequence[Lora] = (),
-    ):
+    ) -> None:
         """Creates a pipeline; `checkpoint` (its fingerprint) and `loras` (those folded in) become image metadata."""
         self.experiment, self.params, self.mesh, self.checkpoint = experiment, params, mesh, checkpoint
         self.loras = [[Path(path).name, weight] for path, weight in loras]

@@ -21,7 +21,7 @@ Reference = Image.Image | str | Path
 class RequestReader:
     """Reads requests for one checkpoint; needs its config and tokenizers, not its parameters."""
 
-    def __init__(self, experiment: Experiment, folder: Path):
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
         """Loads the tokenizers of the checkpoint `folder`."""
         mllm = experiment.model.mllm
         self._size, self._config = (mllm.vision.image_size,) * 2, experiment.reference

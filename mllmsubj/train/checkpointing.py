@@ -47,7 +47,9 @@ class Checkpoints:
     a signal handler that `close` removes.
     """
 
-    def __init__(self, workdir: str | Path, config: CheckpointConfig, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self, workdir: str | Path, config: CheckpointConfig, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Opens the folder; `clock` returns seconds, for `every_minutes`.
 
         Raises UserError if the folder cannot be created.

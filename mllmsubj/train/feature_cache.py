@@ -60,7 +60,7 @@ class FeatureCache:
     All processes call `find` for the same batches, and then the function that it returns.
     """
 
-    def __init__(self, folder: Path, parts: Literal["latents", "all"], encoders: str, mesh: Mesh, threads: int):
+    def __init__(self, folder: Path, parts: Literal["latents", "all"], encoders: str, mesh: Mesh, threads: int) -> None:
         """Opens the folder; `encoders`: text that identifies the frozen encoders and all their inputs but the batch.
 
         Raises UserError if the folder cannot be created.

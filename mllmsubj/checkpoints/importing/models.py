@@ -17,7 +17,7 @@ from mllmsubj.errors import UserError
 from mllmsubj.parallel.sharding import parameter_specs
 from mllmsubj.tree import flatten
 
-OPEN: dict[str, Callable[[str | Path], Source]] = {
+OPEN: dict[str, Callable[[str | Path], Source[Any]]] = {
     "mllm": convert.open_mllm,
     "transformer": convert.open_transformer,
     "vae": convert.open_vae,
@@ -99,7 +99,7 @@ def open_model(role: str, folder: Path, dtype: np.dtype) -> Model:
     return Model(role, folder, source.config, tensors, parts)
 
 
-def _unfit(source: Source, tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> list[str]:
+def _unfit(source: Source[Any], tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> list[str]:
     problems = [
         f"{tensors[name].file.name}: tensor {name!r} is {tensors[name].dtype}, not {' or '.join(DTYPES)}"
         for name in dict.fromkeys(entry.source for entry in source.table)

@@ -59,7 +59,7 @@ def write_model(model: Model, folder: Path, progress: Progress, advance: Callabl
 class _Room:
     """Room for tensors in memory."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int) -> None:
         self._left, self._changed = size, threading.Condition()
 
     def take(self, tensor: Tensor) -> np.ndarray:

@@ -31,7 +31,7 @@ class Done:
 class Progress:
     """The log of one import; a context that nobody else can enter meanwhile. May be appended to from any thread."""
 
-    def __init__(self, path: Path, job: dict[str, Any]):
+    def __init__(self, path: Path, job: dict[str, Any]) -> None:
         """`job`: what the import is asked to do; a log of another job is refused. Raises UserError then."""
         self._lock, self._file = threading.Lock(), path.open("a+")
         try:

@@ -121,7 +121,7 @@ def _manifest(
     }
 
 
-def _listing(folder: Path, known: Mapping[str, str]) -> dict[str, list]:
+def _listing(folder: Path, known: Mapping[str, str]) -> dict[str, list[Any]]:
     """As `files.json` wants it; files that were hashed when they were written are not read again."""
 
     def checksum(name: str) -> str:

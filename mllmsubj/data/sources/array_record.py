@@ -30,7 +30,7 @@ FINISHED, UNFINISHED, INDEX = "pack.json", "packing.json", "index.npz"
 class PackSource:
     """A finished pack. Threads may read at once; a shard is opened when it is first read."""
 
-    def __init__(self, folder: epath.Path):
+    def __init__(self, folder: epath.Path) -> None:
         if not (folder / FINISHED).exists():
             raise UserError(f"{folder} has no {FINISHED}: it is no finished pack; run `mllmsubj data pack` on it again")
         if "://" in str(folder):  # the reader is C++ and knows local files only

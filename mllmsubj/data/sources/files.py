@@ -32,7 +32,7 @@ class Entry:
 class FilesSource:
     """A `Source` of entries; `name` stands for all of them (see `Source.__repr__`)."""
 
-    def __init__(self, name: str, folder: epath.Path, entries: Sequence[Entry]):
+    def __init__(self, name: str, folder: epath.Path, entries: Sequence[Entry]) -> None:
         self.name, self.folder, self.entries = name, folder, entries
 
     def __len__(self) -> int:

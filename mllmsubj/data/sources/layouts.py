@@ -41,7 +41,7 @@ class Subjects200K:
     name, examples_a_row = "Subjects200K", 2
     wanted = "image, description (with item, description_0, description_1)"
 
-    def __init__(self, schema: pa.Schema):
+    def __init__(self, schema: pa.Schema) -> None:
         graded = ("quality_assessment",) if "quality_assessment" in schema.names else ()
         self.columns = self.index_columns = ("image", "description", *graded)
 
@@ -104,7 +104,7 @@ class General:
     )
     wanted = "references|reference|image1 (pictures), target|image2 (picture), prompt|caption (text)"
 
-    def __init__(self, schema: pa.Schema):
+    def __init__(self, schema: pa.Schema) -> None:
         found = {part: self._column(schema, part) for part in self.names}
         self._of = {part: column for part, column in found.items() if column is not None}
         self.columns = tuple(self._of[part] for part in self._of if part not in ("width", "height"))

@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,7 @@ KEPT_GROUPS = 4
 class ParquetSource:
     """All rows of files below a folder; threads may read at once."""
 
-    def __init__(self, folder: epath.Path, files: Sequence[epath.Path]):
+    def __init__(self, folder: epath.Path, files: Sequence[epath.Path]) -> None:
         self._files = files
         with ThreadPoolExecutor(THREADS) as pool:
             self._footers = list(pool.map(_footer, self._files))
@@ -42,7 +42,7 @@ class ParquetSource:
         if not self._starts[-1]:
             raise UserError(f"{folder}: its {len(self._files)} parquet files have no rows")
         self._first_rows = np.asarray([sum(self._group_rows(f)[:g]) for f, g in self._groups])
-        self._kept: OrderedDict[int, Future] = OrderedDict()
+        self._kept: OrderedDict[int, Future[Any]] = OrderedDict()
         self._lock = threading.Lock()
         digest = hashlib.sha256()
         for file, footer in zip(self._files, self._footers, strict=True):

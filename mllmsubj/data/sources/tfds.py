@@ -4,6 +4,7 @@ import functools
 import operator
 import re
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -29,7 +30,7 @@ NAMES: Mapping[str, tuple[str, ...]] = dict(
 class TfdsSource:
     """One split; threads may read at once."""
 
-    def __init__(self, name: str, split: str, data_dir: str | None = None):
+    def __init__(self, name: str, split: str, data_dir: str | None = None) -> None:
         """`name`: "subject_pairs", "subject_pairs/config" or with ":1.0.0"; never downloads."""
         import tensorflow_datasets as tfds  # only who names such a data set needs it
 
@@ -113,7 +114,7 @@ def open_tfds(text: str, split: str) -> TfdsSource:
     return TfdsSource(name + (colon if version or not rest else "/") + rest, split, data_dir or None)
 
 
-def _builder(tfds, name: str, data_dir: str | None):
+def _builder(tfds: ModuleType, name: str, data_dir: str | None) -> Any:
     where = f"in {data_dir}" if data_dir else "in TFDS's own folder"
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
@@ -126,17 +127,17 @@ def _builder(tfds, name: str, data_dir: str | None):
 
 
 @functools.cache
-def _keep_file(tfds):
+def _keep_file(tfds: ModuleType) -> Any:
     """A decoder that leaves pictures as files; TFDS's own does not know sequences of them."""
 
-    class KeepFile(tfds.decode.SkipDecoding):
-        def decode_batch_example_np(self, files):
+    class KeepFile(tfds.decode.SkipDecoding):  # type: ignore[name-defined]
+        def decode_batch_example_np(self, files: Any) -> Any:
             return files
 
     return KeepFile()
 
 
-def _holds_image(tfds, feature) -> bool:
+def _holds_image(tfds: ModuleType, feature: Any) -> bool:
     inner = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
     return isinstance(inner, tfds.features.Image)
 

@@ -70,7 +70,7 @@ class Toyworld:
         "samples": "Reference, what the model draws from it and the prompt, and one right picture of many.",
     }
 
-    def __init__(self, setup: Setup, probe: ProbeReader, seed: int, examples: int = EXAMPLES):
+    def __init__(self, setup: Setup, probe: ProbeReader, seed: int, examples: int = EXAMPLES) -> None:
         """Opens the examples, which are always the same; `seed`: seed of the noise."""
         sampling = setup.experiment.sampling
         self._held_out = HeldOut.open(setup, benchmark_data(setup.experiment), examples, "limit")

@@ -3,7 +3,7 @@
 Readings are numbers of values, in the order of `ATTRIBUTES`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,7 +120,7 @@ def _compare(wanted: Sequence[Mapping[str, str | None]], readings: np.ndarray, n
     )
 
 
-def _part(values: Mapping[str, str], names) -> dict[str, str]:
+def _part(values: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
     return {name: value for name, value in values.items() if name in names}
 
 

@@ -16,7 +16,7 @@ class PictureSource:
 
     def __init__(
         self, split: Split, length: int, size: int, seed: int = 0, views: int = 1, pose_randomness: float = 1.0
-    ):
+    ) -> None:
         """`size`: pixels of a picture's side, for whoever renders them. `views`: pictures of each subject in a row.
 
         `pose_randomness`: of the first of these; see `random_scene`. The others stand in any pose.

@@ -21,7 +21,7 @@ def open_toyworld(split: str, examples: int, size: int, seed: int) -> "ToyworldS
 class ToyworldSource:
     """`length` examples of a split; pictures are 8-bit RGB arrays [size, size, 3]."""
 
-    def __init__(self, split: Split, length: int, size: int = 64, seed: int = 0):
+    def __init__(self, split: Split, length: int, size: int = 64, seed: int = 0) -> None:
         """`size`: pixels of a picture's side."""
         self.split, self.length, self.size, self.seed = split, length, size, seed
 

@@ -82,7 +82,7 @@ class Component(Protocol):
 class ComponentEvaluator:
     """Evaluation of a component as a `train.evaluator.Evaluator`."""
 
-    def __init__(self, component: Component, frozen: Params):
+    def __init__(self, component: Component, frozen: Params) -> None:
         """Evaluates `component` with the parameters `frozen` of the components that it builds on."""
         self.name, self.meanings = component.name, component.meanings
         self.every_steps, self.examples = component.config.eval_every_steps, component.config.num_eval_examples

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -140,5 +140,5 @@ class VAEComponent:
         mean, logvar = self._call(params, pixels.astype(jnp.float32) / 127.5 - 1.0, "encode")
         return jnp.clip((self._call(params, mean, "decode") + 1.0) * 127.5, 0.0, 255.0), mean, logvar
 
-    def _call(self, params: Params, x: Array, method: str):
+    def _call(self, params: Params, x: Array, method: str) -> Any:
         return self.model.vae.apply({"params": params["vae"]}, x, method=method)

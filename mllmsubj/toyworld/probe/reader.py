@@ -1,6 +1,6 @@
 """The probe at work: pictures in, values of attributes out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +47,7 @@ def logits(
     network: Probe, params: Params, images: Float[Array, "b height width c"], places: Float[Array, "b 3"] | None = None
 ) -> tuple[Float[Array, "b _"], ...]:
     """Of each attribute, in the order of `ATTRIBUTES`; images in [−1, 1]. `places`: see `Probe`."""
-    found = cast(dict, network.apply({"params": params}, images, places))
+    found = cast(dict[str, Array], network.apply({"params": params}, images, places))
     return tuple(found[name] for name in ATTRIBUTES)
 
 
@@ -91,7 +91,7 @@ class ProbeReader:
         return self.network.size
 
     @cached_property
-    def _answers(self):
+    def _answers(self) -> Callable[[Params, Array], Any]:
         return jax.jit(lambda params, pixels: answers(self.network, params, pixels))
 
     def __call__(self, pictures: UInt8[np.ndarray, "n height width 3"]) -> Int[np.ndarray, "n attributes"]:

@@ -30,7 +30,7 @@ HORIZON = 0.56
 class Canvas:
     """Draws in unit coordinates, y down, and keeps the light."""
 
-    def __init__(self, size: int, time: Time):
+    def __init__(self, size: int, time: Time) -> None:
         self.size, self.time = size, time
         self.image = Image.new("RGB", (size, size))
         self._draw = ImageDraw.Draw(self.image)

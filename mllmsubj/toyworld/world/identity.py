@@ -2,9 +2,10 @@
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -136,7 +137,7 @@ def random_identity(rng: np.random.Generator) -> Identity:
     )
 
 
-def pick(rng: np.random.Generator, values):
+def pick(rng: np.random.Generator, values: Sequence[Any]) -> Any:
     """One of a sequence, uniformly."""
     return values[int(rng.integers(len(values)))]
 

@@ -42,7 +42,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         paths = {split: epath.Path(dl_manager.manual_dir) / f"{split}.jsonl" for split in ("train", "test")}
         if not paths["train"].exists():
             raise UserError(f"{paths['train']} is not there; --manual_dir names the folder that holds it")
