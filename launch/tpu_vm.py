@@ -125,7 +125,7 @@ def check_env_file(path: Path) -> None:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise Mistake(f"cannot read --env-file {path}: {getattr(error, 'strerror', 'not text')}") from None
+        raise Mistake(f"cannot read --env-file {path}: {getattr(error, 'strerror', 'not text')}") from error
     for number, line in enumerate(lines, 1):
         if line.strip() and not line.startswith("#") and not re.match(r"[A-Za-z_][A-Za-z0-9_]*=", line):
             raise Mistake(f"line {number} of --env-file {path} is not NAME=VALUE")

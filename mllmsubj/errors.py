@@ -1,11 +1,23 @@
-"""The one exception that means "the user can fix this": the command line prints it as one line, exit code 2."""
+"""Exceptions for mistakes that the user can fix; the command line prints them as one line and exits with 2."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in what was given: names the thing, its value and the fix, in one line."""
+    """A mistake of the user; the message names the thing, its value and the fix, in one line."""
+
+
+class ConfigError(UserError):
+    """A config, one of its keys, or an override is wrong."""
+
+
+class DataError(UserError):
+    """A data set, a tokenizer or an image cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or imported weights cannot be used."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

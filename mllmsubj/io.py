@@ -51,7 +51,7 @@ def writing(path: Path) -> Iterator[Path]:
         with replacing(path) as partial:
             yield partial
     except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
 def write_png(image: "Image.Image", path: Path, **options: Any) -> None:

@@ -34,8 +34,8 @@ class JpegPairs:
         """`size`: pixels of a picture's side."""
         try:
             import skimage.data
-        except ImportError:
-            raise UserError("bench --what=data reads scikit-image's photographs; pip install scikit-image") from None
+        except ImportError as error:
+            raise UserError("bench --what=data reads scikit-image's photographs; pip install scikit-image") from error
         self.size = size
         self._photos = [Image.fromarray(photo()) for photo in (skimage.data.astronaut, skimage.data.coffee)]
 

@@ -102,7 +102,7 @@ def _flux_pipeline(width: int, folder: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"bench --what=sampler compares with diffusers, which is not installed ({error.name})"
-        ) from None
+        ) from error
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         in_channels=64,

@@ -61,7 +61,7 @@ def compare(experiment: Experiment, size: Size, repeats: int) -> dict[str, Any]:
     except ImportError as error:
         raise UserError(
             f"bench --what=train compares with diffusers and peft, which are not installed ({error.name})"
-        ) from None
+        ) from error
     torch.set_num_threads(_cores())
     ours = Ours(experiment, size)
     peer = Peer(size.model, ours.step.train, ours.step.rates, ours.step.stage.warmup_steps)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mllmsubj.config.schema import Experiment
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 
 FLUX_LICENSE = "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md"
 PAPER = "https://arxiv.org/abs/2605.26111"
@@ -59,7 +59,7 @@ def read_metrics(*folders: Path) -> dict[str, Any]:
             try:
                 return dict(json.loads(path.read_text()))
             except (TypeError, ValueError) as error:
-                raise UserError(f"{path} holds no metrics: {error}") from None
+                raise CheckpointError(f"{path} holds no metrics: {error}") from error
     return {}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 from mllmsubj.io import replacing
 from mllmsubj.tree import flatten
 from mllmsubj.typing import Params
@@ -31,7 +31,7 @@ def write(folder: Path, name: str, params: Params, provenance: Mapping[str, Any]
     with np.errstate(over="ignore"):  # looked for below
         arrays = {key: np.asarray(leaf, np.float16) for key, leaf in flatten(params).items()}
     if broken := [key for key, array in arrays.items() if not np.isfinite(array).all()]:
-        raise UserError(f"part {name}: {broken[0]} has numbers beyond 16 bits; train it again, with a lower rate")
+        raise CheckpointError(f"part {name}: {broken[0]} has numbers beyond 16 bits; train it again, with a lower rate")
     with replacing(path(folder, name)) as partial:
         partial.write_bytes(safetensors.numpy.save(arrays))
     with replacing(folder / f"{name}.json") as partial:
@@ -46,7 +46,9 @@ def read(folder: Path, names: tuple[str, ...] = PARTS) -> dict[str, np.ndarray]:
             try:
                 found |= safetensors.numpy.load_file(file)
             except (OSError, safetensors.SafetensorError) as error:
-                raise UserError(f"{file} is damaged: {' '.join(str(error).split())}; make or copy it again") from None
+                raise CheckpointError(
+                    f"{file} is damaged: {' '.join(str(error).split())}; make or copy it again"
+                ) from error
     return {key: array.astype(np.float32) for key, array in found.items()}
 
 
@@ -57,4 +59,4 @@ def provenance(folder: Path, name: str) -> dict[str, Any]:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {file}, which says where part {name} comes from: {why}") from None
+        raise CheckpointError(f"cannot read {file}, which says where part {name} comes from: {why}") from error

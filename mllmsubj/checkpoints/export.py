@@ -6,7 +6,7 @@ from mllmsubj import convert
 from mllmsubj.checkpoints import format as checkpoint
 from mllmsubj.checkpoints.card import model_card, read_metrics
 from mllmsubj.config.schema import Experiment
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 from mllmsubj.io import replacing_folder
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectModel, is_trained
@@ -31,7 +31,7 @@ def export(where: str | Path, output: Path) -> None:
                 convert.save_lora(partial, experiment.model.transformer, experiment.model.lora, params["transformer"])
             (partial / "README.md").write_text(model_card(experiment, metrics, checkpoint.fingerprint(folder)))
     except OSError as error:
-        raise UserError(f"cannot write {str(output)!r}: {error.strerror or error}") from None
+        raise CheckpointError(f"cannot write {str(output)!r}: {error.strerror or error}") from error
 
 
 def trained_params(folder: Path, experiment: Experiment) -> Params:
@@ -43,8 +43,8 @@ def trained_params(folder: Path, experiment: Experiment) -> Params:
     wanted = {path: leaf for path, leaf in flatten(model.abstract_params()).items() if is_trained(path)}
     stored = {path: leaf for path, leaf in checkpoint.stored(folder).items() if path in wanted}
     if not stored:
-        raise UserError(f"checkpoint {folder} is not trained yet; export what mllmsubj train wrote")
+        raise CheckpointError(f"checkpoint {folder} is not trained yet; export what mllmsubj train wrote")
     if problems := checkpoint.differences(stored, wanted):
-        raise UserError(f"checkpoint {folder} does not fit its config: {problems}")
+        raise CheckpointError(f"checkpoint {folder} does not fit its config: {problems}")
     target = unflatten(wanted)
     return checkpoint.read(folder, sharded_shapes(target, make_mesh()))

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError, UserError
 from mllmsubj.parallel.multihost import on_first_process
 from mllmsubj.parallel.sharding import shardings_of, with_sharding
 from mllmsubj.tree import flatten, unflatten
@@ -54,7 +54,7 @@ def save(
 
     def start() -> str:
         if folder.exists() and not (replace and (folder / "config.json").is_file()):
-            raise UserError(f"{folder} exists already; give another folder or delete it first")
+            raise CheckpointError(f"{folder} exists already; give another folder or delete it first")
         partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         partial.mkdir(parents=True)
         return str(partial)
@@ -79,7 +79,7 @@ def save(
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"cannot write {folder}: {reason(error)}") from None
+        raise CheckpointError(f"cannot write {folder}: {reason(error)}") from error
     finally:
         if partial != folder and jax.process_index() == 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -105,13 +105,13 @@ def read_config(folder: str | Path) -> ConfigDict:
     """The config a checkpoint was made with."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise UserError(
+        raise CheckpointError(
             f"{str(folder)!r} is no checkpoint: it has no config.json (a checkpoint is a folder, or 'tiny')"
         )
     try:
         return ConfigDict(json.loads(path.read_text(), object_hook=_with_tuples))
     except (AttributeError, RecursionError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no config: {' '.join(str(error).split())}") from None
+        raise CheckpointError(f"{path} is no config: {' '.join(str(error).split())}") from error
 
 
 RENAMED = {
@@ -175,7 +175,7 @@ def _located(folder: str | Path, wanted: Mapping[str, Any]) -> dict[str, Path]:
     (_, own), *bases = chain = list(_chain(folder))
     found = {p: leaf for _, there in reversed(bases) for p, leaf in there.items() if p in wanted} | own
     if problems := differences(found, wanted):
-        raise UserError(f"checkpoint {folder} does not fit its config: {problems}")
+        raise CheckpointError(f"checkpoint {folder} does not fit its config: {problems}")
     return {path: part for part, there in reversed(chain) for path in there}
 
 
@@ -196,16 +196,16 @@ def stored(folder: Path) -> dict[str, Any]:
     """Path -> metadata of the parameters that lie in the folder itself."""
     path = folder.absolute() / "params"  # orbax finds nothing by a relative path
     if not path.is_dir():
-        raise UserError(f"{folder} has no params folder")
+        raise CheckpointError(f"{folder} has no params folder")
     if problem := damage(folder):
-        raise UserError(f"checkpoint {folder} is damaged: {problem}; copy it again")
+        raise CheckpointError(f"checkpoint {folder} is damaged: {problem}; copy it again")
     import orbax.checkpoint as ocp  # a third of a second: only where parameters are in its format
 
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return flatten(checkpointer.metadata(path).item_metadata.tree)
     except Exception as error:  # of many types
-        raise UserError(f"cannot read the parameters in {path}: {reason(error)}") from None
+        raise CheckpointError(f"cannot read the parameters in {path}: {reason(error)}") from error
 
 
 def read(folder: Path, target: Params) -> Params:
@@ -218,7 +218,7 @@ def read(folder: Path, target: Params) -> Params:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(folder.absolute() / "params", args=arguments)
     except Exception as error:  # of many types
-        raise UserError(f"cannot read the parameters in {folder / 'params'}: {reason(error)}") from None
+        raise CheckpointError(f"cannot read the parameters in {folder / 'params'}: {reason(error)}") from error
 
 
 def _reference(base: str | Path) -> dict[str, str]:
@@ -236,9 +236,9 @@ def _base(folder: Path) -> Path | None:
     base = folder_of(said["checkpoint"])
     name = f"checkpoint {folder} needs its base {said['checkpoint']} with fingerprint {said['fingerprint']}"
     if not (base / "config.json").is_file():
-        raise UserError(f"{name}, which is no longer there; put it back, or a link to where it is")
+        raise CheckpointError(f"{name}, which is no longer there; put it back, or a link to where it is")
     if (now := fingerprint(base)) != said["fingerprint"]:
-        raise UserError(f"{name}, but what lies there now has {now}; put back the one it was trained on")
+        raise CheckpointError(f"{name}, but what lies there now has {now}; put back the one it was trained on")
     return base
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from mllmsubj.checkpoints import components
 from mllmsubj.checkpoints import format as checkpoint
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 from mllmsubj.models.lora import is_lora
 from mllmsubj.models.subject import SubjectModel, is_trained
 from mllmsubj.parallel.multihost import on_first_process
@@ -53,7 +53,7 @@ def tiny_params(model: SubjectModel, expected: Params, seed: int, names: tuple[s
         if path.partition("/")[0] in parts and (with_adapters or not is_lora(path))
     }
     if problems := checkpoint.differences(read, wanted):
-        raise UserError(
+        raise CheckpointError(
             f"the shipped weights of {', '.join(sorted(parts))} do not fit the config: {problems}; take the sizes of "
             f"configs/tiny.py, or --config.train.weights=random, or for another DLA --config.train.warm_start=False"
         )
@@ -112,7 +112,7 @@ def check_trained(folder: Path, expected: Params) -> None:
     """Raises UserError if a checkpoint has none of what is trained, as after an import."""
     trained = {path for path in flatten(expected) if is_trained(path)}
     if trained and not trained & checkpoint.stored_paths(folder):
-        raise UserError(
+        raise CheckpointError(
             f"checkpoint {folder} is not trained yet: it holds imported weights only; train on it with mllmsubj train "
             f"--config=… --config.train.weights={folder}"
         )
@@ -124,7 +124,7 @@ def base_folder(weights: str, workdir: Path) -> tuple[Path, bool]:
     "random" and "tiny" mean `WORKDIR/base`: a run outlives the version of the package whose weights it began with.
     """
     if not weights:
-        raise UserError(
+        raise CheckpointError(
             'config key train.weights is empty; name the folder of imported weights, "tiny" or "random": '
             "--config.train.weights=DIR"
         )

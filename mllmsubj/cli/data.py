@@ -110,7 +110,7 @@ def pack(values: flags.FlagValues) -> None:
         with tqdm(total=len(source), unit=" examples", disable=None) as bar:
             done = pack(source, output, values.shards, values.threads, Progress(bar.update, _report_skipped))
     except OSError as error:
-        raise UserError(f"cannot write the pack {str(output)!r}: {error.strerror or error}") from None
+        raise UserError(f"cannot write the pack {str(output)!r}: {error.strerror or error}") from error
     size = sum(each.stat().st_size for each in output.iterdir())
     files = len(done.about["shards"])
     print(f"{len(done)} examples, {done.about['skipped']} skipped, in {output}: {files} shards, {size / 2**20:.1f} MiB")

@@ -134,6 +134,6 @@ def _found(checkpoint: str | Path) -> "tuple[RowResult, dict[str, str]]":
 def _cat() -> Image.Image:
     try:
         from skimage import data
-    except ImportError:
-        raise UserError("the demo's photograph comes with scikit-image: install it, or give --reference=IMG") from None
+    except ImportError as error:
+        raise UserError("the demo's photograph comes with scikit-image: install it, or give --reference=IMG") from error
     return Image.fromarray(data.chelsea())

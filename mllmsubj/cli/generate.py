@@ -105,10 +105,10 @@ def lora_of(text: str) -> tuple[Path, float]:
     if colon and not path.exists():
         try:
             path, weight = Path(name).expanduser(), float(number)
-        except ValueError:
+        except ValueError as error:
             raise UserError(
                 f"lora {text!r}: no such file, and {number!r} is not a weight; give PATH or PATH:0.8"
-            ) from None
+            ) from error
     if not path.exists():
         raise UserError(f"lora {str(path)!r} does not exist; give a .safetensors file or a folder with one")
     if not math.isfinite(weight):

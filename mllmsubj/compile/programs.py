@@ -182,7 +182,7 @@ def _compiled(name: str, lower: Callable[[], jax.stages.Lowered]) -> tuple[jax.s
     except jax.errors.JaxRuntimeError as error:
         if not re.search(r"RESOURCE_EXHAUSTED.*\bhbm\b", str(error), re.IGNORECASE | re.DOTALL):
             raise
-        raise DoesNotFit(name, str(error), time.perf_counter() - start) from None
+        raise DoesNotFit(name, str(error), time.perf_counter() - start) from error
     return compiled, time.perf_counter() - start
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mllmsubj.errors import UserError
+from mllmsubj.errors import ConfigError
 from mllmsubj.ops.patchify import TOKEN_PIXELS
 
 
@@ -52,17 +52,17 @@ class DataConfig:
     def __post_init__(self) -> None:
         for height, width in self.sizes:
             if height % TOKEN_PIXELS or width % TOKEN_PIXELS or min(height, width) < TOKEN_PIXELS:
-                raise UserError(f"config key data.sizes has {height}x{width}; use multiples of {TOKEN_PIXELS}")
+                raise ConfigError(f"config key data.sizes has {height}x{width}; use multiples of {TOKEN_PIXELS}")
         if not self.sizes:
-            raise UserError("config key data.sizes is empty; name at least one (height, width)")
+            raise ConfigError("config key data.sizes is empty; name at least one (height, width)")
         for name in ("swap", "flip", "remove_background", "max_skipped"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"config key data.{name} is {getattr(self, name)}; it must be from 0 to 1")
+                raise ConfigError(f"config key data.{name} is {getattr(self, name)}; it must be from 0 to 1")
         if not 0.0 < self.crop <= 1.0:
-            raise UserError(f"config key data.crop is {self.crop}; it must be above 0, at most 1")
+            raise ConfigError(f"config key data.crop is {self.crop}; it must be above 0, at most 1")
         for name in ("examples", "max_references", "prompt_tokens", "threads", "prefetch"):
             if getattr(self, name) < 1:
-                raise UserError(f"config key data.{name} is {getattr(self, name)}; it must be at least 1")
+                raise ConfigError(f"config key data.{name} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class PromptConfig:
     def __post_init__(self) -> None:
         for name in ("max_tokens", "pad_to_multiple", "clip_tokens"):
             if getattr(self, name) < 1:
-                raise UserError(f"config key prompt.{name} is {getattr(self, name)}; it must be at least 1")
+                raise ConfigError(f"config key prompt.{name} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from mllmsubj.errors import UserError, nearest
+from mllmsubj.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def find_config(name: str, folder: str = "") -> Path:
         return shipped[short]
     kind = folder.removesuffix("s") or "config"
     beside = [str(path) for path in Path(name).parent.glob("*.py")]
-    raise UserError(
+    raise ConfigError(
         f"{kind} file {name!r} is not there{nearest(name, [*shipped, *beside])}; give a file, or a shipped one's name: "
         f"{', '.join(shipped)}"
     )
@@ -63,7 +63,7 @@ def from_file(path: Path, shown: str, make: Callable[[Mapping[str, Any]], T]) ->
         return make(runpy.run_path(str(path)))
     except Exception as error:  # a config is a program: it can raise anything
         reason = " ".join(str(error).split())
-        raise UserError(f"{shown} fails to load: {type(error).__name__}: {reason}") from None
+        raise ConfigError(f"{shown} fails to load: {type(error).__name__}: {reason}") from error
     finally:
         sys.path.remove(str(root))
 
@@ -82,11 +82,11 @@ def typed(cls: type[T], config: Mapping[str, Any] | ConfigDict, path: str) -> T:
     fields = typing.get_type_hints(cls)
     unknown = [key for key in config if key not in fields]
     if unknown:
-        raise UserError(f"unknown config key {path}.{unknown[0]}{nearest(unknown[0], fields)}")
+        raise ConfigError(f"unknown config key {path}.{unknown[0]}{nearest(unknown[0], fields)}")
     required = {each.name for each in dataclasses.fields(cls) if each.default is dataclasses.MISSING}  # type: ignore
     missing = [name for name in fields if name in required and name not in config]
     if missing:
-        raise UserError(f"missing config key {path}.{missing[0]}")
+        raise ConfigError(f"missing config key {path}.{missing[0]}")
     given = {name: kind for name, kind in fields.items() if name in config}
     return cls(**{name: _value(kind, config[name], f"{path}.{name}") for name, kind in given.items()})
 
@@ -115,4 +115,4 @@ def _value(kind: Any, value: Any, path: str) -> Any:
     if isinstance(kind, type) and type(value) is kind:
         return value
     expected = " or ".join(map(repr, kind.__args__)) if origin is Literal else getattr(kind, "__name__", str(kind))
-    raise UserError(f"config key {path} is {value!r}; expected {expected}")
+    raise ConfigError(f"config key {path} is {value!r}; expected {expected}")

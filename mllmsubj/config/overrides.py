@@ -5,7 +5,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mllmsubj.errors import UserError, nearest
+from mllmsubj.errors import ConfigError, nearest
 
 Overrides = dict[str, Any]
 """Dotted keys of a config -> the values that they get."""
@@ -25,14 +25,14 @@ def apply_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
             known = list(node) if isinstance(node, ConfigDict) else []
             name = name.partition("[")[0]
             if name not in known:
-                raise UserError(f"unknown config key {key}{nearest(name, known)}")
+                raise ConfigError(f"unknown config key {key}{nearest(name, known)}")
             node = node[name]
     values, argv = flags.FlagValues(), ["mllmsubj", *overrides]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         parse(values, argv)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"config override: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"config override: {' '.join(str(error).split())}") from error
     return values.config
 
 
@@ -41,6 +41,6 @@ def parse(values: flags.FlagValues, argv: list[str]) -> None:
     try:
         words = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UserError(f"unknown flag --{error.flagname}{nearest(error.flagname, values)}") from None
+        raise ConfigError(f"unknown flag --{error.flagname}{nearest(error.flagname, values)}") from error
     if words:
-        raise UserError(f"unexpected argument {words[0]!r}; every argument is a --flag=value")
+        raise ConfigError(f"unexpected argument {words[0]!r}; every argument is a --flag=value")

@@ -7,7 +7,7 @@ import numpy as np
 
 from mllmsubj.diffusion.stages import Conditions, LastStage, Stage, plan_stages
 from mllmsubj.diffusion.steppers import Name
-from mllmsubj.errors import UserError
+from mllmsubj.errors import ConfigError
 from mllmsubj.ops.patchify import TOKEN_PIXELS
 
 MAX_SIDE = 4096
@@ -47,18 +47,18 @@ class SamplingConfig:
             value = getattr(self, name)
             if value % TOKEN_PIXELS or not TOKEN_PIXELS <= value <= MAX_SIDE:
                 near = min(max(round(value / TOKEN_PIXELS), 1) * TOKEN_PIXELS, MAX_SIDE)
-                raise UserError(
+                raise ConfigError(
                     f"{name} is {value}; it must be a multiple of {TOKEN_PIXELS} up to {MAX_SIDE}, such as {near}"
                 )
         for name, low, high in (("steps", 1, 1000), ("batch_size", 1, 1024)):
             if not low <= getattr(self, name) <= high:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be from {low} to {high}")
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be from {low} to {high}")
         for name in ("guidance", "text_guidance", "reference_guidance"):
             if not (math.isfinite(getattr(self, name)) and 0 <= getattr(self, name) <= 100):
-                raise UserError(f"{name} is {getattr(self, name)}; it must be from 0 to 100")
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be from 0 to 100")
         if not 0.0 <= self.tau2 <= self.tau1 <= 1.0:
             taus = f"tau1={self.tau1:g}, tau2={self.tau2:g}"
-            raise UserError(f"{taus}: they must satisfy 0 <= tau2 <= tau1 <= 1 (the paper: 0.95, 0.85)")
+            raise ConfigError(f"{taus}: they must satisfy 0 <= tau2 <= tau1 <= 1 (the paper: 0.95, 0.85)")
 
     def stages(self, times: np.ndarray) -> tuple[Stage, ...]:
         """See `plan_stages`."""

@@ -15,7 +15,7 @@ from mllmsubj.config.load import typed
 from mllmsubj.config.sampling import SamplingConfig
 from mllmsubj.config.train import CheckpointConfig, EvalsConfig, LogConfig, TrainConfig
 from mllmsubj.diffusion.schedule import ShiftConfig
-from mllmsubj.errors import UserError
+from mllmsubj.errors import ConfigError
 from mllmsubj.models.layers import Compute
 from mllmsubj.models.subject import SubjectConfig
 from mllmsubj.ops.attention import Implementation
@@ -111,4 +111,4 @@ def _check(model: SubjectConfig) -> None:
         ("transformer.attention_head_dim", dit.attention_head_dim, "sum of axes_dims_rope", sum(dit.axes_dims_rope)),
     ):
         if value != want:
-            raise UserError(f"config key model.{name} is {value} but {other} is {want}; make them equal")
+            raise ConfigError(f"config key model.{name} is {value} but {other} is {want}; make them equal")

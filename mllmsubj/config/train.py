@@ -4,7 +4,7 @@ import math
 from dataclasses import astuple, dataclass
 from typing import Literal
 
-from mllmsubj.errors import UserError
+from mllmsubj.errors import ConfigError
 
 Optimizer = Literal["adamw", "muon"]
 
@@ -20,7 +20,9 @@ class ModesConfig:
 
     def __post_init__(self) -> None:
         if min(astuple(self)) < 0 or not math.isclose(sum(astuple(self)), 1.0, abs_tol=1e-6):
-            raise UserError(f"condition modes {astuple(self)} (both, mllm, vae, none) must be at least 0 and sum to 1")
+            raise ConfigError(
+                f"condition modes {astuple(self)} (both, mllm, vae, none) must be at least 0 and sum to 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class StageConfig:
         counts = dict(steps=self.steps, warmup_steps=self.warmup_steps, decay_steps=self.decay_steps)
         if min(counts.values()) < 0:
             said = ", ".join(f"{name}={count}" for name, count in counts.items())
-            raise UserError(f"a stage has {said}; use 0 or more")
+            raise ConfigError(f"a stage has {said}; use 0 or more")
 
 
 @dataclass(frozen=True)
@@ -95,19 +97,21 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "grad_accum_steps"):
             if getattr(self, name) < 1:
-                raise UserError(f"config key train.{name} is {getattr(self, name)}; it must be at least 1")
+                raise ConfigError(f"config key train.{name} is {getattr(self, name)}; it must be at least 1")
         if self.batch_size % self.grad_accum_steps:
-            raise UserError(
+            raise ConfigError(
                 f"train.batch_size {self.batch_size} is not divisible by train.grad_accum_steps "
                 f"{self.grad_accum_steps}; use a multiple"
             )
         if not 0.0 <= self.ema_decay < 1.0:
-            raise UserError(f"config key train.ema_decay is {self.ema_decay}; it must be at least 0 (off) and below 1")
+            raise ConfigError(
+                f"config key train.ema_decay is {self.ema_decay}; it must be at least 0 (off) and below 1"
+            )
         if self.steps < 1:
-            raise UserError("config keys train.stage1.steps and train.stage2.steps are both 0; nothing to train")
+            raise ConfigError("config keys train.stage1.steps and train.stage2.steps are both 0; nothing to train")
         for name in ("clip_norm", "max_nonfinite_steps"):
             if getattr(self, name) <= 0:
-                raise UserError(f"config key train.{name} is {getattr(self, name)}; it must be above 0")
+                raise ConfigError(f"config key train.{name} is {getattr(self, name)}; it must be above 0")
 
     @property
     def steps(self) -> int:
@@ -153,7 +157,7 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:
-            raise UserError(f"config key log.every_steps is {self.every_steps}; it must be at least 1")
+            raise ConfigError(f"config key log.every_steps is {self.every_steps}; it must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mllmsubj.convert.engine import Entry, Source, Table, TensorFiles, inside, linear, norm, read_config, repeat, sizes
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 from mllmsubj.models.clip import ACTIVATIONS, CLIPTextConfig, CLIPTextModel
 from mllmsubj.models.layers import abstract_params
 from mllmsubj.typing import Params
@@ -29,7 +29,7 @@ def open_clip_text(folder: str | Path) -> Source[CLIPTextConfig]:
     """Opens the files for `load_clip_text` without reading tensors."""
     raw = read_config(folder)
     for key, value, wanted in _refused(raw):
-        raise UserError(
+        raise CheckpointError(
             f"{folder}/config.json: {key} is {value!r}, not {wanted}; give the text_encoder folder of a FLUX model"
         )
     config = sizes(CLIPTextConfig, raw)

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from mllmsubj.convert.engine import Entry, TensorFiles, convert, read_config, sizes
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 from mllmsubj.models.dla import DLAConfig, DualLayerAggregator
 from mllmsubj.models.layers import abstract_params
 from mllmsubj.tree import flatten
@@ -33,7 +33,7 @@ def load_dla(folder: str | Path) -> tuple[DLAConfig, Params]:
     raw = read_config(folder, CONFIG_FILE)
     for field in fields(DLAConfig):
         if _kind(value := raw[field.name]) != field.type:
-            raise UserError(f"{Path(folder) / CONFIG_FILE}: {field.name} is {value!r}, which is of another type")
+            raise CheckpointError(f"{Path(folder) / CONFIG_FILE}: {field.name} is {value!r}, which is of another type")
     config = sizes(DLAConfig, raw)
     expected = abstract_params(DualLayerAggregator(config))
     table = [Entry(path, path) for path in flatten(expected)]

@@ -15,7 +15,7 @@ import numpy as np
 from einops import EinopsError, rearrange
 from safetensors import SafetensorError, safe_open
 
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError, UserError
 from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Params
 
@@ -101,18 +101,20 @@ def read_config(folder: str | Path, name: str = "config.json") -> dict[str, Any]
     """Reads the folder's `config.json`; looking up a key that it lacks raises UserError."""
     path = config_path(folder).with_name(name)
     if not path.is_file():
-        raise UserError(f"{path} is not there; give the folder that a diffusers or transformers model was saved in")
+        raise CheckpointError(
+            f"{path} is not there; give the folder that a diffusers or transformers model was saved in"
+        )
 
     class Section(dict[str, Any]):
         def __missing__(self, key: str) -> None:
-            raise UserError(
+            raise CheckpointError(
                 f"{path} has no {key!r}; it is not the config of this model, or of a version not known here"
             )
 
     try:
         return json.loads(path.read_text(), object_hook=Section)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
 
 
 def sizes(cls: type[T], raw: dict[str, Any]) -> T:
@@ -128,12 +130,12 @@ class TensorFiles(Mapping[str, np.ndarray]):
         """Reads the headers; raises UserError for missing or unreadable files and missing shards."""
         self.folder = Path(folder)
         if not self.folder.exists():
-            raise UserError(f"{self.folder} is not there; give a .safetensors file or a folder with some")
+            raise CheckpointError(f"{self.folder} is not there; give a .safetensors file or a folder with some")
         files = [self.folder] if self.folder.is_file() else sorted(self.folder.glob("*.safetensors"))
         if not files:
             pickled = [path.name for path in self.folder.glob("*.bin")]
             hint = f" ({pickled[0]} is a pickle: save it again with safe_serialization=True)" if pickled else ""
-            raise UserError(f"{self.folder} contains no .safetensors file{hint}")
+            raise CheckpointError(f"{self.folder} contains no .safetensors file{hint}")
         self._file_of: dict[str, Path] = {}
         self.metadata: dict[str, str] = {}
         """Metadata of the headers of all files."""
@@ -151,10 +153,12 @@ class TensorFiles(Mapping[str, np.ndarray]):
                 start = file.read(2)
             # A pickle's first two bytes, or those of the zip archive that torch.save puts it in.
             hint = "; it is a pickle, which is never loaded" if start == b"PK" or start[:1] == b"\x80" else ""
-            raise UserError(f"{path} cannot be read as safetensors: {error}{hint}") from None
+            raise CheckpointError(f"{path} cannot be read as safetensors: {error}{hint}") from error
         if twice := sorted(names & self._file_of.keys()):
             first = self._file_of[twice[0]]
-            raise UserError(f"{first} and {path.name} both contain {twice[0]!r}; name one of the files, or remove it")
+            raise CheckpointError(
+                f"{first} and {path.name} both contain {twice[0]!r}; name one of the files, or remove it"
+            )
         self._file_of |= dict.fromkeys(names, path)
 
     def _check_index(self) -> None:
@@ -163,7 +167,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
                 f.name for f in self._file_of.values()
             }
             if missing:
-                raise UserError(f"{path} lists missing shards: {', '.join(sorted(missing))}")
+                raise CheckpointError(f"{path} lists missing shards: {', '.join(sorted(missing))}")
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Reads a tensor; raises UserError if numpy has no such dtype."""
@@ -172,12 +176,14 @@ class TensorFiles(Mapping[str, np.ndarray]):
                 return handle.get_tensor(name)
             except AttributeError:  # numpy has no such dtype
                 kind = handle.get_slice(name).get_dtype()
-        raise UserError(f"{self._file_of[name]}: {name!r} is {kind}; give the file with bfloat16 or float32 weights")
+        raise CheckpointError(
+            f"{self._file_of[name]}: {name!r} is {kind}; give the file with bfloat16 or float32 weights"
+        )
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns a tensor's shape from the header; raises UserError if there is no such tensor."""
         if name not in self:
-            raise UserError(f"{self.folder} has no tensor {name!r}")
+            raise CheckpointError(f"{self.folder} has no tensor {name!r}")
         with safe_open(self._file_of[name], framework="numpy") as handle:
             return tuple(handle.get_slice(name).get_shape())
 
@@ -272,8 +278,10 @@ def taken(entry: Entry, tensor: np.ndarray) -> np.ndarray:
         if entry.rows and len(tensor) != entry.height:
             raise EinopsError
         return LAYOUTS[entry.layout](parts[0] if len(parts) == 1 else np.concatenate(parts))
-    except EinopsError:
-        raise UserError(f"{entry.source!r} has shape {tensor.shape}, which does not fit {entry.target!r}") from None
+    except EinopsError as error:
+        raise CheckpointError(
+            f"{entry.source!r} has shape {tensor.shape}, which does not fit {entry.target!r}"
+        ) from error
 
 
 def misfit(entry: Entry, tensor: np.ndarray, leaf: tuple[int, ...]) -> str | None:
@@ -288,4 +296,4 @@ def refuse(problems: list[str], where: str) -> None:
     """Raises UserError with the first eight problems, if there are any."""
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise UserError(f"{where} does not contain this model: {shown}")
+        raise CheckpointError(f"{where} does not contain this model: {shown}")

@@ -8,7 +8,7 @@ import re
 
 from mllmsubj.convert.engine import TensorFiles
 from mllmsubj.convert.renames import Rename, fused
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 from mllmsubj.models.dit import MLP_RATIO, FluxConfig
 
 AXES = {128: (16, 56, 56)}
@@ -36,7 +36,7 @@ def read_sizes(tensors: TensorFiles, start: str) -> FluxConfig:
     width, channels = shape("img_in.weight")
     (head,) = shape("double_blocks.0.img_attn.norm.query_norm.scale")
     if head not in AXES:
-        raise UserError(
+        raise CheckpointError(
             f"{tensors.folder}: heads of {head} channels; FLUX.1's have {', '.join(map(str, AXES))}, other models need "
             "the config.json of diffusers beside the file"
         )

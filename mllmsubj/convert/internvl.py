@@ -8,7 +8,7 @@ from typing import Any
 from mllmsubj.convert import internvl_original as original
 from mllmsubj.convert.engine import Entry, Source, Table, TensorFiles, conv, linear, norm, read_config, repeat
 from mllmsubj.convert.renames import renamed
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 from mllmsubj.models.layers import abstract_params
 from mllmsubj.models.mllm import InternVL, InternVLConfig
 from mllmsubj.models.qwen2 import Qwen2Config
@@ -80,7 +80,7 @@ def read_sizes(raw: Mapping[str, Any], where: str, has_head: bool) -> InternVLCo
         **{key: _need(raw, key, key, where) for key in ("image_token_id", "downsample_ratio")},
     )
     if abs(config.merge * config.downsample_ratio - 1) > 1e-6 or config.vision.grid % config.merge:
-        raise UserError(
+        raise CheckpointError(
             f"{where}: downsample_ratio {config.downsample_ratio} does not fit the {config.vision.grid} patches of a "
             "tile's side; 1 / downsample_ratio must be a whole number that divides them"
         )
@@ -143,13 +143,13 @@ def _check(raw: Mapping[str, Any], where: str) -> None:
         section = raw[parents[0]] if parents else raw
         value = section.get(name, values[0])
         if value not in values:
-            raise UserError(f"{where}: {key} is {value!r}; supported: {', '.join(map(repr, values))}")
+            raise CheckpointError(f"{where}: {key} is {value!r}; supported: {', '.join(map(repr, values))}")
 
 
 def _side(value: Any, key: str, where: str) -> Any:
     sides = {*value} if isinstance(value, list) else {value}
     if len(sides) > 1:
-        raise UserError(f"{where}: {key} is {value}; supported: a square")
+        raise CheckpointError(f"{where}: {key} is {value}; supported: a square")
     return sides.pop()
 
 
@@ -159,5 +159,5 @@ def _pick(kind: type, section: Mapping[str, Any], name: str, where: str) -> dict
 
 def _need(section: Mapping[str, Any], name: str, key: str, where: str) -> Any:
     if section.get(name) is None:
-        raise UserError(f"{where}: config.json has no {key}")
+        raise CheckpointError(f"{where}: config.json has no {key}")
     return section[name]

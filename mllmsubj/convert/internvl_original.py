@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mllmsubj.convert.renames import Rename, fused
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 
 MARK = "mlp1.0.weight"
 """Tensor that identifies the layout."""
@@ -27,11 +27,11 @@ def to_transformers_config(raw: Mapping[str, Any], folder: Path, where: str) -> 
     """Converts an original `config.json` to that of transformers; raises UserError for unsupported values."""
     for key, value in SUPPORTED.items():
         if raw.get(key) != value:
-            raise UserError(f"{where}: {key} is {raw.get(key)!r}; supported: {value!r}")
+            raise CheckpointError(f"{where}: {key} is {raw.get(key)!r}; supported: {value!r}")
     vision, text = dict(raw["vision_config"]), dict(raw["llm_config"])
     size = raw.get("force_image_size") or vision.get("image_size")
     if size != vision.get("image_size"):
-        raise UserError(
+        raise CheckpointError(
             f"{where}: force_image_size is {size} and vision_config.image_size {vision.get('image_size')}; supported: "
             "equal ones, position embeddings are not interpolated"
         )
@@ -53,9 +53,11 @@ def _image_token_id(folder: Path, vocabulary: Any, where: str) -> int:
     try:
         token = json.loads(path.read_text()).get(IMAGE_TOKEN) if path.is_file() else IMAGE_TOKEN_ID
     except (AttributeError, ValueError) as error:
-        raise UserError(f"{path} is not a valid token list: {error}") from None
+        raise CheckpointError(f"{path} is not a valid token list: {error}") from error
     if not isinstance(token, int) or not isinstance(vocabulary, int) or token >= vocabulary:
-        raise UserError(f"{where}: the id of {IMAGE_TOKEN} is {token}, vocab_size is {vocabulary}; it must be below")
+        raise CheckpointError(
+            f"{where}: the id of {IMAGE_TOKEN} is {token}, vocab_size is {vocabulary}; it must be below"
+        )
     return token
 
 

@@ -19,7 +19,7 @@ from mllmsubj.convert import flux, flux_original
 from mllmsubj.convert.engine import Entry, Table, TensorFiles, refuse
 from mllmsubj.convert.lora_scales import Scales
 from mllmsubj.convert.renames import renamed
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 from mllmsubj.models.dit import FluxConfig, FluxTransformer
 from mllmsubj.models.layers import abstract_params
 from mllmsubj.models.lora import LoRAConfig
@@ -83,7 +83,7 @@ def load_lora(path: str | Path, config: FluxConfig, foldable: bool = False) -> t
         leaves[f"{base}lora_a"][at][:, :width] = adapter.down
         leaves[f"{base}lora_b"][at][:width] = adapter.up * np.float32(adapter.scale / shared)
     if lacking and not foldable:
-        raise UserError(
+        raise CheckpointError(
             f"{file} adapts {_some(lacking)}, which have no adapters here; generate with it (generate --lora), "
             "which merges it into the weights"
         )
@@ -133,7 +133,7 @@ def _file(path: Path) -> Path:
     named = [path / name for name in FILES if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
     if len(named) != 1:
         what = f"several: {', '.join(file.name for file in named)}" if named else "none"
-        raise UserError(f"{path} should hold one LoRA, {' or '.join(FILES)}, and has {what}; name the file")
+        raise CheckpointError(f"{path} should hold one LoRA, {' or '.join(FILES)}, and has {what}; name the file")
     return named[0]
 
 
@@ -169,7 +169,7 @@ def _read(tensors: TensorFiles, file: Path, config: FluxConfig) -> list[_Adapter
             adapters.append(_Adapter(entry, down.T, np.concatenate(rows).T, scale))
     refuse(problems, str(file))
     if not adapters:
-        raise UserError(f"{file} contains no adapter")
+        raise CheckpointError(f"{file} contains no adapter")
     return adapters
 
 
@@ -213,9 +213,11 @@ def _kernels(config: FluxConfig) -> dict[str, tuple[int, ...]]:
 def _refuse_unknown(names: list[str], file: Path) -> None:
     for mark, form in UNSUPPORTED_FORMATS.items():
         if any(mark in name for name in names):
-            raise UserError(f"{file} is {form}; only LoRA as diffusers, PEFT, ComfyUI and kohya save it can be loaded")
+            raise CheckpointError(
+                f"{file} is {form}; only LoRA as diffusers, PEFT, ComfyUI and kohya save it can be loaded"
+            )
     if names:
-        raise UserError(
+        raise CheckpointError(
             f"{file} has tensors that match no projection of a FLUX transformer of these sizes: {_some(names)}"
         )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mllmsubj.convert.engine import TensorFiles
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 
 HEADER_KEY, CONFIG_FILE = "lora_adapter_metadata", "adapter_config.json"
 """Location of PEFT's config in diffusers' header, and PEFT's own file."""
@@ -21,7 +21,7 @@ class Scales:
         self._config = _config(tensors, file)
         for key in ("use_dora", "lora_bias"):
             if self._config.get(key):
-                raise UserError(f"{file}: {key} is on; only plain LoRA can be loaded")
+                raise CheckpointError(f"{file}: {key} is on; only plain LoRA can be loaded")
 
     def __call__(self, module: str, rank: int, alpha: float | None) -> float:
         """Returns the scale; `alpha`, from a tensor, overrides the config, and `module` is the name in the file."""
@@ -44,7 +44,7 @@ def _config(tensors: TensorFiles, file: Path) -> dict[str, Any]:
             raw = json.loads(text)
             return {key.removeprefix("transformer."): value for key, value in raw.items()}
         except (AttributeError, ValueError) as error:
-            raise UserError(f"{where} is not a valid LoRA config: {error}") from None
+            raise CheckpointError(f"{where} is not a valid LoRA config: {error}") from error
     return {}
 
 

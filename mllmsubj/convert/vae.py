@@ -20,7 +20,7 @@ from mllmsubj.convert.engine import (
     read_config,
     sizes,
 )
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 from mllmsubj.models.layers import abstract_params
 from mllmsubj.models.vae import AutoencoderKL, VAEConfig
 from mllmsubj.typing import Params
@@ -61,7 +61,9 @@ def open_vae(path: str | Path) -> Source[VAEConfig]:
 def _read_sizes(path: str | Path) -> VAEConfig:
     raw = read_config(path)
     for key, value, wanted in _refused(raw):
-        raise UserError(f"{config_path(path)}: {key} is {value!r}, not {wanted}; give the vae folder of a FLUX model")
+        raise CheckpointError(
+            f"{config_path(path)}: {key} is {value!r}, not {wanted}; give the vae folder of a FLUX model"
+        )
     return sizes(VAEConfig, raw)
 
 

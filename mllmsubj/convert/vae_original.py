@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from mllmsubj.convert.engine import Table, TensorFiles
 from mllmsubj.convert.renames import Rename, renamed
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 from mllmsubj.models.vae import VAEConfig
 
 MARK = "decoder.mid.block_1.norm1.weight"
@@ -26,7 +26,7 @@ def read_sizes(tensors: TensorFiles) -> VAEConfig:
     levels = count("encoder.down.{}.block.0.conv1.weight")
     widths = tuple(tensors.shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels))
     if any(width % GROUPS for width in widths):
-        raise UserError(
+        raise CheckpointError(
             f"{tensors.folder}: widths {widths} are no multiples of FLUX.1's {GROUPS} groups; other autoencoders need "
             "the config.json of diffusers beside the file"
         )

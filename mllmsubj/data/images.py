@@ -10,8 +10,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mllmsubj.config.data import ReferenceConfig
-from mllmsubj.errors import UserError
+from mllmsubj.errors import DataError, UserError
 from mllmsubj.ops.patchify import TOKEN_PIXELS
+from mllmsubj.ops.pixels import from_uint8, to_uint8
 from mllmsubj.typing import Float
 
 # Of damaged metadata and large files: the pixels are what counts. For good, since `catch_warnings` is not for threads.
@@ -26,7 +27,7 @@ def open_image(path: str | Path) -> Image.Image:
     path = Path(path).expanduser()
     name = f"reference image {str(path)!r}"
     if not path.is_file():
-        raise UserError(f"{name} is {'no file' if path.exists() else 'not there'}")
+        raise DataError(f"{name} is {'no file' if path.exists() else 'not there'}")
     with reading(name), Image.open(path) as image:
         return to_rgb(image)
 
@@ -36,13 +37,13 @@ def reading(what: str, kind: type[UserError] = UserError) -> Iterator[None]:
     """Whatever Pillow raises of the picture called `what` becomes one line, an error of that kind."""
     try:
         yield
-    except Image.DecompressionBombError:
-        raise kind(f"{what} has too many pixels; scale it down first") from None
-    except UnidentifiedImageError:
-        raise kind(f"{what} is no picture, or in a format that Pillow does not read") from None
+    except Image.DecompressionBombError as error:
+        raise kind(f"{what} has too many pixels; scale it down first") from error
+    except UnidentifiedImageError as error:
+        raise kind(f"{what} is no picture, or in a format that Pillow does not read") from error
     except Exception as error:  # decoders raise anything: OSError, SyntaxError, RuntimeError, struct.error, …
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise kind(f"{what} cannot be read as a picture: {reason}") from None
+        raise kind(f"{what} cannot be read as a picture: {reason}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -101,7 +102,7 @@ def squeeze(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def vae_picture(image: Image.Image, several: bool, config: ReferenceConfig) -> Float[np.ndarray, "height width 3"]:
     """The reference in [-1, 1] at the VAE branch's size."""
-    return np.asarray(fit(image, several, config), np.float32) / 127.5 - 1.0
+    return from_uint8(np.asarray(fit(image, several, config)))
 
 
 def fit(image: Image.Image, several: bool, config: ReferenceConfig) -> Image.Image:
@@ -127,12 +128,12 @@ def check_references(images: list[Image.Image], config: ReferenceConfig) -> None
 def check_sizes(sizes: list[tuple[int, int]], config: ReferenceConfig) -> None:
     """`check_references` by their (width, height)."""
     if not sizes:
-        raise UserError("no reference image; give at least one with --reference=IMAGE")
+        raise DataError("no reference image; give at least one with --reference=IMAGE")
     if len(sizes) > config.max_references:
-        raise UserError(f"{len(sizes)} reference images; this model takes at most {config.max_references}")
+        raise DataError(f"{len(sizes)} reference images; this model takes at most {config.max_references}")
     for i, (width, height) in enumerate(sizes, 1):
         if max(width, height) > config.max_aspect * min(width, height):
-            raise UserError(
+            raise DataError(
                 f"reference image {i} is {width}x{height}; crop it so that its long side is at most "
                 f"{config.max_aspect:g} times its short side"
             )
@@ -140,4 +141,4 @@ def check_sizes(sizes: list[tuple[int, int]], config: ReferenceConfig) -> None:
 
 def to_pil(pixels: Float[np.ndarray, "height width 3"]) -> Image.Image:
     """A picture from [-1, 1], clipped and rounded. Source: diffusers `VaeImageProcessor`."""
-    return Image.fromarray(np.rint(np.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(np.uint8))
+    return Image.fromarray(to_uint8(pixels))

@@ -15,7 +15,7 @@ from mllmsubj.data.batch import Rows
 from mllmsubj.data.example import Source, Unreadable
 from mllmsubj.data.plan import Bucket, Plan, PlannedBatch
 from mllmsubj.data.transforms import RowReader
-from mllmsubj.errors import UserError
+from mllmsubj.errors import DataError
 
 logger = logging.getLogger("mllmsubj")
 
@@ -100,7 +100,7 @@ class Loader:
             f"{name} was {was.get(name)} and is {now}" for name, now in self.made_of.items() if was.get(name) != now
         ]
         if changed:
-            raise UserError(
+            raise DataError(
                 f"the data changed since step {state['step']}: {'; '.join(changed)}; put back what was there, or start "
                 f"in another workdir"
             )
@@ -134,7 +134,7 @@ class Loader:
                 continue
             batch.example[place], batch.skipped[place] = number, attempt
             return
-        raise UserError(f"{_TRIES} examples in a row cannot be used; the last: {last}")
+        raise DataError(f"{_TRIES} examples in a row cannot be used; the last: {last}")
 
     def _tell(self, number: int, error: Unreadable) -> None:
         """Once an example."""

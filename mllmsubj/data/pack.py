@@ -27,7 +27,7 @@ from mllmsubj.data.sources.array_record import (
     write_record,
 )
 from mllmsubj.data.sources.indexing import make_index
-from mllmsubj.errors import UserError
+from mllmsubj.errors import DataError
 from mllmsubj.io import replacing
 
 EXAMPLES_A_SHARD = 2000
@@ -59,7 +59,7 @@ def pack(source: Source, folder: Path, shards: int | None, threads: int, progres
         parts.append(read_arrays(epath.Path(_part(folder / name))))
         counts[name] = len(parts[-1]["width"])
     if not sum(counts.values()):
-        raise UserError(
+        raise DataError(
             f"none of the {plan['examples']} examples of {source!r} can be read; `mllmsubj data check` says why"
         )
     _write_arrays(folder / INDEX, _joined(parts))
@@ -81,23 +81,23 @@ def _plan(source: Source, folder: Path, shards: int | None) -> dict[str, Any]:
     begun = next((folder / name for name in (FINISHED, UNFINISHED) if (folder / name).exists()), None)
     if begun is None:
         if folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"{folder} is not empty and no pack; name a new folder with --output=DIR")
+            raise DataError(f"{folder} is not empty and no pack; name a new folder with --output=DIR")
         if not len(source):
-            raise UserError(f"{source!r} has no examples to pack")
+            raise DataError(f"{source!r} has no examples to pack")
         shards = shards or -(-len(source) // EXAMPLES_A_SHARD)
         if shards > len(source):
-            raise UserError(f"{shards} shards for {len(source)} examples; use at most as many as examples")
+            raise DataError(f"{shards} shards for {len(source)} examples; use at most as many as examples")
         folder.mkdir(parents=True, exist_ok=True)
         plan = dict(source=repr(source), examples=len(source), shards=shards)
         _write(folder / UNFINISHED, json.dumps(plan, indent=2).encode())
         return plan
     plan = json.loads(begun.read_text())
     if plan["source"] != repr(source):
-        raise UserError(f"{folder} is a pack of {plan['source']}, not of {source!r}; name another folder")
+        raise DataError(f"{folder} is a pack of {plan['source']}, not of {source!r}; name another folder")
     if begun.name == FINISHED:
         return plan
     if shards and shards != plan["shards"]:
-        raise UserError(f"{folder} was begun with --shards={plan['shards']}, not {shards}; go on with that number")
+        raise DataError(f"{folder} was begun with --shards={plan['shards']}, not {shards}; go on with that number")
     return plan
 
 

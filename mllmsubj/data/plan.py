@@ -22,7 +22,7 @@ import numpy as np
 
 from mllmsubj.config.data import DataConfig
 from mllmsubj.data.example import Index
-from mllmsubj.errors import UserError, nearest
+from mllmsubj.errors import DataError, nearest
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class Plan:
     def __init__(self, index: Index, config: DataConfig, batch_size: int, seed: int) -> None:
         """Raises UserError if the settings leave no example."""
         if batch_size < 1:
-            raise UserError(f"config key train.batch_size is {batch_size}; it must be at least 1")
+            raise DataError(f"config key train.batch_size is {batch_size}; it must be at least 1")
         self.batch_size, self.seed = batch_size, seed
         self._buckets, self._members = _sort(index, config)
         self._sizes = [len(members) for members in self._members]
@@ -167,7 +167,7 @@ def _sort(index: Index, config: DataConfig) -> tuple[tuple[Bucket, ...], list[np
     if not len(numbers):
         filters = ", ".join(f"{name} >= {least:g}" for name, least in config.min_scores)
         why = f"data.min_scores ({filters}) leaves none" if filters else "none can be read"
-        raise UserError(f"no example to train on: of {len(index.width)} in the source, {why}")
+        raise DataError(f"no example to train on: of {len(index.width)} in the source, {why}")
 
     aspect = np.log(index.height[numbers] / index.width[numbers])
     nearest_size, distance = np.zeros(len(numbers), np.int32), np.full(len(numbers), np.inf)
@@ -192,4 +192,4 @@ def _score(scores: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     if name in known:
         return scores[name]
     there = f"there are {', '.join(known)}{nearest(name, known)}" if known else "there are none at all"
-    raise UserError(f"config key data.min_scores names {name!r}, a score that no example has; {there}")
+    raise DataError(f"config key data.min_scores names {name!r}, a score that no example has; {there}")

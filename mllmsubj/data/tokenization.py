@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mllmsubj.config.data import PromptConfig
-from mllmsubj.errors import UserError
+from mllmsubj.errors import DataError
 from mllmsubj.typing import Array, Int
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class PromptEncoder:
         self._lock = threading.Lock()  # `_ids` sets an option of the tokenizer: no other thread may read meanwhile
         ids = self.ids(IMAGE_TOKEN)
         if ids != [image_token_id] or image_token_id in self._plain_ids(IMAGE_TOKEN):
-            raise UserError(
+            raise DataError(
                 f"{mllm_folder}: {IMAGE_TOKEN} must be one special token, {image_token_id} as in the config's "
                 f"model.mllm.image_token_id; it is {ids}"
             )
@@ -72,7 +72,7 @@ class PromptEncoder:
         limit = self.config.max_tokens if text_tokens is None else text_tokens
         if len(text) > limit:
             advice = "this model reads" if text_tokens is None else "config key data.prompt_tokens allows"
-            raise UserError(f"the prompt has {len(text)} tokens; {advice} at most {limit}, shorten it")
+            raise DataError(f"the prompt has {len(text)} tokens; {advice} at most {limit}, shorten it")
         if text_tokens is not None:
             padding = text_tokens - len(text)
         else:
@@ -131,7 +131,7 @@ def _read_tokenizer(folder: Path) -> "tuple[Tokenizer, int]":
     """
     names, settings = {path.name for path in folder.glob("*.json")}, folder / "tokenizer_config.json"
     if not names & {"tokenizer.json", settings.name}:
-        raise UserError(f"{folder} holds no tokenizer; it should have tokenizer.json and tokenizer_config.json")
+        raise DataError(f"{folder} holds no tokenizer; it should have tokenizer.json and tokenizer_config.json")
     try:
         config: dict[str, Any] = json.loads(settings.read_text()) if settings.name in names else {}
         if names == {"tokenizer.json", settings.name} and (alone := _read_alone(folder, config)):
@@ -139,7 +139,7 @@ def _read_tokenizer(folder: Path) -> "tuple[Tokenizer, int]":
         loaded = _tokenizer_class(config, names).from_pretrained(str(folder), local_files_only=True)
         return loaded.backend_tokenizer, loaded.pad_token_id
     except Exception as error:  # what a damaged file raises depends on which and where
-        raise UserError(f"cannot read the tokenizer in {folder}: {' '.join(str(error).split())}") from None
+        raise DataError(f"cannot read the tokenizer in {folder}: {' '.join(str(error).split())}") from error
 
 
 def _read_alone(folder: Path, config: dict[str, Any]) -> "tuple[Tokenizer, int] | None":

@@ -13,7 +13,7 @@ from mllmsubj.data.images import check_sizes, fit, fit_size
 from mllmsubj.data.pixels import decode_mask, decode_rgb
 from mllmsubj.data.plan import Bucket
 from mllmsubj.data.tokenization import PromptEncoder
-from mllmsubj.errors import UserError
+from mllmsubj.errors import DataError, UserError
 from mllmsubj.ops.patchify import TOKEN_PIXELS
 
 
@@ -29,7 +29,7 @@ class RowReader:
 
     def __post_init__(self) -> None:
         if self.config.max_references > self.reference.max_references:
-            raise UserError(
+            raise DataError(
                 f"config key data.max_references is {self.config.max_references}, above reference.max_references, "
                 f"{self.reference.max_references}; lower it, or raise that"
             )
@@ -79,7 +79,7 @@ class RowReader:
         try:
             tokens = self.encoder(example.prompt, bucket.references, self.config.prompt_tokens)
         except UserError as error:
-            raise Unreadable(f"{example.origin}: {error}") from None
+            raise Unreadable(f"{example.origin}: {error}") from error
         assert (tokens.text, tokens.images) == (batch.text, batch.images), "rows of a bucket share one layout"
         batch.input_ids[row], batch.attention_mask[row] = tokens.input_ids[0], tokens.attention_mask[0]
         batch.clip_ids[row] = tokens.clip_ids[0]
@@ -114,7 +114,7 @@ class RowReader:
         try:
             check_sizes([_size(each) for each in references], self.reference)
         except UserError as error:
-            raise Unreadable(f"{origin}: {error}") from None
+            raise Unreadable(f"{origin}: {error}") from error
         return references, decode_rgb(target, named)
 
 

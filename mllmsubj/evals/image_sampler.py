@@ -13,6 +13,7 @@ from mllmsubj.data.batch import Batch
 from mllmsubj.diffusion.schedule import time_grid
 from mllmsubj.inference.generator import Generator
 from mllmsubj.ops.patchify import token_grid
+from mllmsubj.ops.pixels import to_uint8
 from mllmsubj.train.setup import Setup
 from mllmsubj.typing import Params
 
@@ -43,7 +44,7 @@ class ImageSampler:
             stepper=settings.stepper,
         )
         pixels = gathered(generator.decode(params, latents, grid)).astype(np.float32)
-        return np.rint(np.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
+        return to_uint8(pixels)
 
 
 def gathered(array: jax.Array) -> np.ndarray:

@@ -55,8 +55,8 @@ def loss_curves(workdir: str | Path) -> Image.Image:
     workdir = Path(workdir)
     try:
         lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    except OSError:
-        raise UserError(f"{workdir} has no metrics.jsonl; name the workdir of a run of mllmsubj train") from None
+    except OSError as error:
+        raise UserError(f"{workdir} has no metrics.jsonl; name the workdir of a run of mllmsubj train") from error
     border = read_config(workdir).train.stage1.steps
     held_out = {name: sees for name, sees in HELD_OUT.items() if any(name in line for line in lines)}
     figure = _figure(10.0 if held_out else 5.0, 3.0)

@@ -102,4 +102,4 @@ def write(results: Results, page: str, folder: Path) -> None:
             for name, pictures in results.pictures.items():
                 Image.fromarray(np.concatenate(list(pictures))).save(partial / f"{name}.png")
     except OSError as error:
-        raise UserError(f"cannot write output {str(folder)!r}: {error.strerror or error}") from None
+        raise UserError(f"cannot write output {str(folder)!r}: {error.strerror or error}") from error

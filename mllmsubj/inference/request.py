@@ -14,6 +14,7 @@ from mllmsubj.data.transforms import place_all
 from mllmsubj.errors import UserError
 from mllmsubj.models.subject import Layout, SubjectInputs
 from mllmsubj.ops.patchify import TOKEN_PIXELS
+from mllmsubj.ops.pixels import from_uint8
 
 Reference = Image.Image | str | Path
 
@@ -65,7 +66,7 @@ def _vae_images(images: list[Image.Image], config: ReferenceConfig) -> tuple[lis
     squares = np.empty((len(images), side, side, 3), np.uint8)
     mask = np.empty((1, len(images) * (side // TOKEN_PIXELS) ** 2), bool)
     place_all(images, config, squares, mask[0])
-    return list(squares.astype(np.float32) / 127.5 - 1.0), mask
+    return list(from_uint8(squares)), mask
 
 
 def _check(prompt: str, num_images: int, seed: int) -> None:

@@ -33,7 +33,7 @@ def start() -> None:
         except (KeyError, ValueError) as error:
             raise UserError(
                 f"JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers too: {error}"
-            ) from None
+            ) from error
         jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, number)
         if jax.default_backend() == "cpu":
             # Only process 0 uses the cache; its cached program and a newly compiled one of another process deadlock.

@@ -68,7 +68,7 @@ def find_slice(name: str) -> Slice:
     except Exception as error:  # jaxlib raises several types
         reason = str(error).splitlines()[0]
         hint = "" if name in known else nearest(name, known)
-        raise UserError(f"libtpu does not support the topology {name!r}{hint}: {reason}") from None
+        raise UserError(f"libtpu does not support the topology {name!r}{hint}: {reason}") from error
     chip = find_chip(found[0].device_kind)
     if chip is None:
         raise UserError(f"no peak figures for {found[0].device_kind!r}; add the chip to mllmsubj/parallel/chips.py")

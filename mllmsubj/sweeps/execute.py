@@ -44,7 +44,7 @@ def checked_runs(
             )
             Experiment.from_config(made)
         except (UserError, flags.Error) as error:
-            raise UserError(f"{here}: {error}") from None
+            raise UserError(f"{here}: {error}") from error
         for key, value in one.overrides.items():
             if (read := value_of(made, key)) != value:
                 raise UserError(f"{here}: {key} is {value!r}, which the command line would read as {read!r}")
@@ -65,7 +65,7 @@ def run_sweep(
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write workdir {workdir}: {error.strerror or error}") from None
+        raise UserError(f"cannot write workdir {workdir}: {error.strerror or error}") from error
     with locked(workdir):
         write_record(workdir, record)
         return run_jobs(jobs, parallel, before, unit)

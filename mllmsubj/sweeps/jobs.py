@@ -189,7 +189,7 @@ def _started(job: Job, before: tuple[str, ...]) -> subprocess.Popen[bytes]:
                 start_new_session=True,
             )
     except OSError as error:
-        raise UserError(f"cannot {job.name}: {error.filename}: {error.strerror or error}") from None
+        raise UserError(f"cannot {job.name}: {error.filename}: {error.strerror or error}") from error
 
 
 def _why(code: int, log: Path) -> str:

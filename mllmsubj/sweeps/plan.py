@@ -93,7 +93,7 @@ def read_record(workdir: Path) -> Record:
         )
         return Record(said["sweep"], said["checkpoint"], ConfigDict(said["config"]), runs)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a sweep's: {type(error).__name__}: {error}") from None
+        raise UserError(f"{path} is not a sweep's: {type(error).__name__}: {error}") from error
 
 
 def check_record(workdir: Path, record: Record) -> None:
@@ -120,7 +120,7 @@ def write_record(workdir: Path, record: Record) -> None:
         with replacing(workdir / RECORD) as partial:
             partial.write_text(json.dumps(said, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"cannot write workdir {workdir}: {reason(error)}") from None
+        raise UserError(f"cannot write workdir {workdir}: {reason(error)}") from error
 
 
 def value_of(config: ConfigDict, key: str) -> Any:

@@ -112,7 +112,7 @@ class Checkpoints:
                 )
                 return Restored(restored.state, restored.loader, restored.meta)
         except Exception as error:  # orbax raises exceptions of many types
-            raise UserError(f"cannot read checkpoint {folder}: {reason(error)}; {advice}") from None
+            raise UserError(f"cannot read checkpoint {folder}: {reason(error)}; {advice}") from error
         raise UserError(
             f"checkpoint {folder} does not fit the config: {problem}; resume with the config it was made with, or give "
             f"another workdir"
@@ -212,7 +212,7 @@ class Checkpoints:
                 raise UserError(
                     f"{what} {self.folder}: {reason(error)}; older checkpoints there are complete, and the run resumes "
                     f"from them"
-                ) from None
+                ) from error
 
     def _remove_incomplete(self) -> None:
         """Creates the folder and removes checkpoints whose writing or removal was interrupted.

@@ -73,7 +73,7 @@ class FeatureCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"config key data.cache: cannot create {folder}: {checkpoint.reason(error)}") from None
+            raise UserError(f"config key data.cache: cannot create {folder}: {checkpoint.reason(error)}") from error
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="cache")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="cache-writer")
         self._writing: deque[Future[None]] = deque()

@@ -15,8 +15,9 @@ from mllmsubj.data.batch import Batch
 from mllmsubj.data.images import normalised
 from mllmsubj.models.subject import Features, Layout, SubjectInputs, SubjectModel
 from mllmsubj.ops.patchify import token_grid
+from mllmsubj.ops.pixels import from_uint8
 from mllmsubj.parallel.sharding import constrain
-from mllmsubj.typing import Array, Float, Int, Leaf, Params
+from mllmsubj.typing import Array, Int, Leaf, Params
 
 FROZEN_ENCODERS = ("mllm", "vae", "clip")
 """Subtrees of the frozen parameters that `FeatureEncoder.encode` reads; the update reads the transformer."""
@@ -88,7 +89,7 @@ class FeatureEncoder:
             null_ids=jnp.asarray([self.null_ids], jnp.int32),
             clip_ids=batch.clip_ids,
             pixel_values=tiles.reshape(-1, *tiles.shape[2:]),
-            references=tuple(_signed(batch.references[:, i]) for i in range(count)),
+            references=tuple(from_uint8(batch.references[:, i]) for i in range(count)),
             layout=Layout(batch.text, batch.images),
             null_text=self.null_text,
             reference_mask=batch.reference_mask if self.with_references else None,
@@ -108,7 +109,7 @@ class FeatureEncoder:
 
     def _latents(self, encoders: Params, batch: Batch, inputs: SubjectInputs) -> CachedFeatures:
         """Returns the VAE's outputs for target and references, encoded together."""
-        (mean, std), *others = self.model.encode_images(encoders, (_signed(batch.target), *inputs.references))
+        (mean, std), *others = self.model.encode_images(encoders, (from_uint8(batch.target), *inputs.references))
         references = self.model.concatenate_references(others, len(mean))
         return dict(zip(LATENTS, (mean, std, references), strict=True))
 
@@ -151,8 +152,3 @@ def _features(model: SubjectModel, encoders: Params, inputs: SubjectInputs, cach
         reference_mask=inputs.reference_mask,
         reference_sizes=sizes,
     )
-
-
-def _signed(pixels: Array) -> Float[Array, "*shape"]:
-    """Converts uint8 pixels to [-1, 1]."""
-    return pixels.astype(jnp.float32) / 127.5 - 1.0

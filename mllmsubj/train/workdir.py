@@ -63,7 +63,7 @@ def open_workdir(workdir: str | Path, config: ConfigDict) -> Iterator[bool]:
                 with replacing(workdir / "config.json") as partial:
                     partial.write_text(config_text(config))
             except OSError as error:
-                raise UserError(f"cannot write workdir {workdir}: {reason(error)}") from None
+                raise UserError(f"cannot write workdir {workdir}: {reason(error)}") from error
             return resumes
 
         resumes = on_first_process(start)
@@ -81,11 +81,11 @@ def locked(workdir: Path) -> Iterator[None]:
     with (workdir / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except BlockingIOError as error:
             file.seek(0)
             raise UserError(
                 f"another run is using {workdir} (process {file.read().strip()}); stop it, or give another workdir"
-            ) from None
+            ) from error
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # file systems without locks
                 raise

@@ -190,10 +190,10 @@ class WandbWriter(Writer):
         """Starts or resumes a run; raises UserError if wandb is not installed or does not start."""
         try:
             import wandb
-        except ImportError:
+        except ImportError as error:
             raise UserError(
                 f'config key log.wandb is {project!r} but wandb is not installed; pip install wandb, or set it to ""'
-            ) from None
+            ) from error
         identity = workdir / "wandb_id"
         with _writing(identity):
             workdir.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ class WandbWriter(Writer):
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"Weights & Biases does not start: {reason}; `wandb login`, or WANDB_MODE=offline"
-            ) from None
+            ) from error
         self._wandb = wandb
         # wandb's own step must increase, so the steps that a resumed run repeats would be lost.
         self._run.define_metric("*", step_metric="step")
@@ -294,7 +294,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
 def _step(line: bytes) -> float:

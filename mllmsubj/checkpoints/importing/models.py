@@ -13,7 +13,7 @@ from mllmsubj import convert
 from mllmsubj.checkpoints.importing.leaves import LeafFiles
 from mllmsubj.checkpoints.importing.tensors import DTYPES, Tensor, list_tensors
 from mllmsubj.convert.engine import Entry, Source, misfit, refuse, taken, unmatched
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError, UserError
 from mllmsubj.parallel.sharding import parameter_specs
 from mllmsubj.tree import flatten
 
@@ -127,4 +127,4 @@ def _check_kind(role: str, folder: Path) -> None:
     wanted = KINDS.get(kind, role)
     if wanted != role:
         hint = f"it belongs to --{wanted}" if wanted else "it is no part of this model"
-        raise UserError(f"--{role}={folder} holds {kind}, not {role} weights: {hint}")
+        raise CheckpointError(f"--{role}={folder} holds {kind}, not {role} weights: {hint}")

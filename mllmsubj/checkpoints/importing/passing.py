@@ -18,7 +18,7 @@ from mllmsubj.checkpoints.importing.models import Model
 from mllmsubj.checkpoints.importing.progress import Done, Progress
 from mllmsubj.checkpoints.importing.tensors import DTYPES, Tensor, stream
 from mllmsubj.convert.engine import taken
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 
 HELD = 512 << 20
 """Bytes of tensors in memory, unless one alone is larger."""
@@ -90,9 +90,9 @@ def _write(
             try:
                 written = write_layer(folder / name, leaf, taken(entry, array))
             except ValueError as error:
-                raise UserError(
+                raise CheckpointError(
                     f"{tensor.file}: tensor {tensor.name!r} {error}; the file is damaged, copy it again"
-                ) from None
+                ) from error
             progress.add(Done(name, *written, tensor.name, digest))
     finally:
         room.give(len(data))
@@ -111,7 +111,7 @@ def _check_same(model: Model, tensor: Tensor, digest: str, before: dict[str, Don
     for entry, leaf in model.parts[tensor.name]:
         done = before.get(f"params/{leaf.file(entry.index)}")
         if done is not None and (done.tensor, done.source_sha256) != (tensor.name, digest):
-            raise UserError(
+            raise CheckpointError(
                 f"{tensor.file} changed since the import began, at or before tensor {tensor.name!r}; put back what it "
                 f"was, or delete {folder.parent} to start again"
             )
@@ -121,6 +121,6 @@ def _check_name(path: Path, digest: str) -> None:
     """Raises UserError if the hub's cache, which names files by their SHA-256, names this one by another."""
     name = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", name) and name != digest:
-        raise UserError(
+        raise CheckpointError(
             f"{path} is damaged: its SHA-256 is {digest}, and it was downloaded as {name}; download it again"
         )

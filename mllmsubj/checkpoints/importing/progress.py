@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,10 @@ class Progress:
     def _read(self, path: Path, job: dict[str, Any]) -> dict[str, Done]:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{path.parent} is being written by another import; wait for it or stop it") from None
+        except OSError as error:
+            raise CheckpointError(
+                f"{path.parent} is being written by another import; wait for it or stop it"
+            ) from error
         self._file.seek(0)
         lines = []
         for line in self._file:
@@ -55,7 +57,7 @@ class Progress:
         if not lines:
             lines = [job]
         if changed := [key for key in job if lines[0].get(key) != job[key]]:
-            raise UserError(
+            raise CheckpointError(
                 f"{path.parent} holds an import that was stopped and that had other {' and '.join(changed)}; give what "
                 "was given then, or delete that folder to start again"
             )

@@ -19,7 +19,7 @@ from mllmsubj.checkpoints.importing.leaves import make_params
 from mllmsubj.checkpoints.importing.models import Model
 from mllmsubj.checkpoints.importing.passing import write_model
 from mllmsubj.checkpoints.importing.progress import Progress
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
@@ -65,16 +65,16 @@ def import_models(
             os.rename(folder, workdir)
         shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
-        raise UserError(
+        raise CheckpointError(
             f"cannot write {error.filename or workdir}: {error.strerror or error}; what is done is kept in {draft}: "
             "mend that and run the same command again"
-        ) from None
+        ) from error
 
 
 def refuse_existing(workdir: Path) -> None:
     """Raises UserError if something is there already."""
     if workdir.exists():
-        raise UserError(f"{workdir} exists already; give another folder or delete it first")
+        raise CheckpointError(f"{workdir} exists already; give another folder or delete it first")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -95,7 +95,7 @@ def _job(config: ConfigDict, models: Sequence[Model], dtype: np.dtype) -> dict[s
 def _check_room(folder: Path, missing: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < missing + SPARE:
-        raise UserError(
+        raise CheckpointError(
             f"{folder.parents[1]} has room for {free / 1e9:.2f} GB, the checkpoint needs {missing / 1e9:.2f} GB more; "
             "make room or give another workdir"
         )

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mllmsubj.config.schema import Experiment
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 
 
 def with_sizes(config: ConfigDict, models: Mapping[str, Any]) -> ConfigDict:
@@ -36,7 +36,9 @@ def _scale(dla: ConfigDict, width: int, heads: int) -> None:
     """The aggregator for an MLLM of another width: as wide as before in proportion, unless it is a bottleneck."""
     if dla.width == dla.input_dim:
         if width % heads or width // heads % 2:
-            raise UserError(f"an MLLM of width {width} with {heads} heads leaves no whole head for the DLA's attention")
+            raise CheckpointError(
+                f"an MLLM of width {width} with {heads} heads leaves no whole head for the DLA's attention"
+            )
         dla.intermediate_size = -(-dla.intermediate_size * width // dla.width)
         dla.update(width=width, num_heads=heads, num_kv_heads=heads)
     dla.input_dim = width

@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mllmsubj.errors import UserError
+from mllmsubj.errors import CheckpointError
 
 DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 """A header's name -> the dtypes that weights may have."""
@@ -48,7 +48,7 @@ def list_tensors(source: Path) -> dict[str, Tensor]:
     for path in _files(source):
         for tensor in read_header(path):
             if (other := found.get(tensor.name)) is not None:
-                raise UserError(
+                raise CheckpointError(
                     f"tensor {tensor.name!r} is in both {other.file} and {path.name}; leave one of them in the folder"
                 )
             found[tensor.name] = tensor
@@ -57,23 +57,29 @@ def list_tensors(source: Path) -> dict[str, Tensor]:
 
 def _files(source: Path) -> list[Path]:
     if not source.exists():
-        raise UserError(f"{source} is not there; give the folder that a diffusers or transformers model was saved in")
+        raise CheckpointError(
+            f"{source} is not there; give the folder that a diffusers or transformers model was saved in"
+        )
     files = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
     pickles = [path for path in (files if source.is_file() else sorted(source.iterdir())) if path.suffix in PICKLES]
     if pickles and (source.is_file() or not files):
-        raise UserError(
+        raise CheckpointError(
             f"{pickles[0]} is a pickle, which can run code and is never read; convert it where you trust it: "
             "load the model with its from_pretrained and save it with save_pretrained(FOLDER, safe_serialization=True)"
         )
     for index in source.glob("*.safetensors.index.json"):
         try:
             named = set(json.loads(index.read_text())["weight_map"].values())
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise UserError(f"{index} is no index of shards; copy it again") from None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{index} is no index of shards; copy it again") from error
         if missing := sorted(named - {path.name for path in files}):
-            raise UserError(f"{index.name} names shards that are not in {source}: {', '.join(missing)}; copy them")
+            raise CheckpointError(
+                f"{index.name} names shards that are not in {source}: {', '.join(missing)}; copy them"
+            )
     if not files:
-        raise UserError(f"{source} contains no .safetensors file; give the folder that the model's own files are in")
+        raise CheckpointError(
+            f"{source} contains no .safetensors file; give the folder that the model's own files are in"
+        )
     return files
 
 
@@ -83,7 +89,7 @@ def read_header(path: Path) -> list[Tensor]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(LONGEST_HEADER, size - 8):
-            raise UserError(
+            raise CheckpointError(
                 f"{path} is cut short or no safetensors file: its {size} bytes hold no header; copy it again"
             )
         raw = file.read(length)
@@ -94,19 +100,21 @@ def read_header(path: Path) -> list[Tensor]:
             Tensor(name, path, said["dtype"], tuple(said["shape"]), *(8 + length + at for at in said["data_offsets"]))
             for name, said in header.items()
         ]
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is damaged: its header is no list of tensors; copy it again") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: its header is no list of tensors; copy it again") from error
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
     at = 8 + length
     for tensor in tensors:
         bytes_each = np.dtype(DTYPES[tensor.dtype]).itemsize if tensor.dtype in DTYPES else None
         if tensor.start != at or (bytes_each and tensor.stop - at != prod(tensor.shape) * bytes_each):
-            raise UserError(f"{path} is damaged: tensor {tensor.name!r} does not lie where it should; copy it again")
+            raise CheckpointError(
+                f"{path} is damaged: tensor {tensor.name!r} does not lie where it should; copy it again"
+            )
         at = tensor.stop
     if at != size:
         beyond = [tensor.name for tensor in tensors if tensor.stop > size]
         lost = f", and tensor {beyond[0]!r} is cut off" if beyond else ""
-        raise UserError(f"{path} has {size} bytes, its header says {at}{lost}; copy it again")
+        raise CheckpointError(f"{path} has {size} bytes, its header says {at}{lost}; copy it again")
     return tensors
 
 
@@ -125,7 +133,7 @@ def stream(
             for start in range(0, len(data), READ):
                 part = data.data[start : start + READ]
                 if file.readinto(part) != len(part):
-                    raise UserError(f"{path} became shorter while it was read, within tensor {tensor.name!r}")
+                    raise CheckpointError(f"{path} became shorter while it was read, within tensor {tensor.name!r}")
                 digest.update(part)
             yield tensor, data, digest.hexdigest()
             del data  # only its taker holds it while the next one waits for room

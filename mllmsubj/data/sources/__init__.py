@@ -11,7 +11,7 @@ from etils import epath
 
 from mllmsubj.config.data import DataConfig
 from mllmsubj.data.example import Source
-from mllmsubj.errors import UserError, nearest
+from mllmsubj.errors import DataError, nearest
 
 GROUP = "mllmsubj.sources"
 FILES = "FILE.jsonl, UNO-1M's FILE.json, a folder of ArrayRecord or parquet files, tfds:NAME[:CONFIG][@DIR]"
@@ -36,7 +36,7 @@ def open_named(name: str, split: str, examples: int, size: int, seed: int) -> So
         return open_tfds(name.removeprefix("tfds:"), split)
     path = epath.Path(name).expanduser() if name else None
     if path is None or not path.exists():
-        raise UserError(f"source {name!r} is not there{nearest(name, registered())}; a source is {forms()}")
+        raise DataError(f"source {name!r} is not there{nearest(name, registered())}; a source is {forms()}")
     return _open_folder(path) if path.is_dir() else _open_file(path)
 
 
@@ -60,7 +60,7 @@ def _open_file(path: epath.Path) -> Source:
         from mllmsubj.data.sources.uno import open_uno
 
         return open_uno(path)
-    raise UserError(f"source {str(path)!r} is a file of no known kind; a source is {forms()}")
+    raise DataError(f"source {str(path)!r} is a file of no known kind; a source is {forms()}")
 
 
 def _open_folder(path: epath.Path) -> Source:
@@ -73,4 +73,4 @@ def _open_folder(path: epath.Path) -> Source:
 
     if files := files_below(path):
         return ParquetSource(path, files)
-    raise UserError(f"folder {str(path)!r} has no ArrayRecord and no parquet files; a source is {forms()}")
+    raise DataError(f"folder {str(path)!r} has no ArrayRecord and no parquet files; a source is {forms()}")

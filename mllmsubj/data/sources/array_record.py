@@ -20,7 +20,7 @@ from etils import epath
 
 from mllmsubj.data.example import Example, Index, Unreadable
 from mllmsubj.data.sources.indexing import within
-from mllmsubj.errors import UserError
+from mllmsubj.errors import DataError
 
 VERSION = 1
 FINISHED, UNFINISHED, INDEX = "pack.json", "packing.json", "index.npz"
@@ -32,14 +32,14 @@ class PackSource:
 
     def __init__(self, folder: epath.Path) -> None:
         if not (folder / FINISHED).exists():
-            raise UserError(f"{folder} has no {FINISHED}: it is no finished pack; run `mllmsubj data pack` on it again")
+            raise DataError(f"{folder} has no {FINISHED}: it is no finished pack; run `mllmsubj data pack` on it again")
         if "://" in str(folder):  # the reader is C++ and knows local files only
-            raise UserError(f"{folder} is a pack in a bucket; mount it (gcsfuse) and give the mounted folder")
+            raise DataError(f"{folder} is a pack in a bucket; mount it (gcsfuse) and give the mounted folder")
         self.about = _about(folder / FINISHED)
         self._index = _read_index(folder / INDEX, sum(self.about["shards"].values()))
         for name in self.about["shards"]:
             if not (folder / name).exists():
-                raise UserError(f"{folder} lacks {name}, which its {FINISHED} lists; copy it again or pack anew")
+                raise DataError(f"{folder} lacks {name}, which its {FINISHED} lists; copy it again or pack anew")
         # The counts as part of the names save opening every shard to ask.
         paths = [f"{folder / name}[0:{count}]" for name, count in self.about["shards"].items()]
         self._records = ArrayRecordDataSource(paths)
@@ -54,7 +54,7 @@ class PackSource:
             return read_record(self._records[number])
         except Exception as error:  # array_record raises several kinds, of shards that are damaged or gone
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise Unreadable(f"{self._folder}, record {number} cannot be read: {reason}") from None
+            raise Unreadable(f"{self._folder}, record {number} cannot be read: {reason}") from error
 
     def index(self) -> Index:
         return self._index
@@ -122,10 +122,10 @@ def _about(path: epath.Path) -> dict[str, Any]:
         about = json.loads(path.read_text())
         version = about["version"]
         complete = isinstance(about["source"], str) and about["skipped"] >= 0 and sum(about["shards"].values()) > 0
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged; copy it again or pack anew") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is damaged; copy it again or pack anew") from error
     if version != VERSION or not complete:
-        raise UserError(f"{path} is of version {version!r}; this program reads version {VERSION}, pack anew")
+        raise DataError(f"{path} is of version {version!r}; this program reads version {VERSION}, pack anew")
     return about
 
 
@@ -134,7 +134,7 @@ def _read_index(path: epath.Path, count: int) -> Index:
         index = index_of_arrays(read_arrays(path))
         lengths = {len(each) for each in index_arrays(index).values()}
     except Exception as error:  # a damaged zip raises many kinds
-        raise UserError(f"{path} is damaged ({type(error).__name__}); copy it again or pack anew") from None
+        raise DataError(f"{path} is damaged ({type(error).__name__}); copy it again or pack anew") from error
     if lengths != {count}:
-        raise UserError(f"{path} is of {max(lengths)} examples, {FINISHED} of {count}; copy both again or pack anew")
+        raise DataError(f"{path} is of {max(lengths)} examples, {FINISHED} of {count}; copy both again or pack anew")
     return index

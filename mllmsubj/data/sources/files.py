@@ -11,7 +11,7 @@ from etils import epath
 from mllmsubj.data.example import Example, Index, Unreadable
 from mllmsubj.data.pixels import size_of
 from mllmsubj.data.sources.indexing import look, make_index, within
-from mllmsubj.errors import UserError
+from mllmsubj.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +64,15 @@ class FilesSource:
     def _read(self, path: str, what: str) -> bytes:
         try:
             return (self.folder / path).read_bytes()
-        except FileNotFoundError:
-            raise Unreadable(f"{what} {path!r} is not there") from None
+        except FileNotFoundError as error:
+            raise Unreadable(f"{what} {path!r} is not there") from error
         except (OSError, ValueError) as error:  # ValueError: a name with a null character
-            raise Unreadable(f"{what} {path!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+            raise Unreadable(f"{what} {path!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def inside(path: str) -> str:
     """The path, normalised; raises UserError if it leaves the folder that it is relative to."""
     normal = posixpath.normpath(path)
     if not path or posixpath.isabs(path) or normal == ".." or normal.startswith("../"):
-        raise UserError(f"path {path!r} does not stay inside the folder of the file; give it relative to that folder")
+        raise DataError(f"path {path!r} does not stay inside the folder of the file; give it relative to that folder")
     return normal

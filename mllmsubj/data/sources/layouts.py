@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from mllmsubj.data.example import Example, Unreadable
 from mllmsubj.data.pixels import decode, size_of
-from mllmsubj.errors import UserError
+from mllmsubj.errors import DataError
 
 Row = Mapping[str, Any]
 Entry = tuple[tuple[int, int], int, dict[str, float]]
@@ -172,7 +172,7 @@ def find_layout(schema: pa.Schema, path: str) -> Layout:
             return layout(schema)
     found = ", ".join(f"{field.name} ({field.type})" for field in schema)
     wanted = "; or ".join(f"{layout.wanted} as {layout.name}" for layout in LAYOUTS)
-    raise UserError(f"{path} has the columns {found}; wanted are {wanted}")
+    raise DataError(f"{path} has the columns {found}; wanted are {wanted}")
 
 
 def _is_picture(kind: pa.DataType) -> bool:

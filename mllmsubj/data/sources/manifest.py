@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from mllmsubj.data.sources.files import Entry, FilesSource, inside
-from mllmsubj.errors import UserError, nearest
+from mllmsubj.errors import DataError, UserError, nearest
 
 KEYS = ("reference", "references", "target", "prompt", "subject", "masks", "scores", "width", "height")
 _LISTED = 10
@@ -34,9 +34,9 @@ def open_manifest(path: epath.Path) -> FilesSource:
                 except UserError as error:
                     wrong.append((number, error))
     if wrong:
-        raise UserError(f"{path}:{wrong[0][0]}: {wrong[0][1]}{_others([number for number, _ in wrong[1:]])}")
+        raise DataError(f"{path}:{wrong[0][0]}: {wrong[0][1]}{_others([number for number, _ in wrong[1:]])}")
     if not entries:
-        raise UserError(f"{path} has no examples; write one a line, as JSON")
+        raise DataError(f"{path} has no examples; write one a line, as JSON")
     name = f"manifest {path.name}, {len(entries)} examples, sha256 {digest.hexdigest()[:16]}"
     return FilesSource(name, path.parent, entries)
 
@@ -54,9 +54,9 @@ def _entry(line: bytes, origin: str) -> Entry:
         value["references"] = [value["reference"]]
     references, masks = _texts(value, "references"), value.get("masks") or []
     if not isinstance(masks, list) or not all(mask is None or isinstance(mask, str) for mask in masks):
-        raise UserError(f"masks is {masks!r}; it should be a list of paths, null where a reference has none")
+        raise DataError(f"masks is {masks!r}; it should be a list of paths, null where a reference has none")
     if masks and len(masks) != len(references):
-        raise UserError(f"{len(masks)} masks for {len(references)} references; give one each, null where there is none")
+        raise DataError(f"{len(masks)} masks for {len(references)} references; give one each, null where there is none")
     return Entry(
         references=tuple(map(inside, references)),
         target=inside(_text(value, "target")),
@@ -73,42 +73,42 @@ def _object(line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"not JSON: {error}") from None
+        raise DataError(f"not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{type(value).__name__} instead of an object; write {{'references': […], …}}")
+        raise DataError(f"{type(value).__name__} instead of an object; write {{'references': […], …}}")
     for key in value:
         if key not in KEYS:
-            raise UserError(f"unknown key {key!r}{nearest(key, KEYS)}; known: {', '.join(KEYS)}")
+            raise DataError(f"unknown key {key!r}{nearest(key, KEYS)}; known: {', '.join(KEYS)}")
     if "reference" in value and "references" in value:
-        raise UserError("both reference and references; give one of them")
+        raise DataError("both reference and references; give one of them")
     for key in ("target", "prompt", *(() if "reference" in value else ("references",))):
         if key not in value:
-            raise UserError(f"no {key!r}; needed are references, target and prompt")
+            raise DataError(f"no {key!r}; needed are references, target and prompt")
     return value
 
 
 def _text(value: dict[str, Any], key: str) -> str:
     text = value[key]
     if not isinstance(text, str):
-        raise UserError(f"{key} is {text!r}; it should be text")
+        raise DataError(f"{key} is {text!r}; it should be text")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise UserError(f"{key} has half of a surrogate pair, {text!r}; write the letter itself")
+        raise DataError(f"{key} has half of a surrogate pair, {text!r}; write the letter itself")
     return text
 
 
 def _texts(value: dict[str, Any], key: str) -> list[str]:
     texts = value[key]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{key} is {texts!r}; it should be a list of paths, at least one")
+        raise DataError(f"{key} is {texts!r}; it should be a list of paths, at least one")
     return texts
 
 
 def _scores(scores: Any) -> dict[str, float]:
     if not isinstance(scores, dict):
-        raise UserError(f'scores is {scores!r}; it should be an object such as {{"dino": 0.8}}')
+        raise DataError(f'scores is {scores!r}; it should be an object such as {{"dino": 0.8}}')
     for name, score in scores.items():
         if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-            raise UserError(f"score {name!r} is {score!r}; it should be a number")
+            raise DataError(f"score {name!r} is {score!r}; it should be a number")
     return {name: float(score) for name, score in scores.items()}
 
 
@@ -118,5 +118,5 @@ def _size(value: dict[str, Any]) -> tuple[int, int] | None:
         return None
     for side in (width, height):
         if isinstance(side, bool) or not isinstance(side, int) or not 0 < side < 2**31:
-            raise UserError(f"width and height are {width!r} and {height!r}; give both, in pixels, or neither")
+            raise DataError(f"width and height are {width!r} and {height!r}; give both, in pixels, or neither")
     return width, height  # type: ignore[return-value]

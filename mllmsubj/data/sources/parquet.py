@@ -22,7 +22,7 @@ from etils import epath
 from mllmsubj.data.example import Example, Index, Unreadable
 from mllmsubj.data.sources.indexing import THREADS, make_index, within
 from mllmsubj.data.sources.layouts import Layout, find_layout
-from mllmsubj.errors import UserError
+from mllmsubj.errors import DataError
 
 KEPT_GROUPS = 4
 """Row groups in memory besides those that threads are at; one of Subjects200K is about 100 MB."""
@@ -40,7 +40,7 @@ class ParquetSource:
         rows = [self._footers[f].row_group(g).num_rows for f, g in self._groups]
         self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
         if not self._starts[-1]:
-            raise UserError(f"{folder}: its {len(self._files)} parquet files have no rows")
+            raise DataError(f"{folder}: its {len(self._files)} parquet files have no rows")
         self._first_rows = np.asarray([sum(self._group_rows(f)[:g]) for f, g in self._groups])
         self._kept: OrderedDict[int, Future[Any]] = OrderedDict()
         self._lock = threading.Lock()
@@ -86,7 +86,7 @@ class ParquetSource:
             for name in layout.columns:
                 if name not in other.names or other.field(name).type != schema.field(name).type:
                     found = other.field(name).type if name in other.names else "missing"
-                    raise UserError(
+                    raise DataError(
                         f"{file}: column {name} is {found}; in {self._files[0].name} it is {schema.field(name).type}"
                     )
         return layout
@@ -118,7 +118,7 @@ class ParquetSource:
             with path.open("rb") as opened, pq.ParquetFile(opened, metadata=self._footers[file]) as parquet:
                 return parquet.read_row_group(group, columns=list(columns))
         except (OSError, pa.ArrowException) as error:
-            raise Unreadable(f"{path}, row group {group} cannot be read: {' '.join(str(error).split())}") from None
+            raise Unreadable(f"{path}, row group {group} cannot be read: {' '.join(str(error).split())}") from error
 
     def _index_group(self, number: int) -> list[tuple[tuple[int, int], int, dict[str, float]]]:
         try:
@@ -141,4 +141,4 @@ def _footer(path: epath.Path) -> pq.FileMetaData:
         with path.open("rb") as file, pq.ParquetFile(file) as parquet:
             return parquet.metadata
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from error

@@ -12,7 +12,7 @@ import numpy as np
 from mllmsubj.data.example import Example, Index, Pixels, Unreadable
 from mllmsubj.data.pixels import size_of
 from mllmsubj.data.sources.indexing import look, make_index, within
-from mllmsubj.errors import UserError
+from mllmsubj.errors import DataError
 
 NAMES: Mapping[str, tuple[str, ...]] = dict(
     references=("references", "reference"),
@@ -38,7 +38,7 @@ class TfdsSource:
         found = {part: next((n for n in names if n in builder.info.features), None) for part, names in NAMES.items()}
         self._of = {part: feature for part, feature in found.items() if feature is not None}
         if missing := [part for part in ("references", "target", "prompt") if part not in self._of]:
-            raise UserError(
+            raise DataError(
                 f"TFDS data set {name!r} has the features {', '.join(builder.info.features)}; "
                 f"missing are {', '.join(' or '.join(NAMES[part]) for part in missing)}"
             )
@@ -50,13 +50,13 @@ class TfdsSource:
         except (ValueError, KeyError) as error:
             splits = ", ".join(builder.info.splits)
             reason = " ".join(str(error).split())
-            raise UserError(
+            raise DataError(
                 f"TFDS data set {name!r} has no split {split!r} ({reason[:120]}); splits: {splits}"
-            ) from None
-        except NotImplementedError:
-            raise UserError(
+            ) from error
+        except NotImplementedError as error:
+            raise DataError(
                 f"TFDS data set {name!r} has no random access; build it with --file_format=array_record"
-            ) from None
+            ) from error
         self._name = f"TFDS {builder.info.full_name}, split {split}, {len(self._records)} examples"
         self._short = f"{name}, {split}"
 
@@ -100,7 +100,7 @@ class TfdsSource:
             row = self._records[number]
         except Exception as error:  # TFDS, protobuf and array_record each have their own
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise Unreadable(f"{origin} cannot be read: {reason}") from None
+            raise Unreadable(f"{origin} cannot be read: {reason}") from error
         return {part: row[feature] for part, feature in self._of.items()}
 
 
@@ -108,7 +108,7 @@ def open_tfds(text: str, split: str) -> TfdsSource:
     """`NAME[:CONFIG][@DATA_DIR]`, or `NAME:VERSION` and `NAME/CONFIG:VERSION` as TFDS itself writes them."""
     name, _, data_dir = text.partition("@")
     if not name:
-        raise UserError(f"source 'tfds:{text}' names no data set; write tfds:NAME[:CONFIG][@DATA_DIR]")
+        raise DataError(f"source 'tfds:{text}' names no data set; write tfds:NAME[:CONFIG][@DATA_DIR]")
     name, colon, rest = name.partition(":")
     version = re.fullmatch(r"[\d.*]+", rest) is not None
     return TfdsSource(name + (colon if version or not rest else "/") + rest, split, data_dir or None)
@@ -120,9 +120,11 @@ def _builder(tfds: ModuleType, name: str, data_dir: str | None) -> Any:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except Exception as error:  # DatasetNotFoundError and what building a builder raises
         reason = " ".join(str(error).split()).partition(" Available datasets:")[0][:200]
-        raise UserError(f"no TFDS data set {name!r} {where}: {reason}; give its folder as tfds:NAME@DATA_DIR") from None
+        raise DataError(
+            f"no TFDS data set {name!r} {where}: {reason}; give its folder as tfds:NAME@DATA_DIR"
+        ) from error
     if not builder.is_prepared():
-        raise UserError(f"TFDS data set {name!r} is not built {where}; run tfds build --file_format=array_record")
+        raise DataError(f"TFDS data set {name!r} is not built {where}; run tfds build --file_format=array_record")
     return builder
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from mllmsubj.data.sources.files import Entry, FilesSource, inside
-from mllmsubj.errors import UserError
+from mllmsubj.errors import DataError, UserError
 
 SCORES = (0.0, 4.0)
 """Range of `score_final`; what lies outside is a parsing accident of the set's makers, and no score."""
@@ -26,9 +26,9 @@ def open_uno(path: epath.Path) -> FilesSource:
     try:
         pairs = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+        raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(pairs, list) or not pairs:
-        raise UserError(f"{path} should be a list of pairs as in UNO-1M's labels; for other data write a FILE.jsonl")
+        raise DataError(f"{path} should be a list of pairs as in UNO-1M's labels; for other data write a FILE.jsonl")
     entries = [entry for number, pair in enumerate(pairs) for entry in _entries(pair, path, number)]
     name = f"UNO labels {path.name}, {len(entries)} examples, sha256 {hashlib.sha256(text).hexdigest()[:16]}"
     return FilesSource(name, _pictures(path, entries[0].target), entries)
@@ -42,9 +42,11 @@ def _entries(pair: Any, path: epath.Path, number: int) -> Iterator[Entry]:
         subject = ", ".join(caption.get("subject") or [])
         score = float((pair.get("vlm_filter_cot") or {}).get("score_final", "nan"))
     except UserError as error:
-        raise UserError(f"{path}, pair {number}: {error}") from None
+        raise DataError(f"{path}, pair {number}: {error}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}, pair {number} is not as in UNO-1M's labels: {type(error).__name__} {error}") from None
+        raise DataError(
+            f"{path}, pair {number} is not as in UNO-1M's labels: {type(error).__name__} {error}"
+        ) from error
     scores = {"score_final": score} if SCORES[0] <= score <= SCORES[1] else {}
     for reference, target in ((0, 1), (1, 0)):
         yield Entry((paths[reference],), paths[target], prompts[target], origin, subject, (), scores)
@@ -55,4 +57,4 @@ def _pictures(path: epath.Path, picture: str) -> epath.Path:
     for folder in folders:
         if (folder / picture).parent.is_dir():
             return folder
-    raise UserError(f"{path}: no folder of its pictures ({picture!r}); looked in {', '.join(map(str, folders))}")
+    raise DataError(f"{path}: no folder of its pictures ({picture!r}); looked in {', '.join(map(str, folders))}")

@@ -137,7 +137,7 @@ def encoded(
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot keep latents in {path}: {getattr(error, 'strerror', None) or error}; make room or delete the file"
-        ) from None
+        ) from error
 
 
 def _moments(pictures: Pictures, encode: Encode, threads: int) -> Float[np.ndarray, "pictures two n c"]:

@@ -116,9 +116,9 @@ class DistillationReader:
         """
         try:
             self._write(picture, kept, text, 0, latent_stats, batch, row)
-        except UserError:  # its message names another config key
+        except UserError as error:  # its message names another config key
             message = f"config key pretrain.dla.tokens is {self.tokens}, too few for {text!r}; raise it"
-            raise UserError(message) from None
+            raise UserError(message) from error
 
     def _write(
         self,

@@ -33,6 +33,7 @@ from mllmsubj.errors import UserError
 from mllmsubj.models.layers import init_params, unstack
 from mllmsubj.models.subject import Condition, SubjectModel
 from mllmsubj.ops.patchify import token_grid
+from mllmsubj.ops.pixels import from_uint8, to_uint8
 from mllmsubj.toyworld import Picture, Split, caption
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.dataset.latents import EncodedPictures, Pictures, encoded
@@ -267,7 +268,7 @@ class DiTComponent:
 
     def latent_stats(self, frozen: Params, pixels: Array) -> Float[Array, "b two n c"]:
         """Returns mean and std of the latents of 8-bit pictures, in float16."""
-        images = pixels.astype(jnp.float32) / 127.5 - 1.0
+        images = from_uint8(pixels)
         return jnp.stack(self.model.encode_image(frozen, images), axis=1).astype(jnp.float16)
 
     def generate(
@@ -299,7 +300,7 @@ class DiTComponent:
             pooled=jnp.broadcast_to(empty_pooled, condition.pooled.shape),
         )
         latents, _ = sample(velocity, (condition, nothing), noise, times, [Stage(active_tokens, 0, steps)])
-        return jnp.round(jnp.clip((self.model.decode(frozen, latents, grid) + 1.0) * 127.5, 0, 255)).astype(jnp.uint8)
+        return to_uint8(self.model.decode(frozen, latents, grid))
 
     def condition(self, params: Params, batch: CaptionBatch) -> Condition:
         """Returns the transformer's condition for captions and reference views."""

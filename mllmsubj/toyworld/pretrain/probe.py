@@ -14,6 +14,7 @@ from mllmsubj.config.data import DataConfig
 from mllmsubj.data.batch import Rows
 from mllmsubj.data.plan import Bucket
 from mllmsubj.models.layers import init_params
+from mllmsubj.ops.pixels import from_uint8
 from mllmsubj.toyworld import Picture, Split
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.pretrain.settings import ProbePretrainConfig
@@ -99,7 +100,7 @@ class ProbeComponent:
         self, params: Params, frozen: Params, batch: LabeledBatch, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
         """Returns the cross entropy, mean over attributes, of pictures augmented to be as imperfect as a model's."""
-        images = self._augment(batch.pixels.astype(jnp.float32) / 127.5 - 1.0, key)
+        images = self._augment(from_uint8(batch.pixels), key)
         found = logits(self.network, params["probe"], images, self._places(batch.labels, key))
         entropies, right = [], []
         for answer, label in zip(found, batch.labels.T, strict=True):

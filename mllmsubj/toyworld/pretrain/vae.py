@@ -15,6 +15,7 @@ from mllmsubj.data.batch import Rows
 from mllmsubj.data.plan import Bucket
 from mllmsubj.models.layers import init_params
 from mllmsubj.models.subject import SubjectModel
+from mllmsubj.ops.pixels import from_uint8
 from mllmsubj.toyworld import Picture, Split
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.pretrain.settings import VAEPretrainConfig
@@ -98,7 +99,7 @@ class VAEComponent:
         self, params: Params, frozen: Params, batch: CropBatch, key: Array
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
         """Returns L1 losses of pixels and of their differences, plus the KL divergence; latents are sampled."""
-        images = batch.pixels.astype(jnp.float32) / 127.5 - 1.0
+        images = from_uint8(batch.pixels)
         mean, logvar = self._call(params, images, "encode")
         drawn = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
         error = self._call(params, drawn, "decode") - images
@@ -137,7 +138,7 @@ class VAEComponent:
 
     def _reconstruct(self, params: Params, pixels: Array) -> tuple[Array, Array, Array]:
         """Returns reconstructions of 8-bit pictures, in [0, 255], and mean and log variance of their latents."""
-        mean, logvar = self._call(params, pixels.astype(jnp.float32) / 127.5 - 1.0, "encode")
+        mean, logvar = self._call(params, from_uint8(pixels), "encode")
         return jnp.clip((self._call(params, mean, "decode") + 1.0) * 127.5, 0.0, 255.0), mean, logvar
 
     def _call(self, params: Params, x: Array, method: str) -> Any:

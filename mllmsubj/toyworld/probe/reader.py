@@ -16,6 +16,7 @@ from mllmsubj.checkpoints import components
 from mllmsubj.config.load import typed
 from mllmsubj.errors import UserError
 from mllmsubj.models.layers import abstract_params
+from mllmsubj.ops.pixels import from_uint8
 from mllmsubj.toyworld.probe.network import Probe, ProbeConfig
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES, IDENTITY_ATTRIBUTES
 from mllmsubj.toyworld.world.render import COLUMN, ROW, SIZE
@@ -53,7 +54,7 @@ def logits(
 
 def answers(network: Probe, params: Params, pixels: Array) -> Int[Array, "b attributes"]:
     """Numbers of the values that it reads, in the order of `ATTRIBUTES`, off 8-bit pictures."""
-    found = logits(network, params, jnp.asarray(pixels, jnp.float32) / 127.5 - 1.0)
+    found = logits(network, params, from_uint8(jnp.asarray(pixels)))
     return jnp.stack([jnp.argmax(each, axis=1) for each in found], axis=1).astype(jnp.int32)
 
 

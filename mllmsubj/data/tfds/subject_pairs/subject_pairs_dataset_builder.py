@@ -16,7 +16,7 @@ from etils import epath
 
 from mllmsubj.data.check import check_example
 from mllmsubj.data.sources.manifest import open_manifest
-from mllmsubj.errors import UserError
+from mllmsubj.errors import DataError
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -47,7 +47,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         paths = {split: epath.Path(dl_manager.manual_dir) / f"{split}.jsonl" for split in ("train", "test")}
         if not paths["train"].exists():
-            raise UserError(f"{paths['train']} is not there; --manual_dir names the folder that holds it")
+            raise DataError(f"{paths['train']} is not there; --manual_dir names the folder that holds it")
         return {split: self._generate_examples(path) for split, path in paths.items() if path.exists()}
 
     def _generate_examples(self, path: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
