@@ -18,7 +18,7 @@ CONFIG = ReferenceConfig(
     std=(0.229, 0.224, 0.225),
 )
 CAT = Image.fromarray(skimage.data.chelsea()).resize((90, 60))
-ORIENTED = {  # EXIF orientation -> what turns an upright picture into the stored one
+ORIENTED = {  # EXIF orientation -> the transposition that makes the stored image of the upright one
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,7 +47,7 @@ def pixels(image):
 
 
 def corner(colour, size=(8, 8)):
-    """A black picture whose left half is `colour` of an RGBA."""
+    """Returns a black RGBA image whose left half is `colour`."""
     array = np.zeros((*size[::-1], 4), np.uint8)
     array[..., 3] = 255
     array[:, : size[0] // 2] = colour
@@ -70,20 +70,23 @@ def corner(colour, size=(8, 8)):
         ("RGBA", ".png", 0),
     ],
 )
-def test_colour_pictures_keep_their_colours(tmp_path, mode, suffix, tolerance):
+def test_open_image_color(tmp_path, mode, suffix, tolerance):
+    """Color images of any mode and format are read as RGB."""
     found = pixels(open_image(stored(tmp_path, CAT.convert(mode), suffix)))
     assert np.abs(found - pixels(CAT)).mean() <= tolerance / 2
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("L", ".png"), ("L", ".jpg"), ("LA", ".png"), ("1", ".png")])
-def test_grey_pictures_stay_grey(tmp_path, mode, suffix):
+def test_open_image_grayscale(tmp_path, mode, suffix):
+    """Grayscale images are read as RGB with three equal channels."""
     image = CAT.convert(mode)
     found = pixels(open_image(stored(tmp_path, image, suffix)))
     np.testing.assert_allclose(found, pixels(image.convert("L").convert("RGB")), atol=40 if suffix == ".jpg" else 0)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.003], ids=["bright", "dark"])
-def test_sixteen_bit_grey_is_scaled_by_its_range(tmp_path, scale):
+def test_open_image_uint16(tmp_path, scale):
+    """16-bit values are scaled by the range of their type, whatever the brightest value is."""
     wide = (np.asarray(CAT.convert("L")) * 257.0 * scale).astype(np.uint16)
     path = stored(tmp_path, Image.fromarray(wide))
     assert mode_of(path) == "I;16"
@@ -91,7 +94,8 @@ def test_sixteen_bit_grey_is_scaled_by_its_range(tmp_path, scale):
 
 
 @pytest.mark.parametrize("top", [1.0, 255.0, 65535.0])
-def test_float_tiff_is_scaled_by_its_values(tmp_path, top):
+def test_open_image_float_tiff(tmp_path, top):
+    """The largest value decides whether floats are of the range 1, 255 or 65535."""
     grey = np.asarray(CAT.convert("L"), np.float32)
     path = stored(tmp_path, Image.fromarray(grey / 255 * top), ".tiff")
     assert mode_of(path) == "F"
@@ -99,34 +103,39 @@ def test_float_tiff_is_scaled_by_its_values(tmp_path, top):
 
 
 @pytest.mark.parametrize("top", [255, 65535])
-def test_integer_tiff_is_scaled_by_its_values(tmp_path, top):
+def test_open_image_integer_tiff(tmp_path, top):
+    """The largest value decides whether integers are of the range 255 or 65535."""
     grey = np.asarray(CAT.convert("L"), np.int32)
     path = stored(tmp_path, Image.fromarray(grey * (top // 255)), ".tiff")
     assert mode_of(path) == "I"
     np.testing.assert_allclose(pixels(open_image(path))[..., 0], grey, atol=1)
 
 
-def test_float_picture_with_holes():
+def test_to_rgb_nonfinite_values():
+    """Non-finite and negative values become black."""
     values = np.full((8, 8), 0.5, np.float32)
     values[0, :3] = np.nan, -np.inf, -1.0
     np.testing.assert_array_equal(np.asarray(to_rgb(Image.fromarray(values)))[0, :4, 0], [0, 0, 0, 128])
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA"])
-def test_transparency_lies_on_white(mode):
+def test_to_rgb_transparent(mode):
+    """Transparent pixels become white."""
     image = corner((200, 200, 200, 0))
     found = np.asarray(to_rgb(image.quantize(4) if mode == "P" else image.convert(mode)))
     assert (found[:, :4] == 255).all()
     assert (found[:, 4:] == 0).all()
 
 
-def test_half_transparency_is_half_white():
+def test_to_rgb_partly_transparent():
+    """Partly transparent pixels are blended with white."""
     found = np.asarray(to_rgb(corner((200, 0, 0, 128))))
     np.testing.assert_allclose(found[0, 0], [227, 127, 127], atol=1)
 
 
 @pytest.mark.parametrize(("mode", "value"), [("P", 0), ("L", 0), ("RGB", (0, 0, 0))])
-def test_a_transparent_colour_lies_on_white(tmp_path, mode, value):
+def test_open_image_transparent_color(tmp_path, mode, value):
+    """Pixels of the color that a PNG declares transparent become white."""
     image = corner((0, 0, 0, 255)).convert("RGB").convert(mode)
     image.paste(image.getpixel((0, 0)) if mode == "P" else 90 if mode == "L" else (90, 0, 0), (4, 0, 8, 8))
     if mode == "P":
@@ -138,7 +147,8 @@ def test_a_transparent_colour_lies_on_white(tmp_path, mode, value):
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".tiff", ".png", ".webp"])
-def test_the_first_frame_counts(tmp_path, suffix):
+def test_open_image_first_frame(tmp_path, suffix):
+    """The first frame of an image with several is read, also after a seek."""
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
     lossless = dict(lossless=True) if suffix == ".webp" else {}
     path = stored(tmp_path, frames[0], suffix, save_all=True, append_images=frames[1:], **lossless)
@@ -150,14 +160,15 @@ def test_the_first_frame_counts(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("orientation", ORIENTED)
-def test_orientation_is_applied(tmp_path, orientation):
+def test_open_image_exif_orientation(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     turned = CAT if ORIENTED[orientation] is None else CAT.transpose(ORIENTED[orientation])
     np.testing.assert_array_equal(pixels(open_image(stored(tmp_path, turned, exif=exif))), pixels(CAT))
 
 
-def test_the_given_picture_is_left_alone():
+def test_to_rgb_copies():
+    """The result shares no memory with the given image."""
     image = corner((200, 0, 0, 0))
     before = image.copy()
     to_rgb(image).paste("blue", (0, 0, 8, 8))
@@ -189,7 +200,8 @@ def broken(folder, kind):
         ("half PNG", "truncated"),
     ],
 )
-def test_what_is_no_picture_is_named(tmp_path, kind, says):
+def test_open_image_invalid_file(tmp_path, kind, says):
+    """The error names the file, in one line."""
     path = broken(tmp_path, kind)
     with pytest.raises(UserError, match=says) as error:
         open_image(path)
@@ -197,7 +209,8 @@ def test_what_is_no_picture_is_named(tmp_path, kind, says):
     assert "\n" not in str(error.value)
 
 
-def test_too_many_pixels(tmp_path, monkeypatch):
+def test_open_image_too_many_pixels(tmp_path, monkeypatch):
+    """An image of more than twice Pillow's limit is an error."""
     path = stored(tmp_path, CAT)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", CAT.width * CAT.height - 1)  # Pillow itself warns up to twice this
     assert open_image(path).size == CAT.size
@@ -206,7 +219,8 @@ def test_too_many_pixels(tmp_path, monkeypatch):
         open_image(path)
 
 
-def test_damaged_bytes_are_an_error_or_a_picture(tmp_path):
+def test_open_image_corrupted_bytes(tmp_path):
+    """Corrupted files are read as RGB or raise UserError; there are no warnings and no other exceptions."""
     rng = np.random.default_rng(0)
     for suffix in (".png", ".jpg", ".gif", ".tiff", ".webp", ".bmp"):
         path = stored(tmp_path, CAT, suffix)
@@ -242,18 +256,19 @@ def test_vae_picture_sizes(size, several, want):
     np.testing.assert_allclose(picture[0, 0], [1, -1, -0.6], atol=1e-6)
 
 
-def test_vae_picture_survives_the_round_trip():
+def test_vae_picture_round_trip():
+    """`to_pil` inverts `vae_picture`."""
     picture = vae_picture(Image.fromarray(skimage.data.astronaut()), False, CONFIG)
     np.testing.assert_array_equal(np.asarray(to_pil(picture)), skimage.data.astronaut())
 
 
-def test_to_pil_clips_and_rounds():
+def test_to_pil_clip_and_round():
     values = np.array([-9, -1, -0.001, 0.0, 1.0, 9], np.float32)
     found = np.asarray(to_pil(np.broadcast_to(values[None, :, None], (1, 6, 3))))
     np.testing.assert_array_equal(found[0, :, 0], [0, 0, 127, 128, 255, 255])
 
 
-def test_mllm_tile_is_normalised():
+def test_mllm_tile_normalization():
     tile = mllm_tile(Image.new("RGB", (50, 20), (255, 0, 51)), (32, 48), CONFIG)
     assert tile.shape == (32, 48, 3)
     assert tile.dtype == np.float32
@@ -269,10 +284,11 @@ def test_mllm_tile_is_normalised():
         ([(1, 9)], "reference image 1 is 1x9"),
     ],
 )
-def test_references_that_cannot_be(sizes, says):
+def test_check_references_invalid(sizes, says):
     with pytest.raises(UserError, match=says):
         check_references([Image.new("RGB", size) for size in sizes], CONFIG)
 
 
-def test_references_up_to_the_limits():
+def test_check_references_at_limits():
+    """The largest number of references and the largest aspect ratio are allowed."""
     check_references([Image.new("RGB", (80, 10)), Image.new("RGB", (10, 80))], CONFIG)

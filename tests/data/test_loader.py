@@ -23,7 +23,7 @@ BATCH = 4
 
 
 class Pictures:
-    """Parts of a photograph as JPEG, told apart by their place; `bad` ones are no pictures."""
+    """A source of different crops of a photograph as JPEG; the images of the `bad` ones cannot be read."""
 
     def __init__(self, length=19, bad=()):
         self.length, self.bad, self.read = length, set(bad), []
@@ -68,14 +68,15 @@ def take(loader, steps):
 
 
 def assert_same(batches, others, rows=slice(None)):
-    """Bit for bit; `others` hold only `rows` of `batches`."""
+    """Checks that `others` hold exactly the `rows` of `batches`, bit for bit."""
     for batch, other in zip(batches, others, strict=True):
         assert (batch.text, batch.images) == (other.text, other.images)
         for field in fields(Batch)[:-2]:
             np.testing.assert_array_equal(getattr(batch, field.name)[rows], getattr(other, field.name), field.name)
 
 
-def test_batches_are_what_the_plan_says(loader, encoder):  # noqa: F811
+def test_loader_follows_plan(loader, encoder):  # noqa: F811
+    """Batches hold the plan's examples, in its order and its buckets."""
     one = loader()
     for step, batch in enumerate(take(one, 10)):
         planned = one.plan.batch(step)
@@ -87,19 +88,21 @@ def test_batches_are_what_the_plan_says(loader, encoder):  # noqa: F811
             np.testing.assert_array_equal(ids, encoder(f"cat {number}", 1, 64).input_ids[0])
 
 
-def test_two_hosts_read_what_one_reads(loader):
-    """Also where both need the same row."""
+def test_loader_rows_of_hosts(loader):
+    """A host that reads some rows of the batch gets what one host reads for them, also where hosts share a row."""
     whole = take(loader(**RANDOM), 8)
     for rows in ([0, 1], [2, 3], [3, 1], []):
         assert_same(whole, take(loader(rows=rows, **RANDOM), 8), rows)
 
 
 @pytest.mark.parametrize(("threads", "prefetch"), [(1, 1), (1, 4), (5, 1), (5, 3)])
-def test_threads_do_not_matter(loader, threads, prefetch):
+def test_loader_threads_and_prefetch(loader, threads, prefetch):
+    """Batches do not depend on the numbers of threads and of prefetched batches."""
     assert_same(take(loader(**RANDOM), 12), take(loader(threads=threads, prefetch=prefetch, **RANDOM), 12))
 
 
-def test_it_resumes_in_the_middle(loader):
+def test_loader_resume(loader):
+    """Batches after a restored state or a first step are those of an uninterrupted run."""
     whole = take(loader(**RANDOM), 12)
     first = loader(rows=[0, 1], **RANDOM)
     take(first, 5)
@@ -111,7 +114,8 @@ def test_it_resumes_in_the_middle(loader):
     assert_same(whole[5:], take(loader(first_step=5, **RANDOM), 7))
 
 
-def test_nothing_before_is_read_again(loader):
+def test_loader_resume_reads(loader):
+    """A resumed loader reads only examples of later steps."""
     source = Pictures(200)
     one = loader(source)
     one.restore({**one.state(), "step": 20})
@@ -122,7 +126,8 @@ def test_nothing_before_is_read_again(loader):
     assert len(source.read) >= 5 * BATCH
 
 
-def test_restoring_goes_back_too(loader):
+def test_loader_restore_earlier_step(loader):
+    """A loader can be restored to a step before its own."""
     one = loader(**RANDOM)
     start = one.state()
     first = take(one, 3)
@@ -139,7 +144,8 @@ def test_restoring_goes_back_too(loader):
         (dict(flip=0.5), r"augmentation was swap 0, flip 0, .* and is swap 0, flip 0\.5"),
     ],
 )
-def test_other_data_after_a_restart_stops(loader, changes, says):
+def test_loader_restore_changed_data(loader, changes, says):
+    """The error names what changed; other numbers of threads and of prefetched batches are allowed."""
     state = json.loads(json.dumps(loader().state()))
     loader().restore(state)
     loader(threads=3, prefetch=3).restore(state)
@@ -148,12 +154,14 @@ def test_other_data_after_a_restart_stops(loader, changes, says):
     assert "\n" not in str(error.value)
 
 
-def test_seeds_differ(loader):
+def test_loader_seeds(loader):
+    """Different seeds give different orders."""
     one, other = (np.stack([batch.example for batch in take(loader(seed=seed), 5)]) for seed in (1, 2))
     assert (one != other).any()
 
 
-def test_unreadable_examples_are_replaced_counted_and_named(loader, caplog, monkeypatch):
+def test_loader_unreadable_examples(loader, caplog, monkeypatch):
+    """The plan's replacements are used and counted, and each unreadable example is logged once."""
     monkeypatch.setattr(logging.getLogger("mllmsubj"), "propagate", True)
     bad = {3, 4, 11}
     one = loader(Pictures(bad=bad))
@@ -171,13 +179,16 @@ def test_unreadable_examples_are_replaced_counted_and_named(loader, caplog, monk
     assert_same(batches, take(loader(Pictures(bad=bad), rows=[2], threads=1), 30), [2])
 
 
-def test_a_source_of_rubbish_stops(loader):
+def test_loader_all_unreadable(loader):
+    """Too many unreadable examples in a row are an error."""
     with pytest.raises(UserError, match=r"20 examples in a row cannot be used; the last: folder/") as error:
         take(loader(Pictures(bad=range(19))), 1)
     assert "\n" not in str(error.value)
 
 
-def test_an_error_in_the_program_is_not_hidden(loader):
+def test_loader_source_exception(loader):
+    """Exceptions other than Unreadable reach the caller."""
+
     class Broken(Pictures):
         def __getitem__(self, number):
             raise KeyError("a mistake")
@@ -186,7 +197,8 @@ def test_an_error_in_the_program_is_not_hidden(loader):
         take(loader(Broken()), 1)
 
 
-def test_reading_stops_at_close(loader):
+def test_loader_close(loader):
+    """A closed loader reads no more examples and raises ValueError."""
     source = Pictures()
     one = loader(source)
     take(one, 1)

@@ -23,7 +23,8 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_files_become_upright_rgb_and_the_header_tells_their_size(kind):
+def test_decode_modes_and_orientation(kind):
+    """Files of any mode are decoded as upright RGB images of the size that `size_of` gives."""
     decoded = decode(KINDS[kind], "a")
     assert decoded.mode == "RGB"
     assert decoded.size == size_of(KINDS[kind], "a") == ((32, 48) if kind == "rotated" else (48, 32))
@@ -49,12 +50,14 @@ JPEGS = {
 
 
 @pytest.mark.parametrize("kind", KINDS | JPEGS)
-def test_arrays_of_files_are_pillows(kind):
+def test_decode_rgb_matches_decode(kind):
     pixels = (KINDS | JPEGS)[kind]
     np.testing.assert_array_equal(decode_rgb(pixels, "a"), np.asarray(decode(pixels, "a")))
 
 
-def test_damaged_jpegs_are_what_pillow_makes_of_them():
+def test_decode_rgb_damaged_jpeg():
+    """Damaged JPEG files give the same pixels or the same error as `decode`."""
+
     def outcome(read, pixels):
         try:
             return np.asarray(read(pixels, "a")).tobytes()
@@ -72,21 +75,23 @@ def test_damaged_jpegs_are_what_pillow_makes_of_them():
     assert {type(each) for each in outcomes} == {str, bytes}
 
 
-def test_size_of_a_file_on_disk(tmp_path):
+def test_size_of_path(tmp_path):
     (tmp_path / "a.jpg").write_bytes(KINDS["rotated"])
     assert size_of(tmp_path / "a.jpg", "a") == (32, 48)
     with pytest.raises(Unreadable, match=r"a cannot be read as a picture: .*No such file"):
         size_of(tmp_path / "b.jpg", "a")
 
 
-def test_a_size_needs_the_header_only():
+def test_size_of_header_only():
+    """The first bytes of a file are enough for `size_of`, but not for `decode`."""
     large = encoded(noise(0, (900, 600)), "PNG")
     assert size_of(large[:100], "a") == (900, 600)
     with pytest.raises(Unreadable):
         decode(large[:100], "a")
 
 
-def test_arrays():
+def test_decode_array():
+    """Arrays are taken as pixels."""
     array = np.asarray(noise(0))
     assert (np.asarray(decode(array, "a")) == array).all()
     assert decode_rgb(array, "a") is array
@@ -106,13 +111,15 @@ def test_arrays():
         (np.zeros((0, 4, 3), np.uint8), r"array \[0, 4, 3\]"),
     ],
 )
-def test_what_is_no_picture_is_named(read, pixels, says):
+def test_decode_invalid(read, pixels, says):
+    """The error starts with the given origin and has one line."""
     with pytest.raises(Unreadable, match=f"^pairs.jsonl:12, target .*{says}") as error:
         read(pixels, "pairs.jsonl:12, target")
     assert "\n" not in str(error.value)
 
 
-def test_masks_are_white_on_the_subject():
+def test_decode_mask_formats():
+    """Masks of 1, 8 and 16 bits and alpha channels are decoded as the same 8-bit mask."""
     expected = np.asarray(mask())
     cut_out = Image.new("RGBA", mask().size, "white")
     cut_out.putalpha(mask())

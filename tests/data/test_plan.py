@@ -34,7 +34,7 @@ def config(**changes):
 
 
 def index(counts, **scores):
-    """Examples of (width, height, references), as many of each as `counts` says, mixed."""
+    """Returns the shuffled index of `counts`, a dict of (width, height, references) -> number of examples."""
     rows = np.concatenate([np.tile(kind, (count, 1)) for kind, count in counts.items()]).astype(np.int32)
     rows = np.random.default_rng(0).permutation(rows)
     return Index(rows[:, 0], rows[:, 1], rows[:, 2], {name: np.asarray(s, np.float32) for name, s in scores.items()})
@@ -44,8 +44,8 @@ MIXED = index({(500, 500, 1): 37, (900, 600, 1): 11, (600, 900, 2): 3, (100, 101
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 64])
-def test_each_example_once_an_epoch(batch_size):
-    """After n · B steps every example was used equally often, the tiny bucket's too."""
+def test_plan_epochs(batch_size):
+    """After n · B steps every example was used equally often, those of the smallest bucket too."""
     plan = Plan(MIXED, config(), batch_size, seed=3)
     batches = [plan.batch(step) for step in range(3 * 52)]  # three times 52 · B rows: 3 · B epochs
     seen = Counter(number for batch in batches for number in batch.examples.tolist())
@@ -54,7 +54,8 @@ def test_each_example_once_an_epoch(batch_size):
     assert [batch.epoch for batch in batches] == sorted(batch.epoch for batch in batches)
 
 
-def test_nothing_comes_twice_before_all_came_once():
+def test_plan_without_replacement():
+    """In each bucket an example is not repeated before all others were used."""
     plan = Plan(MIXED, config(), 4, seed=0)
     streams = {bucket: [] for bucket in plan.buckets}
     for step in range(200):
@@ -66,7 +67,8 @@ def test_nothing_comes_twice_before_all_came_once():
             assert len(set(stream[start : start + size])) == size
 
 
-def test_buckets_by_aspect_and_references():
+def test_plan_buckets():
+    """Examples are assigned to buckets by aspect ratio and number of references."""
     plan = Plan(MIXED, config(), 4, seed=0)
     kinds = {Bucket(64, 64, 1), Bucket(64, 64, 2), Bucket(64, 96, 1), Bucket(96, 64, 2)}
     assert set(plan.buckets) == kinds
@@ -83,7 +85,8 @@ def test_buckets_by_aspect_and_references():
     assert found == kinds
 
 
-def test_a_step_is_the_same_however_it_is_reached():
+def test_plan_batch_random_access():
+    """A batch depends on its step alone and not on the steps that were read before."""
     steps = np.random.default_rng(0).permutation(300)
     plan, other = Plan(MIXED, config(), 4, seed=0), Plan(MIXED, config(), 4, seed=0)
     straight = [plan.batch(step) for step in range(300)]
@@ -93,20 +96,23 @@ def test_a_step_is_the_same_however_it_is_reached():
         np.testing.assert_array_equal(batch.examples, straight[step].examples)
 
 
-def test_epochs_and_seeds_differ():
+def test_plan_epoch_and_seed_orders():
+    """The order differs from epoch to epoch and from seed to seed."""
     plan, other = (Plan(index({(64, 64, 1): 64}), config(), 64, seed) for seed in (0, 1))
     orders = [plan.batch(0), plan.batch(1), other.batch(0), other.batch(1)]
     assert len({tuple(batch.examples) for batch in orders}) == 4
 
 
-def test_buckets_are_mixed():
+def test_plan_buckets_shuffled():
+    """The buckets of consecutive steps alternate at random."""
     plan = Plan(index({(64, 64, 1): 400, (96, 64, 1): 400}), config(), 4, seed=0)
     buckets = [plan.batch(step).bucket for step in range(200)]
     changes = sum(a != b for a, b in pairwise(buckets))
     assert 70 < changes < 130
 
 
-def test_far_steps_are_as_quick():
+def test_plan_batch_large_step():
+    """The time for a batch does not grow with its step; negative steps are an IndexError."""
     plan = Plan(MIXED, config(), 4, seed=0)
     batch = plan.batch(10**12 + 1)
     assert batch.epoch == pytest.approx(10**12 * 4 / 52, rel=1e-6)
@@ -114,13 +120,14 @@ def test_far_steps_are_as_quick():
         plan.batch(-1)
 
 
-def test_millions_of_examples():
+def test_plan_million_examples():
     many = Index(np.full(10**6, 64, np.int32), np.full(10**6, 64, np.int32), np.ones(10**6, np.int32))
     plan = Plan(many, config(), 8, seed=0)
     assert len({*plan.batch(124_999).examples, *plan.batch(125_000).examples, *plan.batch(3).examples}) >= 22
 
 
-def test_fingerprint_tells_plans_apart():
+def test_plan_fingerprint():
+    """Fingerprints differ with the batch size, the seed, the sizes and the filter."""
     same = [Plan(MIXED, config(), 4, 0).fingerprint() for _ in range(2)]
     scored = Index(MIXED.width, MIXED.height, MIXED.references, {"dino": np.linspace(0, 1, 52, dtype=np.float32)})
     others = [
@@ -133,7 +140,8 @@ def test_fingerprint_tells_plans_apart():
     assert len({same[0], *(plan.fingerprint() for plan in others)}) == 5
 
 
-def test_replacements_are_of_the_bucket_and_reproducible():
+def test_plan_replacement():
+    """Replacements belong to the bucket of the batch and are reproducible."""
     plan = Plan(MIXED, config(), 4, seed=0)
     for step in range(30):
         bucket = plan.batch(step).bucket
@@ -143,14 +151,16 @@ def test_replacements_are_of_the_bucket_and_reproducible():
         assert {int(MIXED.height[number]) for number in stand_ins} == {heights[bucket]}
 
 
-def test_rows_draw_their_own_numbers():
+def test_plan_generator():
+    """Each row of each step has its own random numbers, which do not depend on the batch size."""
     plan = Plan(MIXED, config(), 4, seed=0)
     drawn = {plan.generator(step, row).random() for step in range(5) for row in range(5)}
     assert len(drawn) == 25
     assert plan.generator(3, 1).random() == Plan(MIXED, config(), 8, seed=0).generator(3, 1).random()
 
 
-def test_unreadable_and_low_scores_are_left_out():
+def test_plan_min_scores():
+    """Unreadable examples and those with a low or missing score are not used."""
     width = np.asarray([64, 0, 64, 64, 64, 64], np.int32)
     scores = {"dino": [0.9, 0.9, 0.5, np.nan, 0.7, 0.8], "aesthetic": [6, 6, 6, 6, 6, np.nan]}
     what = Index(width, np.full(6, 64, np.int32), np.ones(6, np.int32), {k: np.float32(v) for k, v in scores.items()})
@@ -175,12 +185,14 @@ def test_unreadable_and_low_scores_are_left_out():
         ({}, (("dino", 0.1),), "there are none at all"),
     ],
 )
-def test_filters_that_leave_nothing(scores, least, says):
+def test_plan_min_scores_invalid(scores, least, says):
+    """Filters that no example passes and names of unknown scores are errors."""
     with pytest.raises(UserError, match=says):
         Plan(index({(64, 64, 1): 1}, **scores), config(min_scores=least), 4, seed=0)
 
 
-def test_nothing_to_read():
+def test_plan_no_examples():
+    """A source without readable examples and a batch size of zero are errors."""
     with pytest.raises(UserError, match="of 5 in the source, none can be read"):
         Plan(index({(0, 0, 1): 5}), config(), 4, seed=0)
     with pytest.raises(UserError, match="batch_size is 0"):

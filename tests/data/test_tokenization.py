@@ -29,7 +29,7 @@ PROMPTS = {
 
 
 def merging_tokenizers(folder):
-    """Tokenizers with merges and the normalisation of the real ones: Qwen2's for the MLLM, CLIP's."""
+    """Saves tokenizers with merges and the normalization of the real ones: Qwen2's for the MLLM, and CLIP's."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer, Qwen2Tokenizer
 
@@ -72,7 +72,8 @@ def encoder(folder, **changes):
 
 @pytest.mark.parametrize("references", [0, 1, 3])
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
-def test_layout(folder, prompt, references):
+def test_prompt_encoder_layout(folder, prompt, references):
+    """The spans of images and text and the chat template's tokens are where the encoder's result says."""
     mllm, tokens = tokenizer(folder, "tokenizer"), encoder(folder)(prompt, references)
     image, ids = mllm.convert_tokens_to_ids(IMAGE_TOKEN), tokens.input_ids[0]
     assert tokens.input_ids.shape == tokens.attention_mask.shape
@@ -92,7 +93,8 @@ def test_layout(folder, prompt, references):
 
 
 @pytest.mark.parametrize("references", [0, 1, 2])
-def test_pieces_are_the_whole(folder, references):
+def test_prompt_encoder_matches_whole_text(folder, references):
+    """The separately tokenized parts of a prompt are equal to the tokenized text of all of them."""
     pictures = "\n".join([IMAGE_START + IMAGE_TOKEN * IMAGE_TOKENS + IMAGE_END] * references)
     text = f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{pictures}"
     text += ("\n" if references else "") + PROMPTS["plain"] + TAIL
@@ -100,14 +102,15 @@ def test_pieces_are_the_whole(folder, references):
     assert tokens.input_ids[tokens.attention_mask].tolist() == tokenizer(folder, "tokenizer")(text)["input_ids"]
 
 
-def test_tokenizers_merge(tmp_path):
-    merging_tokenizers(tmp_path)  # or the tests above would try bytes twice
+def test_merging_tokenizers(tmp_path):
+    """The tokenizers of the tests with merges do not encode by single bytes."""
+    merging_tokenizers(tmp_path)  # without merges, the tests above would test byte tokenizers twice
     assert len(tokenizer(tmp_path, "tokenizer")(" cat")["input_ids"]) == 1
     assert len(tokenizer(tmp_path, "clip_tokenizer")("cat", add_special_tokens=False)["input_ids"]) == 1
 
 
 @pytest.mark.parametrize("prompt", [*PROMPTS.values(), "cat " * 200], ids=[*PROMPTS, "long"])
-def test_ids_are_those_of_auto_tokenizer(folder, prompt):
+def test_prompt_encoder_matches_auto_tokenizer(folder, prompt):
     encode, mllm, clip = encoder(folder), tokenizer(folder, "tokenizer"), tokenizer(folder, "clip_tokenizer")
     cut = clip(prompt, padding="max_length", truncation=True, max_length=77, split_special_tokens=True)["input_ids"]
     text = mllm(f"\n{prompt}", split_special_tokens=True, add_special_tokens=False)["input_ids"]
@@ -118,8 +121,8 @@ def test_ids_are_those_of_auto_tokenizer(folder, prompt):
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "clip_tokenizer"])
-def test_files_of_older_transformers(tmp_path, name):
-    """As InternVL3-8B and FLUX.1-dev have them: vocab.json and merges.txt, no tokenizer.json."""
+def test_prompt_encoder_legacy_files(tmp_path, name):
+    """InternVL3-8B and FLUX.1-dev have vocab.json and merges.txt instead of tokenizer.json."""
     merging_tokenizers(tmp_path)
     made = json.loads((tmp_path / name / "tokenizer.json").read_text())
     (tmp_path / name / "vocab.json").write_text(json.dumps(made["model"]["vocab"]))
@@ -132,7 +135,8 @@ def test_files_of_older_transformers(tmp_path, name):
     np.testing.assert_array_equal(found.clip_ids, expected.clip_ids)
 
 
-def test_padding(folder):
+def test_prompt_encoder_padding(folder):
+    """Text is padded on the right to a multiple, and padding is masked."""
     for prompt in (PROMPTS["plain"], "x"):
         tokens = encoder(folder)(prompt, 1)
         start, stop = tokens.text
@@ -144,11 +148,12 @@ def test_padding(folder):
         assert (tokens.input_ids[0, start + count :] == tokenizer(folder, "tokenizer").pad_token_id).all()
 
 
-def test_the_null_prompt_is_not_padded(folder):
+def test_prompt_encoder_null_prompt(folder):
+    """The null prompt is not padded."""
     assert encoder(folder)("", 0).attention_mask.all()
 
 
-def test_longest_prompt(folder):
+def test_prompt_encoder_max_tokens(folder):
     encode = encoder(folder)
     tail = len(tokenizer(folder, "tokenizer")("\n" + TAIL)["input_ids"])
     longest = "z" * (CONFIG.max_tokens - tail)
@@ -157,14 +162,15 @@ def test_longest_prompt(folder):
         encode(longest + "z", 1)
 
 
-def test_a_very_long_prompt_is_only_an_error(folder, monkeypatch, caplog):
+def test_prompt_encoder_no_length_warning(folder, monkeypatch, caplog):
+    """A prompt that is too long is an error without a warning of transformers."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with pytest.raises(UserError, match="at most 128"):
         encoder(folder)("z" * 5000, 1)
-    assert not caplog.records  # transformers' own warning would be a second line
+    assert not caplog.records  # transformers' own warning would be a second message
 
 
-def test_clip_reads_the_prompt(folder):
+def test_clip_ids_prompt(folder):
     clip, ids = tokenizer(folder, "clip_tokenizer"), encoder(folder)("a cat", 2).clip_ids
     assert ids.shape == (1, 77)
     text = ids[0, 1 : ids[0].tolist().index(clip.eos_token_id)]
@@ -172,7 +178,8 @@ def test_clip_reads_the_prompt(folder):
     assert clip.decode(text).strip() == "a cat"
 
 
-def test_clip_reads_nothing(folder):
+def test_clip_ids_empty(folder):
+    """With `pooled="empty"`, CLIP gets the empty text whatever the prompt is."""
     clip, encode = tokenizer(folder, "clip_tokenizer"), encoder(folder, pooled="empty")
     ids = encode("a cat", 1).clip_ids
     assert ids[0, :2].tolist() == [clip.bos_token_id, clip.eos_token_id]
@@ -180,7 +187,8 @@ def test_clip_reads_nothing(folder):
 
 
 @pytest.mark.parametrize("prompt", [PROMPTS["ends"], PROMPTS["ends"] * 20], ids=["short", "cut"])
-def test_clip_reads_no_special_tokens(folder, prompt):
+def test_clip_ids_special_tokens(folder, prompt):
+    """Special tokens that are spelled out in a prompt are tokenized as text; the text ends at CLIP's length."""
     clip, ids = tokenizer(folder, "clip_tokenizer"), encoder(folder, max_tokens=2000)(prompt, 1).clip_ids[0].tolist()
     end = ids.index(clip.eos_token_id)
     assert end > 20
@@ -191,7 +199,8 @@ def test_clip_reads_no_special_tokens(folder, prompt):
 
 @pytest.mark.parametrize("name", ["tokenizer", "clip_tokenizer"])
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
-def test_damaged_tokenizers_are_named(tmp_path, name, damage):
+def test_prompt_encoder_damaged_files(tmp_path, name, damage):
+    """The error names the folder, in one line."""
     save_tokenizers(tmp_path)
     for file in (tmp_path / name).iterdir():
         if damage == "missing":
@@ -206,7 +215,8 @@ def test_damaged_tokenizers_are_named(tmp_path, name, damage):
 
 
 @pytest.mark.parametrize("special", [True, False], ids=["another id", "not special"])
-def test_the_image_token_must_be_the_configs(tmp_path, special):
+def test_prompt_encoder_image_token_mismatch(tmp_path, special):
+    """The image token has to be one special token whose id is the config's."""
     from tokenizers import AddedToken
 
     save_tokenizers(tmp_path)
@@ -225,12 +235,13 @@ def test_the_image_token_must_be_the_configs(tmp_path, special):
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "pad_to_multiple", "clip_tokens"])
-def test_lengths_are_positive(name):
+def test_prompt_config_zero_lengths(name):
     with pytest.raises(UserError, match=rf"prompt\.{name} is 0"):
         dataclasses.replace(CONFIG, **{name: 0})
 
 
-def test_shipped_tokenizers_are_up_to_date(tmp_path):
+def test_shipped_tokenizers(tmp_path):
+    """The shipped tokenizers are what `save_tokenizers` writes."""
     save_tokenizers(tmp_path, texts(load_config(str(ROOT / "configs" / "tiny.py")).prompt.system))
     made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.json"))
     assert made == sorted(p.relative_to(TINY) for p in TINY.glob("*tokenizer/*"))

@@ -51,7 +51,7 @@ def reader(encoder):
 
 
 def read(reader, what, bucket, seed=0):
-    """The one row of a batch, whose arrays held other things before."""
+    """Reads an example into a batch of one row whose arrays held other values before."""
     batch = reader.empty(bucket, 1)
     arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.name not in ("text", "images")}
     for array in arrays.values():
@@ -65,7 +65,7 @@ def normalised(tile):
 
 
 def check_square(square, mask, picture, several):
-    """What inference gives the VAE lies in the corner; beyond is its last row and column."""
+    """Checks that a square holds what inference gives the VAE, padded with its last row and column."""
     want = vae_picture(picture, several, REFERENCE)
     height, width = want.shape[:2]
     np.testing.assert_array_equal(square[:height, :width] / np.float32(127.5) - 1, want)
@@ -76,14 +76,16 @@ def check_square(square, mask, picture, several):
 
 
 @pytest.mark.parametrize("picture", [CAT, CAT.transpose(Image.Transpose.ROTATE_90), ASTRONAUT.resize((30, 31))])
-def test_one_reference_as_in_inference(reader, picture):
+def test_row_reader_one_reference(reader, picture):
+    """A reference gets the values that inference gives the MLLM and the VAE."""
     batch = read(reader(), example(picture), Bucket(64, 64, 1))
     assert batch.references.shape == (1, 1, 512, 512, 3)
     np.testing.assert_allclose(normalised(batch.tiles[0, 0]), mllm_tile(picture, (TILE, TILE), REFERENCE), atol=1e-6)
     check_square(batch.references[0, 0], batch.reference_mask[0], picture, several=False)
 
 
-def test_several_references_as_in_inference(reader):
+def test_row_reader_several_references(reader):
+    """References get the values that inference gives the MLLM and the VAE; those above the limit are dropped."""
     pictures = [CAT, ASTRONAUT.crop((0, 0, 100, 333))]
     batch = read(reader(), example(*pictures, CAT), Bucket(64, 64, 2))
     assert batch.references.shape == (1, 2, 320, 320, 3)
@@ -94,7 +96,8 @@ def test_several_references_as_in_inference(reader):
         check_square(batch.references[0, i], batch.reference_mask[0, 400 * i : 400 * (i + 1)], picture, several=True)
 
 
-def test_the_square_holds_a_long_side_of_any_length(encoder):
+def test_row_reader_long_side_not_multiple(encoder):
+    """The padded square holds a long side that is not a multiple of a token."""
     reference = dataclasses.replace(REFERENCE, long_side=500)
     batch = read(RowReader(config(), reference, encoder, TILE), example(CAT), Bucket(64, 64, 1))
     assert batch.references.shape == (1, 1, 512, 512, 3)
@@ -103,8 +106,11 @@ def test_the_square_holds_a_long_side_of_any_length(encoder):
 
 
 @pytest.mark.parametrize("pictures", [(CAT,), (CAT, ASTRONAUT.crop((0, 0, 100, 333)))])
-def test_a_row_is_what_a_request_is(tmp_path, pictures):
-    """The same arrays; only a single reference comes without its square, which changes nobody's position."""
+def test_row_reader_matches_request(tmp_path, pictures):
+    """A row holds the arrays of a request.
+
+    Only a single reference of a request is not padded to a square, which changes no token's position.
+    """
     save_tokenizers(tmp_path)
     experiment = Experiment.from_config(small_config())
     request = RequestReader(experiment, tmp_path)(pictures, "a cat on the moon", 1, 0)
@@ -136,7 +142,8 @@ def test_a_row_is_what_a_request_is(tmp_path, pictures):
 
 
 @pytest.mark.parametrize("prompt", ["", "x", "a cat on the moon"])
-def test_prompts_have_one_length(reader, prompt):
+def test_row_reader_prompt_length(reader, prompt):
+    """Prompts are padded to one length."""
     batch = read(reader(), example(CAT, prompt=prompt), Bucket(64, 64, 1))
     start, stop = batch.text
     assert stop - start == 64
@@ -146,12 +153,14 @@ def test_prompts_have_one_length(reader, prompt):
     np.testing.assert_array_equal(batch.input_ids[0] == 261, (np.arange(stop) >= first) & (np.arange(stop) < last))
 
 
-def test_a_long_prompt_is_unreadable(reader):
+def test_row_reader_long_prompt(reader):
+    """A prompt that is too long raises Unreadable."""
     with pytest.raises(Unreadable, match=r"pairs\.jsonl:12: the prompt has 7\d tokens; .*prompt_tokens.* at most 64"):
         read(reader(), example(CAT, prompt="z" * 60), Bucket(64, 64, 1))
 
 
-def test_the_target_is_covered_from_its_middle(reader):
+def test_row_reader_target(reader):
+    """The target is scaled and cropped at its center; a target of the right size is not changed."""
     stripes = np.zeros((60, 120, 3), np.uint8)
     stripes[:, 30:90] = 200
     batch = read(reader(), example(CAT, target=Image.fromarray(stripes)), Bucket(64, 64, 1))
@@ -172,14 +181,15 @@ def test_cover(size, want):
     assert np.abs(picture.astype(int) - np.asarray(other, int)).mean() < 4
 
 
-def test_cover_of_the_same_shape_is_pillows_resize():
+def test_cover_same_aspect():
+    """Without a crop, `cover` is Pillow's resize."""
     whole = CAT.resize((452, 300))
     want = whole.resize((113, 75), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(cover(np.asarray(whole), (75, 113)), want)
 
 
 @pytest.mark.parametrize("smallest", [0.05, 0.5, 0.9])
-def test_crop_keeps_aspect_and_area(smallest):
+def test_crop_aspect_and_area(smallest):
     array = np.indices((300, 451)).transpose(1, 2, 0).astype(np.uint16)
     places = set()
     for seed in range(50):
@@ -191,12 +201,14 @@ def test_crop_keeps_aspect_and_area(smallest):
     assert len(places) > 30
 
 
-def test_no_crop():
+def test_crop_none():
+    """A smallest share of 1 does not change the image."""
     cat = np.asarray(CAT)
     np.testing.assert_array_equal(crop(cat, 1.0, np.random.default_rng(0)), cat)
 
 
-def test_background_is_white_where_the_mask_is_black():
+def test_on_white():
+    """The background is white where the mask is black."""
     mask = Image.new("L", CAT.size, 0)
     mask.paste(255, (100, 100, 200, 200))
     cat = np.asarray(CAT)
@@ -206,8 +218,8 @@ def test_background_is_white_where_the_mask_is_black():
     assert (found == 255).all()
 
 
-def test_each_augmentation_by_its_share(reader):
-    """Of 40 rows about half are changed, by what the setting says and nothing else, and again the same."""
+def test_row_reader_augmentation_shares(reader):
+    """With a probability of 0.5, about half of 40 rows have the augmentation; rows are reproducible."""
     cat, target = CAT.resize((48, 32)), ASTRONAUT.resize((64, 64))
     mask = Image.new("L", cat.size, 0)
     mask.paste(255, (10, 10, 30, 20))
@@ -233,16 +245,17 @@ def test_each_augmentation_by_its_share(reader):
         assert 10 < count < 30, name
 
 
-def test_a_swapped_target_has_no_mask(reader):
-    """The reference's mask is no mask of the target: its sizes differ, which would be an error."""
+def test_row_reader_swap_without_mask(reader):
+    """A swapped target has no mask; the reference's mask of another size would be an error."""
     what = example(CAT, masks=(stored(Image.new("L", CAT.size, 0)),))
     batch = read(reader(swap=1.0, remove_background=1.0), what, Bucket(64, 64, 1))
     check_square(batch.references[0, 0], batch.reference_mask[0], ASTRONAUT, several=False)
 
 
-def test_several_references_are_not_swapped(reader):
+def test_row_reader_swap_several_references(reader):
+    """Examples with several references are not swapped."""
     what = example(CAT, CAT)
-    for count in (1, 2):  # in a bucket of one the second reference is left out, but it is there
+    for count in (1, 2):  # a bucket of one reference drops the second, but the example has it
         batch = read(reader(swap=1.0), what, Bucket(512, 512, count))
         np.testing.assert_array_equal(batch.target[0], np.asarray(ASTRONAUT))
 
@@ -258,12 +271,14 @@ BAD = {
 
 
 @pytest.mark.parametrize(("changes", "says"), BAD.values(), ids=BAD)
-def test_what_cannot_be_used_is_named(reader, changes, says):
+def test_row_reader_invalid_example(reader, changes, says):
+    """The error names the example and its image, in one line."""
     with pytest.raises(Unreadable, match=says) as error:
         read(reader(remove_background=1.0), dataclasses.replace(example(CAT), **changes), Bucket(64, 64, 1))
     assert "\n" not in str(error.value)
 
 
-def test_more_references_than_the_model_takes(reader):
+def test_row_reader_max_references(reader):
+    """`data.max_references` cannot exceed `reference.max_references`."""
     with pytest.raises(UserError, match=r"data\.max_references is 3, above reference\.max_references, 2"):
         reader(max_references=3)
