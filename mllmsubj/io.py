@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which takes its place at the end and is gone after a failure.
+def replacing(path: Path, unique: bool = False) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that replaces it at the end and is deleted after a failure.
 
-    Raises OSError as it comes; whoever calls knows what to say of it.
+    `unique`: with a name of its own, for a file that several processes may write at the same time. Raises OSError
+    unchanged.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    middle = f".{uuid.uuid4().hex[:8]}" if unique else ""
+    partial = path.with_name(f".{path.name}{middle}.partial")
     try:
         yield partial
         partial.replace(path)

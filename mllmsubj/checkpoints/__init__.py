@@ -1,0 +1,1 @@
+"""Checkpoint folders: their format, initial weights, import of published models, and export."""

@@ -1,4 +1,4 @@
-"""The model card of an exported checkpoint: Hugging Face's form, with what somebody needs to know to use it."""
+"""The model card of an exported checkpoint, in Hugging Face's format."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,13 +15,13 @@ PAPER = "https://arxiv.org/abs/2605.26111"
 
 @dataclass(frozen=True)
 class Base:
-    """A published model that a part of a checkpoint has the sizes of."""
+    """A published model whose sizes a component of the checkpoint has."""
 
     name: str
     license: str
-    """As licences are called in a card's header."""
+    """Identifier of the license in a card's metadata header."""
     terms: str
-    """The same for people."""
+    """Name of the license in the card's text."""
 
 
 DEV = Base(
@@ -33,7 +33,7 @@ CLIP = Base("openai/clip-vit-large-patch14", "mit", "MIT")
 
 
 def model_card(experiment: Experiment, metrics: Mapping[str, Any], fingerprint: str) -> str:
-    """README.md: `metrics` are those that were measured, perhaps none, `fingerprint` names the checkpoint."""
+    """Returns the text of README.md; `metrics` may be empty, and `fingerprint` identifies the checkpoint."""
     flux, mllm = _flux(experiment), _mllm(experiment)
     return "\n".join(
         (
@@ -53,7 +53,7 @@ def model_card(experiment: Experiment, metrics: Mapping[str, Any], fingerprint: 
 
 
 def read_metrics(*folders: Path) -> dict[str, Any]:
-    """The first `metrics.json` there is; raises UserError if it is none."""
+    """Returns the first `metrics.json` found in `folders`, or an empty dict; raises UserError if it is malformed."""
     for path in (folder / "metrics.json" for folder in folders):
         if path.is_file():
             try:
@@ -64,7 +64,7 @@ def read_metrics(*folders: Path) -> dict[str, Any]:
 
 
 def _flux(experiment: Experiment) -> Base | None:
-    """FLUX.1 by its sizes; other sizes are those of a model of the user's own."""
+    """Returns the FLUX.1 model with the transformer's sizes, or None for a model of other sizes."""
     dit = experiment.model.transformer
     if (dit.num_layers, dit.num_single_layers, dit.width) != (19, 38, 3072):
         return None
@@ -177,5 +177,5 @@ def _licences(flux: Base | None, mllm: Base | None) -> Iterator[str]:
 
 
 def _cell(value: object) -> str:
-    """Text in a table."""
+    """Escapes a value for a cell of a Markdown table."""
     return " ".join(str(value).split()).replace("|", "\\|")

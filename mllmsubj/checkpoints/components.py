@@ -1,5 +1,8 @@
-"""Parts of the tiny model as files: `NAME.safetensors`, 16-bit floats by parameter path, and `NAME.json`, where they
-come from. `mllmsubj pretrain` writes them into its workdir; the ones in `assets/tiny` are shipped."""
+"""Files of the tiny model's components.
+
+Each component has two: `NAME.safetensors` with float16 parameters by path, and `NAME.json` with their provenance.
+`mllmsubj pretrain` writes them to its workdir; those in `assets/tiny` are shipped with the package.
+"""
 
 import json
 from collections.abc import Mapping
@@ -16,19 +19,19 @@ from mllmsubj.tree import flatten
 from mllmsubj.typing import Params
 
 PARTS = ("vae", "probe", "mllm", "dit", "dla")
-"""Those that come before the method, in the order in which they can be made."""
+"""Components that are trained before the method's stages, in an order in which they can be made."""
 SUBJECT = "subject"
-"""What the method trains on top of them: the DLA and the adapters."""
+"""Component that the method trains on top of them: the DLA and the LoRA adapters."""
 
 
 def path(folder: Path, name: str) -> Path:
-    """Of a part's parameters."""
+    """Returns the path of a component's parameters."""
     return folder / f"{name}.safetensors"
 
 
 def write(folder: Path, name: str, params: Params, provenance: Mapping[str, Any]) -> None:
-    """Both files of a part. Raises UserError where a number has no place in 16 bits."""
-    with np.errstate(over="ignore"):  # looked for below
+    """Writes both files of a component; raises UserError if a value overflows float16 or is not finite."""
+    with np.errstate(over="ignore"):  # overflows are reported below
         arrays = {key: np.asarray(leaf, np.float16) for key, leaf in flatten(params).items()}
     if broken := [key for key, array in arrays.items() if not np.isfinite(array).all()]:
         raise CheckpointError(f"part {name}: {broken[0]} has numbers beyond 16 bits; train it again, with a lower rate")
@@ -39,7 +42,7 @@ def write(folder: Path, name: str, params: Params, provenance: Mapping[str, Any]
 
 
 def read(folder: Path, names: tuple[str, ...] = PARTS) -> dict[str, np.ndarray]:
-    """Path -> float32 array of all parameters in those parts that are there. Raises UserError for a damaged file."""
+    """Returns path -> float32 array for the components that exist; raises UserError for a damaged file."""
     found: dict[str, np.ndarray] = {}
     for file in (path(folder, name) for name in names):
         if file.is_file():
@@ -53,7 +56,7 @@ def read(folder: Path, names: tuple[str, ...] = PARTS) -> dict[str, np.ndarray]:
 
 
 def provenance(folder: Path, name: str) -> dict[str, Any]:
-    """Where a part comes from. Raises UserError where nobody wrote that down."""
+    """Returns the contents of a component's `NAME.json`; raises UserError if it cannot be read."""
     file = folder / f"{name}.json"
     try:
         return json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""Export of what was trained: the LoRA as diffusers loads it, the DLA and a model card."""
+"""Export of trained weights: the LoRA in diffusers' format, the DLA, and a model card."""
 
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from mllmsubj.typing import Params
 
 
 def export(where: str | Path, output: Path) -> None:
-    """Writes the folder `output`, whole or not at all, from a checkpoint or a training run's workdir.
+    """Exports a checkpoint, or the one in a training run's workdir, to the folder `output`, atomically.
 
-    Raises UserError if there is nothing trained to export, or if the folder cannot be written.
+    Raises UserError if the checkpoint has no trained weights, or if the folder cannot be written.
     """
     folder = checkpoint.folder_of(where)
     experiment = Experiment.from_config(checkpoint.read_config(folder))
@@ -35,11 +35,11 @@ def export(where: str | Path, output: Path) -> None:
 
 
 def trained_params(folder: Path, experiment: Experiment) -> Params:
-    """The DLA and adapters of a checkpoint folder; its frozen base may be gone.
+    """Returns the DLA and adapters of a checkpoint folder; its frozen base need not exist.
 
-    Raises UserError if it has none, or others than its config says.
+    Raises UserError if it has none, or if their paths or shapes differ from those in its config.
     """
-    model = SubjectModel(experiment.model, Compute())  # layers stacked, as checkpoints are laid out
+    model = SubjectModel(experiment.model, Compute())  # with stacked layers, as in checkpoints
     wanted = {path: leaf for path, leaf in flatten(model.abstract_params()).items() if is_trained(path)}
     stored = {path: leaf for path, leaf in checkpoint.stored(folder).items() if path in wanted}
     if not stored:

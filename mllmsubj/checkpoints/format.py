@@ -1,7 +1,8 @@
-"""A checkpoint folder: `config.json`, `params/` (orbax), `tokenizer/`, `clip_tokenizer/`, `files.json`
-(size and SHA-256 of each of their files), and `base.json` if the parameters that it lacks lie in another checkpoint.
+"""The format of checkpoint folders, and functions that read and write them.
 
-Written under a temporary name and renamed, so that a folder that has `config.json` is whole.
+A checkpoint contains `config.json`, `params/` (Orbax), `tokenizer/`, `clip_tokenizer/`, `base.json` if its other
+parameters are stored in another checkpoint, and `files.json` (size and SHA-256 of each file but the config). It is
+written under a temporary name and renamed, so that a folder with a `config.json` is complete.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ TOKENIZERS = ("tokenizer", "clip_tokenizer")
 
 
 def folder_of(checkpoint: str | Path) -> Path:
-    """Where a checkpoint lies: "tiny" is the one that is shipped, a training run's is the `model` in its workdir."""
+    """Returns the folder of a checkpoint: the shipped one for "tiny", and `WORKDIR/model` for a run's workdir."""
     if str(checkpoint) == "tiny":
         return TINY
     folder = Path(checkpoint).expanduser()
@@ -43,12 +44,12 @@ def save(
     base: str | Path | None = None,
     replace: bool = False,
 ) -> None:
-    """Writes a checkpoint; `tokenizers` is a folder with the two tokenizer folders, copied along.
+    """Writes a checkpoint, with copies of the two tokenizer folders in `tokenizers`.
 
-    `base`: a checkpoint ("tiny" or a folder) that holds the parameters that `params` lacks; it is referred to, so it
-    must stay as it is. `replace` puts the new checkpoint in the place of the one that is there, which nobody else may
-    be writing. On several processes all call this, with the same arguments.
-    Raises UserError if `folder` exists and is not to be replaced, or is no checkpoint.
+    `base` is a checkpoint ("tiny" or a folder) with the parameters that `params` lacks; it is stored as a reference, so
+    it must not change. `replace` overwrites an existing checkpoint, which no other process may be writing. In a
+    multi-process run, every process must call this function with the same arguments.
+    Raises UserError if `folder` exists and `replace` is False, or if it exists and is not a checkpoint.
     """
     folder = Path(folder).absolute()
 
@@ -68,7 +69,7 @@ def save(
         (partial / "config.json").write_text(config_text(config))
         _swap(partial, folder)
 
-    import orbax.checkpoint as ocp  # a third of a second: only where parameters are in its format
+    import orbax.checkpoint as ocp  # imported late: it takes a third of a second
 
     partial = folder
     try:
@@ -86,23 +87,23 @@ def save(
 
 
 def _swap(new: Path, folder: Path) -> None:
-    """Renames `new` to `folder`, over a checkpoint that may be there; it is gone for the moment between two renames."""
+    """Renames `new` to `folder`, replacing a checkpoint there, which is absent for a moment between two renames."""
     old = new.with_name(new.name + ".old")
     if folder.exists():
         os.rename(folder, old)
     os.rename(new, folder)
     if old.exists():
-        for left in folder.parent.glob(f".{folder.name}.*"):  # of runs that were killed at this point, too
+        for left in folder.parent.glob(f".{folder.name}.*"):  # includes those of runs that were killed here
             shutil.rmtree(left, ignore_errors=True)
 
 
 def config_text(config: ConfigDict) -> str:
-    """A config as `config.json` holds it."""
+    """Returns a config as the text of `config.json`."""
     return config.to_json_best_effort(indent=2) + "\n"
 
 
 def read_config(folder: str | Path) -> ConfigDict:
-    """The config a checkpoint was made with."""
+    """Returns a checkpoint's config, with renamed keys updated; raises UserError if it cannot be read."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise CheckpointError(
@@ -135,11 +136,11 @@ RENAMED = {
     "unusual": "pose_randomness",
     "window": "crop_size",
 }
-"""Config keys of checkpoints of before version 0.2 -> their names since."""
+"""Config keys in checkpoints from before version 0.2 -> current names."""
 
 
 def _with_tuples(node: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows lists only; a config's are tuples, which flags can override. Keys get their names of today."""
+    """Converts JSON's lists to tuples, as configs have them, and renames old keys (see `RENAMED`)."""
 
     def as_tuple(value: object) -> object:
         return tuple(map(as_tuple, value)) if isinstance(value, list) else value
@@ -148,10 +149,10 @@ def _with_tuples(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def restore(folder: str | Path, expected: Params) -> Params:
-    """Parameters in the shapes, dtypes and shardings of `expected`, each device reading its own shards.
+    """Restores parameters with the shapes, dtypes and shardings of `expected`; each device reads its own shards.
 
-    What the folder lacks comes from its base, whose other parameters are ignored. Raises UserError for damaged
-    files, a base that is gone or has changed, and parameters other than those that are expected.
+    Parameters that the folder lacks come from its base, whose other parameters are ignored. Raises UserError for
+    damaged files, a missing or changed base, and parameters that differ from the expected ones.
     """
     (everything,) = restore_groups(folder, expected, [list(flatten(expected))])
     return unflatten(everything)
@@ -160,7 +161,7 @@ def restore(folder: str | Path, expected: Params) -> Params:
 def restore_groups(
     folder: str | Path, expected: Params, groups: Iterable[Sequence[str]]
 ) -> Iterator[dict[str, jax.Array]]:
-    """As `restore`, the paths of a group at a time: each is read when it is asked for, all are checked before."""
+    """Like `restore`, but yields one group of paths at a time: all are checked first, and each is read when needed."""
     wanted = flatten(with_sharding(expected, shardings_of(expected)))
     where = _located(folder, wanted)
     for group in groups:
@@ -171,7 +172,7 @@ def restore_groups(
 
 
 def _located(folder: str | Path, wanted: Mapping[str, Any]) -> dict[str, Path]:
-    """Path of a parameter -> the folder that holds it. Raises UserError if they are not those that are wanted."""
+    """Returns parameter path -> folder that contains it; raises UserError if they differ from those in `wanted`."""
     (_, own), *bases = chain = list(_chain(folder))
     found = {p: leaf for _, there in reversed(bases) for p, leaf in there.items() if p in wanted} | own
     if problems := differences(found, wanted):
@@ -180,12 +181,12 @@ def _located(folder: str | Path, wanted: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def stored_paths(folder: str | Path) -> set[str]:
-    """Paths of the parameters in a checkpoint, its base's included. Raises UserError as `restore` does."""
+    """Returns the paths of all parameters in a checkpoint and its base; raises UserError as `restore` does."""
     return {path for _, there in _chain(folder) for path in there}
 
 
 def _chain(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A checkpoint, its base, and so on, with what lies in each itself."""
+    """Yields a checkpoint, its base, and so on, each with the parameters that it contains itself."""
     part: Path | None = Path(folder).absolute()
     while part is not None:
         yield part, stored(part)
@@ -193,43 +194,43 @@ def _chain(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def stored(folder: Path) -> dict[str, Any]:
-    """Path -> metadata of the parameters that lie in the folder itself."""
-    path = folder.absolute() / "params"  # orbax finds nothing by a relative path
+    """Returns path -> metadata for the parameters in the folder itself, without its base's."""
+    path = folder.absolute() / "params"  # Orbax requires an absolute path
     if not path.is_dir():
         raise CheckpointError(f"{folder} has no params folder")
     if problem := damage(folder):
         raise CheckpointError(f"checkpoint {folder} is damaged: {problem}; copy it again")
-    import orbax.checkpoint as ocp  # a third of a second: only where parameters are in its format
+    import orbax.checkpoint as ocp  # imported late: it takes a third of a second
 
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return flatten(checkpointer.metadata(path).item_metadata.tree)
-    except Exception as error:  # of many types
+    except Exception as error:  # Orbax raises many types
         raise CheckpointError(f"cannot read the parameters in {path}: {reason(error)}") from error
 
 
 def read(folder: Path, target: Params) -> Params:
-    """The parameters named in `target`, which may be some of those in the folder."""
-    import orbax.checkpoint as ocp  # a third of a second: only where parameters are in its format
+    """Reads the parameters in `target`, which may be a subset of those in the folder."""
+    import orbax.checkpoint as ocp  # imported late: it takes a third of a second
 
     restore_args = ocp.checkpoint_utils.construct_restore_args(target)
     arguments = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(folder.absolute() / "params", args=arguments)
-    except Exception as error:  # of many types
+    except Exception as error:  # Orbax raises many types
         raise CheckpointError(f"cannot read the parameters in {folder / 'params'}: {reason(error)}") from error
 
 
 def _reference(base: str | Path) -> dict[str, str]:
-    """What `base.json` says; "tiny" is not a path, so that it is found wherever the package is installed."""
+    """Returns the contents of `base.json`; "tiny" is stored by name, independent of where the package is installed."""
     folder = folder_of(base).absolute()
     name = "tiny" if folder == TINY.absolute() else str(folder)
     return {"checkpoint": name, "fingerprint": fingerprint(folder)}
 
 
 def _base(folder: Path) -> Path | None:
-    """The checkpoint with the parameters that this one lacks, which must be what it was."""
+    """Returns the folder of a checkpoint's base, or None; raises UserError if the base is missing or has changed."""
     if not (folder / "base.json").is_file():
         return None
     said = json.loads((folder / "base.json").read_text())
@@ -243,9 +244,9 @@ def _base(folder: Path) -> Path | None:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """12 hex digits that name a checkpoint: of SHA-256 over its config and the checksums of its files.
+    """Returns 12 hex digits that identify a checkpoint: a SHA-256 of its config and the checksums of its files.
 
-    One of these files is `base.json` with the base's fingerprint, so that another base makes another name.
+    The files include `base.json`, which contains the base's fingerprint, so the result depends on the base as well.
     """
     written, config = Path(folder) / "files.json", Path(folder) / "config.json"
     listing = written.read_text() if written.is_file() else json.dumps(_listing(Path(folder)))
@@ -253,7 +254,7 @@ def fingerprint(folder: str | Path) -> str:
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """Relative name -> bytes of every file below the folder."""
+    """Returns relative name -> size in bytes for every file below the folder."""
     return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
@@ -266,7 +267,7 @@ def _listing(folder: Path) -> dict[str, list[Any]]:
 
 
 def damage(folder: Path) -> str | None:
-    """The first file of those in `files.json` that is missing or cut short, as after a download that broke off."""
+    """Returns a message about the first file in `files.json` that is missing or has another size, or None."""
     written, found = folder / "files.json", sizes(folder)
     try:
         listing = json.loads(written.read_text()) if written.is_file() else {}
@@ -279,7 +280,7 @@ def damage(folder: Path) -> str | None:
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """How two flat trees of shapes differ, the first few on one line; empty if they do not."""
+    """Returns the first differences of two flat trees of shapes, on one line; empty if there are none."""
     problems = [f"lacks {path}" for path in sorted(set(expected) - set(found))]
     problems += [f"has unknown {path}" for path in sorted(set(found) - set(expected))]
     problems += [
@@ -291,9 +292,9 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, on one short line: what orbax raises is often thousands of characters long."""
+    """Returns an error's cause on one short line; messages of Orbax are often thousands of characters long."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())
-    number = re.search(r"os_error_code='(\d+)'", text)  # tensorstore's, at the end
+    number = re.search(r"os_error_code='(\d+)'", text)  # TensorStore puts it at the end
     return os.strerror(int(number[1])) if number else text[:200]

@@ -1,4 +1,4 @@
-"""Where a model's parameters come from: a checkpoint folder, the parts that are shipped, or random numbers."""
+"""Initial parameters of a model: from a checkpoint folder, from the shipped components, or random."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,15 +19,15 @@ from mllmsubj.typing import Params
 
 MODEL_PARTS = ("mllm", "vae", "clip", "transformer", "dla")
 FROZEN = tuple(part for part in components.PARTS if part != "dla")
-"""What stays frozen of "tiny"."""
+"""Components of "tiny" that stay frozen."""
 WARM_STARTED = components.PARTS
-"""With what was trained of the DLA before the method's stages."""
+"""The frozen components and the DLA as trained before the method's stages."""
 ALL_COMPONENTS = (*components.PARTS, components.SUBJECT)
-"""All that is shipped of "tiny"."""
+"""All components of "tiny" that can be shipped."""
 
 
 def random_params(model: SubjectModel, expected: Params, seed: int) -> Params:
-    """Initial parameters in the shapes, dtypes and shardings of `expected`, which may be some of the model's."""
+    """Initializes parameters with the shapes, dtypes and shardings of `expected`, a subset of the model's."""
     if not expected:
         return {}
 
@@ -39,9 +39,9 @@ def random_params(model: SubjectModel, expected: Params, seed: int) -> Params:
 
 
 def tiny_params(model: SubjectModel, expected: Params, seed: int, names: tuple[str, ...] = WARM_STARTED) -> Params:
-    """The parts `names` that are shipped of "tiny", and random numbers for the rest of `expected`.
+    """Returns the shipped components `names` of "tiny", with random values for the rest of `expected`.
 
-    Raises UserError where the config says other sizes than what is shipped has.
+    Raises UserError if their shapes differ from those in the config.
     """
     leaves, read = flatten(expected), components.read(checkpoint.TINY, names)
     read = {path: array for path, array in read.items() if path.partition("/")[0] in MODEL_PARTS}
@@ -64,7 +64,7 @@ def tiny_params(model: SubjectModel, expected: Params, seed: int, names: tuple[s
 
 
 def untrained(folder: Path) -> tuple[str, ...]:
-    """Parts of a checkpoint's model that are random: those of "tiny" that are not shipped yet."""
+    """Returns the components of a checkpoint that are random: those of "tiny" that are not shipped yet."""
     if folder != checkpoint.TINY:
         return ()
     there = {path.partition("/")[0] for path in components.read(folder, ALL_COMPONENTS)}
@@ -72,17 +72,17 @@ def untrained(folder: Path) -> tuple[str, ...]:
 
 
 def load_params(folder: Path, model: SubjectModel, expected: Params, seed: int) -> Params:
-    """A checkpoint's parameters to train on: what is trained and not in it, as after an import, starts at random.
+    """Returns a checkpoint's parameters for training; trained ones that it lacks, as after an import, are random.
 
     Raises UserError as `checkpoint.restore` does.
     """
-    there = checkpoint.stored_paths(folder)  # first, because it is what a user may have mistyped
+    there = checkpoint.stored_paths(folder)  # first, since it reports a mistyped folder
     new, found = split(expected, {path for path in flatten(expected) if path not in there and is_trained(path)})
     return join(checkpoint.restore(folder, found), random_params(model, new, seed))
 
 
 def trained_params(folder: Path, model: SubjectModel, expected: Params, seed: int) -> Params:
-    """A checkpoint's parameters, to generate with or to evaluate; those that "tiny" lacks are random, with a warning.
+    """Returns a checkpoint's parameters for sampling or evaluation; those that "tiny" lacks are random, with a warning.
 
     Raises UserError as `checkpoint.restore` and `check_trained` do.
     """
@@ -93,7 +93,7 @@ def trained_params(folder: Path, model: SubjectModel, expected: Params, seed: in
 def trained_groups(
     folder: Path, model: SubjectModel, expected: Params, seed: int, groups: Iterable[Sequence[str]]
 ) -> Iterator[dict[str, jax.Array]]:
-    """As `trained_params`, the paths of a group at a time: each is read when it is asked for."""
+    """Like `trained_params`, but yields one group of paths at a time; each is read when needed."""
     if folder == checkpoint.TINY:
         if missing := untrained(folder):
             warnings.warn(
@@ -109,7 +109,7 @@ def trained_groups(
 
 
 def check_trained(folder: Path, expected: Params) -> None:
-    """Raises UserError if a checkpoint has none of what is trained, as after an import."""
+    """Raises UserError if a checkpoint has no trained parameters, as after an import."""
     trained = {path for path in flatten(expected) if is_trained(path)}
     if trained and not trained & checkpoint.stored_paths(folder):
         raise CheckpointError(
@@ -119,9 +119,9 @@ def check_trained(folder: Path, expected: Params) -> None:
 
 
 def base_folder(weights: str, workdir: Path) -> tuple[Path, bool]:
-    """Where a run's frozen parameters lie, and whether they must still be written there; the same on every process.
+    """Returns the folder of a run's frozen parameters, and whether it has yet to be written; equal on all processes.
 
-    "random" and "tiny" mean `WORKDIR/base`: a run outlives the version of the package whose weights it began with.
+    For "random" and "tiny" it is `WORKDIR/base`, so that a later version of the package cannot change a run's weights.
     """
     if not weights:
         raise CheckpointError(
@@ -137,7 +137,7 @@ def base_folder(weights: str, workdir: Path) -> tuple[Path, bool]:
 def new_base(
     base: Path, config: ConfigDict, model: SubjectModel, expected: Params, weights: str, warm_start: bool, seed: int
 ) -> Params:
-    """Writes the parameters that "random" or "tiny" (`weights`) names to the checkpoint `base`, and returns them."""
+    """Makes the parameters for `weights` ("random" or "tiny"), saves them as checkpoint `base`, and returns them."""
     if weights == "tiny":
         params = tiny_params(model, expected, seed, WARM_STARTED if warm_start else FROZEN)
     else:

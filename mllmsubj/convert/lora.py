@@ -7,11 +7,8 @@ names, with the prefix `diffusion_model.`, `lora_unet_` (kohya, which replaces d
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -22,9 +19,9 @@ from mllmsubj.convert.renames import renamed
 from mllmsubj.errors import CheckpointError
 from mllmsubj.models.dit import FluxConfig, FluxTransformer
 from mllmsubj.models.layers import abstract_params
-from mllmsubj.models.lora import LoRAConfig
+from mllmsubj.models.lora import LoRAConfig, add_low_rank
 from mllmsubj.tree import flatten, unflatten
-from mllmsubj.typing import Array, Params
+from mllmsubj.typing import Params
 
 FILE = "pytorch_lora_weights.safetensors"
 """File name in diffusers."""
@@ -90,13 +87,6 @@ def load_lora(path: str | Path, config: FluxConfig, foldable: bool = False) -> t
     return lora, unflatten(leaves)
 
 
-@partial(jax.jit, static_argnames="behind")
-def _folded(kernel: Array, down: Array, up: Array, scale: Array, behind: bool) -> Array:
-    update = scale * jnp.matmul(down, up, precision="highest")
-    update = jnp.moveaxis(update, 0, 1) if behind else update
-    return (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
-
-
 def fold_lora(params: Params, config: LoRAConfig, lora: Params, weight: float = 1.0) -> Params:
     """Returns a transformer's parameters with `weight` times the adapters of `load_lora` added to its kernels."""
     leaves, factors = flatten(params), flatten(lora)
@@ -104,10 +94,9 @@ def fold_lora(params: Params, config: LoRAConfig, lora: Params, weight: float = 
         if path.endswith("/lora_a"):
             base = path.removesuffix("lora_a")
             # Kernels [in, layers, out]; all other stacks are [layers, in, out].
-            behind = base.startswith("modulation/") and down.ndim == 3
-            leaves[f"{base}kernel"] = _folded(
-                leaves[f"{base}kernel"], down, factors[f"{base}lora_b"], weight * config.scale, behind
-            )
+            layers_in_middle = base.startswith("modulation/") and down.ndim == 3
+            kernel, up = leaves[f"{base}kernel"], factors[f"{base}lora_b"]
+            leaves[f"{base}kernel"] = add_low_rank(kernel, down, up, weight * config.scale, layers_in_middle)
     return unflatten(leaves)
 
 

@@ -2,11 +2,13 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 
 from mllmsubj.tree import flatten, unflatten
-from mllmsubj.typing import Params
+from mllmsubj.typing import Array, Params
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,17 @@ def is_lora(path: str) -> bool:
     return re.search(r"/lora_[ab]$", path) is not None
 
 
+@partial(jax.jit, static_argnames="layers_in_middle")
+def add_low_rank(kernel: Array, down: Array, up: Array, scale: float | Array, layers_in_middle: bool = False) -> Array:
+    """kernel + scale · down · up, computed in float32, in the kernel's dtype.
+
+    `kernel` is [*layers, in, out], or [in, layers, out] with `layers_in_middle`; the factors have layers in front.
+    """
+    update = scale * jnp.matmul(down.astype(jnp.float32), up.astype(jnp.float32), precision="highest")
+    update = jnp.moveaxis(update, 0, 1) if layers_in_middle else update
+    return (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
+
+
 def merge_lora(params: Params, config: LoRAConfig) -> Params:
     """Adds every adapter to its kernel and removes it; the model computes the same at the base model's cost."""
     leaves = flatten(params)
@@ -37,7 +50,5 @@ def merge_lora(params: Params, config: LoRAConfig) -> Params:
     for path, down in leaves.items():
         if path.endswith("/lora_a"):
             base, up = path.removesuffix("lora_a"), leaves[path.removesuffix("a") + "b"]
-            kernel = merged[base + "kernel"]
-            update = config.scale * jnp.matmul(down.astype(jnp.float32), up.astype(jnp.float32))
-            merged[base + "kernel"] = (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
+            merged[base + "kernel"] = add_low_rank(merged[base + "kernel"], down, up, config.scale)
     return unflatten(merged)

@@ -9,13 +9,10 @@ time.
 
 import hashlib
 import logging
-import os
-import uuid
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +29,7 @@ from mllmsubj.checkpoints import format as checkpoint
 from mllmsubj.config.schema import Experiment
 from mllmsubj.data.batch import Batch
 from mllmsubj.errors import UserError
+from mllmsubj.io import replacing
 from mllmsubj.parallel import multihost
 from mllmsubj.train.features import (
     LATENTS,
@@ -177,18 +175,15 @@ class FeatureCache:
 
     def _write(self, key: str, arrays: Arrays) -> None:
         path = self._path(key)
-        partial_path = path.with_name(f".{key}.{uuid.uuid4().hex[:8]}")
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         try:
             path.parent.mkdir(exist_ok=True)
-            partial_path.write_bytes(safetensors.numpy.save(arrays | {"crc32": _checksum(arrays)}))
-            os.replace(partial_path, path)
+            with replacing(path, unique=True) as partial_path:
+                partial_path.write_bytes(safetensors.numpy.save(arrays | {"crc32": _checksum(arrays)}))
         except OSError as error:  # a full disk is no reason to stop training
             self._warn_once(
                 "full", f"cache {self._folder} cannot be written: {checkpoint.reason(error)}; training continues"
             )
-            with suppress(OSError):
-                partial_path.unlink(missing_ok=True)
 
     def _warn_once(self, kind: str, message: str) -> None:
         """Logs a warning, once of each kind."""

@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def changed(changes):
-    """The shipped config with values of dotted keys replaced or added."""
+    """Returns the shipped config with the values of dotted keys replaced or added."""
     config = read_config(TINY)
     for key, value in changes.items():
         *path, name = key.split(".")
@@ -23,11 +23,12 @@ def changed(changes):
     return config
 
 
-def test_the_shipped_config_is_up_to_date():
+def test_shipped_config():
+    """The shipped config.json is that of configs/tiny.py."""
     assert (TINY / "config.json").read_text() == config_text(load_config(str(CONFIGS / "tiny.py")))
 
 
-def test_a_config_survives_its_file(tmp_path):
+def test_config_round_trip(tmp_path):
     config = load_config(str(CONFIGS / "tiny.py"))
     assert read_config(TINY).to_dict() == config.to_dict()
     assert Experiment.from_config(read_config(TINY)) == Experiment.from_config(config)
@@ -43,7 +44,7 @@ def test_load_config_name_and_file(name, form, monkeypatch, tmp_path):
     assert experiment.sampling.tau1 == {"tiny": 0.83, "paper": 0.95}[name]
     assert experiment.model.vae.block_out_channels == config.model.vae.block_out_channels
     with pytest.raises((KeyError, AttributeError)):
-        config.sampling.stepz = 3  # locked: a mistyped key is an error in an experiment's file too
+        config.sampling.stepz = 3  # locked: a mistyped key is an error in a config file too
 
 
 def test_load_config_own_file_before_shipped(monkeypatch, tmp_path):
@@ -54,7 +55,7 @@ def test_load_config_own_file_before_shipped(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["/paper.py", "other/tiny.py", "sweeps/tau.py"])
 def test_load_config_other_folder(name, monkeypatch, tmp_path):
-    """A path that leads elsewhere is never taken for a shipped config."""
+    """A path to another folder is never read as the name of a shipped config."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="is not there"):
         load_config(name)
@@ -65,8 +66,8 @@ def test_load_config_unknown_name():
         load_config("papre")
 
 
-def test_default_config_is_the_schema():
-    """Each default has the type that the schema says, and only the model's sizes have none."""
+def test_default_config_matches_schema():
+    """Each default has the type of the schema; only the model's sizes have no default."""
     config = default_config()
     with pytest.raises(UserError, match=r"missing config key config\.model\.mllm"):
         Experiment.from_config(config)
@@ -74,14 +75,15 @@ def test_default_config_is_the_schema():
     assert Experiment.from_config(config) == Experiment(model=Experiment.from_config(load_config("paper")).model)
 
 
-def test_from_config_missing_key_has_its_default():
+def test_from_config_missing_key_default():
+    """A missing key has its default."""
     config = load_config("tiny").unlock()
     del config.train.clip_norm
     assert Experiment.from_config(config).train.clip_norm == TrainConfig.clip_norm == 1.0
 
 
-def test_read_config_of_version_0_1(tmp_path):
-    """Checkpoints of before keys were renamed."""
+def test_read_config_version_0_1(tmp_path):
+    """Checkpoints from before keys were renamed can be read."""
     text = (TINY / "config.json").read_text()
     for name, renamed in RENAMED.items():
         assert f'"{renamed}"' in text
@@ -90,14 +92,16 @@ def test_read_config_of_version_0_1(tmp_path):
     assert read_config(tmp_path).to_dict() == read_config(TINY).to_dict()
 
 
-def test_the_variant_reaches_the_config(tmp_path):
+def test_load_config_variant(tmp_path):
+    """The text after the colon is the argument of `get_config`."""
     file = tmp_path / "own.py"
     file.write_text("from ml_collections import ConfigDict\ndef get_config(v=''): return ConfigDict(dict(name=v))\n")
     assert load_config(f"{file}:large").name == "large"
     assert load_config(str(file)).name == ""
 
 
-def test_the_first_lessons_of_the_tiny_transformer_say_more_of_noisier_pictures():
+def test_tiny_config_full_variant():
+    """The variant `full` drops captions more rarely and trains on larger times; an unknown variant is an error."""
     first, then = (load_config(f"configs/tiny.py{variant}") for variant in (":full", ""))
     for key in ("drop_scene", "drop_subject", "drop_all"):
         assert first.pretrain.dit[key] < then.pretrain.dit[key]
@@ -106,7 +110,8 @@ def test_the_first_lessons_of_the_tiny_transformer_say_more_of_noisier_pictures(
         load_config("configs/tiny.py:half")
 
 
-def test_the_short_tiny_run_is_the_same_model_for_fewer_steps():
+def test_tiny_config_short_variant():
+    """The variant `short` has the same model with fewer steps."""
     short, whole = (load_config(f"configs/tiny.py{variant}") for variant in (":short", ""))
     Experiment.from_config(short)
     for stage, steps in (("stage1", 80), ("stage2", 200)):
@@ -128,7 +133,8 @@ def test_the_short_tiny_run_is_the_same_model_for_fewer_steps():
         ("def get_config(variant):\n    return {'a': 1}", "AttributeError"),
     ],
 )
-def test_a_config_that_fails_is_one_line(tmp_path, text, says):
+def test_load_config_failing_file(tmp_path, text, says):
+    """The error names the file and the exception, in one line."""
     file = tmp_path / "broken.py"
     file.write_text(text)
     with pytest.raises(UserError, match=rf"broken\.py.*{says}") as error:
@@ -136,7 +142,7 @@ def test_a_config_that_fails_is_one_line(tmp_path, text, says):
     assert "\n" not in str(error.value)
 
 
-def test_a_config_that_is_not_there():
+def test_load_config_missing_file():
     with pytest.raises(UserError, match=r"'nowhere\.py' is not there"):
         load_config("nowhere.py:large")
 
@@ -149,13 +155,13 @@ def test_a_config_that_is_not_there():
         ("model.vae.zzz", 3, r"unknown config key config\.model\.vae\.zzz$"),
     ],
 )
-def test_unknown_keys(key, value, says):
+def test_from_config_unknown_keys(key, value, says):
     with pytest.raises(UserError, match=says):
         Experiment.from_config(changed({key: value}))
 
 
 @pytest.mark.parametrize("key", ["model", "model.clip", "model.clip.hidden_size"])
-def test_missing_keys(key):
+def test_from_config_missing_keys(key):
     config = read_config(TINY)
     *path, name = key.split(".")
     del reduce(getattr, path, config)[name]
@@ -177,7 +183,7 @@ def test_missing_keys(key):
         ("reference.mean", 0.5, "tuple"),
     ],
 )
-def test_mistyped_keys(key, value, expected):
+def test_typed_wrong_types(key, value, expected):
     config = read_config(TINY).to_dict()
     *path, name = key.split(".")
     reduce(getitem, path, config)[name] = value
@@ -185,14 +191,16 @@ def test_mistyped_keys(key, value, expected):
         typed(Experiment, config, "config")
 
 
-def test_items_are_typed_too():
+def test_typed_tuple_items():
+    """The types of items of tuples are checked."""
     config = read_config(TINY).to_dict()
     config["model"]["vae"]["block_out_channels"] = (32, 64, "64", 64)
     with pytest.raises(UserError, match=r"block_out_channels\[2\] is '64'; expected int"):
         typed(Experiment, config, "config")
 
 
-def test_whole_numbers_and_numpys_are_floats():
+def test_typed_number_conversion():
+    """Integers and NumPy's numbers are converted to the float or int of the schema."""
     config = read_config(TINY).to_dict()
     config["sampling"] |= dict(guidance=3, tau1=np.linspace(0, 1, 3)[1], tau2=np.float32(0.25), steps=np.int64(4))
     sampling = typed(Experiment, config, "config").sampling
@@ -200,7 +208,8 @@ def test_whole_numbers_and_numpys_are_floats():
     assert [type(x) for x in (sampling.guidance, sampling.tau1, sampling.steps)] == [float, float, int]
 
 
-def test_a_model_may_have_no_adapters():
+def test_typed_lora_none():
+    """A model may have no adapters."""
     config = read_config(TINY).to_dict()
     config["model"]["lora"] = None
     assert typed(Experiment, config, "config").model.lora is None
@@ -217,7 +226,7 @@ def test_a_model_may_have_no_adapters():
         ("transformer.attention_head_dim", 64),
     ],
 )
-def test_sizes_that_disagree(key, value):
+def test_from_config_mismatched_sizes(key, value):
     with pytest.raises(UserError, match=rf"model\.{key} is {value} but .* is \d+; make them equal"):
         Experiment.from_config(changed({f"model.{key}": value}))
 
@@ -237,6 +246,6 @@ def test_sizes_that_disagree(key, value):
         (dict(tau1=1.5), "tau1=1.5"),
     ],
 )
-def test_settings_that_cannot_be(changes, says):
+def test_from_config_invalid_sampling(changes, says):
     with pytest.raises(UserError, match=says):
         Experiment.from_config(changed({f"sampling.{name}": value for name, value in changes.items()}))

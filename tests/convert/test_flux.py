@@ -1,4 +1,4 @@
-"""The original single file, against diffusers' own converter from its names."""
+"""The original single file of FLUX's transformer, compared with diffusers' own converter."""
 
 import json
 
@@ -19,7 +19,7 @@ WIDTH = 32
 
 
 def shapes(width=WIDTH, head=16, guidance=True, double=2, single=3, channels=16, context=24, pooled=12):
-    """Name -> shape of every tensor of black-forest-labs' transformer."""
+    """Returns name -> shape of every tensor of black-forest-labs' transformer."""
     found = {"img_in": (width, channels), "txt_in": (width, context)}
     embedders = {"time_in": 256, "vector_in": pooled} | ({"guidance_in": 256} if guidance else {})
     for name, size in embedders.items():
@@ -51,7 +51,7 @@ def tensors(seed=0, **sizes):
 
 @pytest.fixture(scope="module", params=[True, False], ids=["guidance", "no-guidance"])
 def saved(request, tmp_path_factory):
-    """The original file's folder with a config.json, and the parameters by way of diffusers."""
+    """Returns the folder of the original file and a config.json, its tensors, and what diffusers' converter gives."""
     import torch
     from diffusers import FluxTransformer2DModel
     from diffusers.loaders import single_file_utils
@@ -62,7 +62,7 @@ def saved(request, tmp_path_factory):
     save_file(original, folder / "flux1-small.safetensors")
     split = torch.split
 
-    def narrower(tensor, sizes, dim):  # the converter knows one width
+    def narrower(tensor, sizes, dim):  # diffusers' converter supports one width only
         return split(tensor, [size * WIDTH // 3072 for size in sizes], dim)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -84,7 +84,8 @@ def assert_same(found, want):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-def test_original_is_the_same_model(saved, tmp_path, prefix):
+def test_load_transformer_original(saved, tmp_path, prefix):
+    """The original file gives the config and the parameters of diffusers' folder."""
     from safetensors.torch import save_file
 
     folder, original, config, params = saved
@@ -97,8 +98,8 @@ def test_original_is_the_same_model(saved, tmp_path, prefix):
 
 
 @pytest.mark.parity
-def test_sizes_without_a_config(tmp_path):
-    """Heads of 128 channels are FLUX's; a config.json of another class is another model's."""
+def test_load_transformer_without_config(tmp_path):
+    """Heads have FLUX's 128 channels; a config.json of another class is ignored."""
     from safetensors.torch import save_file
 
     save_file(tensors(width=128, head=128, double=1, single=1), tmp_path / "flux.safetensors")
@@ -113,8 +114,8 @@ def test_sizes_without_a_config(tmp_path):
 
 
 @pytest.mark.parity
-def test_fused_tensors_are_used_whole(saved, tmp_path):
-    """Every tensor that is missing, left over or of another height is named, all in one line."""
+def test_load_transformer_mismatched_tensors(saved, tmp_path):
+    """The error names every tensor that is missing, unexpected or of another height."""
     import torch
     from safetensors.torch import save_file
 
@@ -133,8 +134,8 @@ def test_fused_tensors_are_used_whole(saved, tmp_path):
         convert.load_transformer(tmp_path)
 
 
-def test_the_full_size_table(paper_config):
-    """FLUX.1-dev's 780 tensors, each used once."""
+def test_original_table_full_size(paper_config):
+    """Each of the 780 tensors of FLUX.1-dev is used once."""
     table = renamed(flux.table(paper_config), flux_original.renames(paper_config))
     names = shapes(3072, 128, True, 19, 38, 64, 4096, 768)
     paths = flatten(abstract_params(FluxTransformer(paper_config)))

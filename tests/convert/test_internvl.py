@@ -11,7 +11,7 @@ from tests.models.test_mllm import VARIANTS, build
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def saved(request, tmp_path_factory):
-    """A folder, its config and its parameters."""
+    """Returns the folder of a checkpoint, its config and its parameters."""
     from tests.parity import save
 
     folder = save(build(request.param), tmp_path_factory.mktemp("internvl"))
@@ -19,14 +19,15 @@ def saved(request, tmp_path_factory):
 
 
 def renamed(name):
-    """The name that the module itself has for a tensor of the hub's files."""
+    """Returns the module's own name of a tensor of the hub's files."""
     if name.startswith("language_model.lm_head."):
         return name.removeprefix("language_model.")
     return "model." + name.replace("language_model.model.", "language_model.")
 
 
 @pytest.mark.parity
-def test_either_naming(saved, tmp_path):
+def test_load_mllm_module_names(saved, tmp_path):
+    """Files may have the module's own names of tensors instead of the hub's."""
     from safetensors.numpy import load_file, save_file
 
     folder, config, params = saved
@@ -40,8 +41,8 @@ def test_either_naming(saved, tmp_path):
 
 
 @pytest.mark.parity
-def test_config_of_transformers_4(saved, tmp_path):
-    """rope_theta beside rope_scaling, and no tie_word_embeddings."""
+def test_load_mllm_transformers_4_config(saved, tmp_path):
+    """Such a config has rope_theta next to rope_scaling, and no tie_word_embeddings."""
     folder, config, _ = saved
     raw = json.loads((folder / "config.json").read_text())
     rope = raw["text_config"].pop("rope_parameters")
@@ -72,7 +73,7 @@ def test_config_of_transformers_4(saved, tmp_path):
     ],
     ids=str,
 )
-def test_unsupported(saved, tmp_path, section, key, value):
+def test_load_mllm_unsupported_config(saved, tmp_path, section, key, value):
     folder, *_ = saved
     raw = json.loads((folder / "config.json").read_text())
     (raw[section] if section else raw)[key] = value
@@ -85,7 +86,7 @@ def test_unsupported(saved, tmp_path, section, key, value):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("saved", ["layer-norm-untied"], indirect=True)
-def test_missing_head_is_named(saved, tmp_path):
+def test_load_mllm_missing_head(saved, tmp_path):
     from safetensors.numpy import load_file, save_file
 
     folder, *_ = saved
@@ -98,7 +99,7 @@ def test_missing_head_is_named(saved, tmp_path):
 
 
 def original_names(tensors):
-    """The hub's tensors as OpenGVLab names and fuses them: transformers' conversion, backwards."""
+    """Names and fuses the hub's tensors as OpenGVLab does, by the inverse of transformers' conversion."""
     renamed, qkv = {}, {}
     for name, tensor in tensors.items():
         if name.startswith("vision_tower."):
@@ -150,7 +151,7 @@ def original_config(raw):
 
 @pytest.fixture
 def original(saved, tmp_path):
-    """A folder as OpenGVLab publishes it, its config, and what it must give."""
+    """Returns a folder as OpenGVLab publishes it, its config.json, and the config and parameters to expect."""
     from safetensors.numpy import load_file, save_file
 
     folder, config, params = saved
@@ -164,7 +165,8 @@ def original(saved, tmp_path):
 
 
 @pytest.mark.parity
-def test_original_is_the_same_model(original):
+def test_load_mllm_original(original):
+    """OpenGVLab's folder gives the config and the parameters of the hub's."""
     folder, _, config, params = original
     found, again = convert.load_mllm(folder)
     assert found == config
@@ -186,7 +188,7 @@ def test_original_is_the_same_model(original):
     ],
     ids=str,
 )
-def test_unsupported_original(original, section, key, value):
+def test_load_mllm_original_unsupported_config(original, section, key, value):
     folder, raw, *_ = original
     (raw[section] if section else raw)[key] = value
     (folder / "config.json").write_text(json.dumps(raw))

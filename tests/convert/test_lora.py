@@ -1,4 +1,4 @@
-"""LoRA in and out, against what diffusers makes of the same files."""
+"""LoRA files that are saved and loaded, compared with diffusers."""
 
 import json
 
@@ -23,7 +23,7 @@ FILE = "pytorch_lora_weights.safetensors"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A transformer without adapters."""
+    """The folder of a transformer without adapters."""
     from diffusers import FluxTransformer2DModel
 
     from tests.parity import randomise, save
@@ -39,7 +39,7 @@ def base(folder):
 
 @pytest.fixture
 def fresh(folder):
-    """diffusers' pipeline around the transformer alone."""
+    """diffusers' pipeline with the transformer as its only component."""
     from diffusers import FluxPipeline, FluxTransformer2DModel
 
     parts = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
@@ -62,7 +62,7 @@ def joined(params, lora):
 
 
 def save_adapter(folder, seed, rank=4, alpha=8.0, targets=ATTENTION, **options):
-    """A random LoRA as diffusers saves it."""
+    """Saves a random LoRA by diffusers."""
     import torch
     from diffusers import FluxPipeline, FluxTransformer2DModel
     from peft import LoraConfig, get_peft_model_state_dict
@@ -81,8 +81,8 @@ def save_adapter(folder, seed, rank=4, alpha=8.0, targets=ATTENTION, **options):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("alpha", [8.0, 4.0])
-def test_ours_in_diffusers(base, fresh, tmp_path, alpha):
-    """Rank 4, alpha 8: the strength is right, and the reverse gives the same adapters."""
+def test_save_lora_loads_in_diffusers(base, fresh, tmp_path, alpha):
+    """A saved LoRA has the same effect in diffusers, and `load_lora` returns the same adapters."""
     from tests.parity import assert_close
 
     config, params = base
@@ -90,7 +90,7 @@ def test_ours_in_diffusers(base, fresh, tmp_path, alpha):
     random = random_like(abstract_params(FluxTransformer(config, lora=lora)))
     adapters = unflatten({path: leaf for path, leaf in flatten(random).items() if is_lora(path)})
     convert.save_lora(tmp_path, config, lora, adapters)
-    (tmp_path / "dla.safetensors").write_bytes((tmp_path / FILE).read_bytes())  # is not taken for the LoRA
+    (tmp_path / "dla.safetensors").write_bytes((tmp_path / FILE).read_bytes())  # must not be read as the LoRA
     fresh.load_lora_weights(str(tmp_path))
     want = ours(config, joined(params, adapters), lora)
     assert_close(theirs(fresh), want)
@@ -115,7 +115,7 @@ CASES = {
 
 @pytest.mark.parity
 @pytest.mark.parametrize("case", CASES)
-def test_theirs_here(base, fresh, tmp_path, case):
+def test_load_lora_from_diffusers(base, fresh, tmp_path, case):
     from tests.parity import assert_close
 
     config, params = base
@@ -141,7 +141,7 @@ def strip_metadata(path):
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
-def test_several_with_weights(base, fresh, tmp_path):
+def test_fold_lora_several_weighted(base, fresh, tmp_path):
     from tests.parity import assert_close
 
     config, params = base
@@ -155,7 +155,7 @@ def test_several_with_weights(base, fresh, tmp_path):
     assert_close(ours(config, params), theirs(fresh))
 
 
-FORMS = {  # form -> (ends of names, [(name, (in, out), diffusers' name, its projections' rows)])
+FORMS = {  # format -> (suffixes of names, [(name, (in, out), diffusers' name, rows of its projections)])
     "kohya": (
         (".lora_down.weight", ".lora_up.weight"),
         [
@@ -205,8 +205,8 @@ FORMS = {  # form -> (ends of names, [(name, (in, out), diffusers' name, its pro
 
 @pytest.mark.parity
 @pytest.mark.parametrize("form", FORMS)
-def test_other_forms(base, fresh, tmp_path, form):
-    """What is the same in diffusers' form, unfused and with alpha 6 of rank 2 multiplied in, gives the same."""
+def test_load_lora_formats(base, fresh, tmp_path, form):
+    """A file has the effect of the same adapters in diffusers' format, unfused and scaled by alpha 6 of rank 2."""
     import torch
     from safetensors.numpy import save_file
 
@@ -234,7 +234,7 @@ def test_other_forms(base, fresh, tmp_path, form):
 
 @pytest.fixture
 def write(tmp_path):
-    """Saves tensors of the given shapes."""
+    """Returns a function that saves tensors of the given shapes."""
     from safetensors.numpy import save_file
 
     def save(metadata=None, **shapes):
@@ -275,13 +275,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_be_loaded(write, case):
+def test_load_lora_unsupported(write, case):
     shapes, says = BAD[case]
     with pytest.raises(UserError, match=says):
         convert.load_lora(write(**shapes), CONFIG)
 
 
-def test_files_that_are_none(write, tmp_path):
+def test_load_lora_invalid_file(write, tmp_path):
+    """Missing and damaged files and unsupported metadata are errors."""
     with pytest.raises(UserError, match=r"should hold one LoRA.*has none"):
         convert.load_lora(tmp_path, CONFIG)
     with pytest.raises(UserError, match="is not there"):

@@ -1,4 +1,4 @@
-"""The original single file, against diffusers' own converter from its names."""
+"""The original single file of FLUX's autoencoder, compared with diffusers' own converter."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.models.test_vae import SIZES, build
 
 
 def shapes(widths=(8, 16, 16, 16), depth=1, latent=16):
-    """Name -> shape of every tensor of black-forest-labs' autoencoder."""
+    """Returns name -> shape of every tensor of black-forest-labs' autoencoder."""
     found = {}
 
     def conv(name, before, after, kernel=3):
@@ -66,7 +66,8 @@ def tensors(**sizes):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("depth", [1, 2])
-def test_original_is_the_same_model(tmp_path, depth):
+def test_load_vae_original(tmp_path, depth):
+    """The original file gives the config and the parameters of diffusers' folder."""
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     theirs, folder = build(tmp_path / "diffusers", layers_per_block=depth)
@@ -82,8 +83,8 @@ def test_original_is_the_same_model(tmp_path, depth):
 
 
 @pytest.mark.parity
-def test_sizes_without_a_config(tmp_path):
-    """FLUX.1's 32 groups and scale are what no shape tells."""
+def test_load_vae_without_config(tmp_path):
+    """FLUX.1's 32 groups and its scale are assumed, since no shape of the file has them."""
     save(tmp_path, widths=(32, 64), depth=2, latent=4)
     config, _ = convert.load_vae(tmp_path / "ae.safetensors")
     assert (config.block_out_channels, config.layers_per_block, config.latent_channels) == ((32, 64), 2, 4)
@@ -94,7 +95,8 @@ def test_sizes_without_a_config(tmp_path):
 
 
 @pytest.mark.parity
-def test_what_is_wrong_is_named(tmp_path):
+def test_load_vae_mismatched_tensors(tmp_path):
+    """The error names tensors that are unexpected or have another shape."""
     import torch
     from safetensors.torch import save_file
 
@@ -109,7 +111,8 @@ def test_what_is_wrong_is_named(tmp_path):
         convert.load_vae(tmp_path / "ae.safetensors")
 
 
-def test_files_that_are_none(tmp_path):
+def test_load_vae_invalid_file(tmp_path):
+    """Missing, pickled and damaged files are errors."""
     with pytest.raises(UserError, match="is not there"):
         convert.load_vae(tmp_path / "ae.safetensors")
     with pytest.raises(UserError, match=r"contains no \.safetensors file"):
@@ -120,7 +123,8 @@ def test_files_that_are_none(tmp_path):
             convert.load_vae(tmp_path / "ae.safetensors")
 
 
-def test_a_tensor_in_two_files_is_refused(tmp_path):
+def test_load_vae_duplicate_tensor(tmp_path):
+    """A tensor in two files is an error."""
     from safetensors.numpy import save_file
 
     for name in ("a", "b"):

@@ -112,7 +112,7 @@ def test_plan_buckets_shuffled():
 
 
 def test_plan_batch_large_step():
-    """The time for a batch does not grow with its step; negative steps are an IndexError."""
+    """A batch of a very large step is computed without those before it; negative steps are an IndexError."""
     plan = Plan(MIXED, config(), 4, seed=0)
     batch = plan.batch(10**12 + 1)
     assert batch.epoch == pytest.approx(10**12 * 4 / 52, rel=1e-6)

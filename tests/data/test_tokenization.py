@@ -94,7 +94,7 @@ def test_prompt_encoder_layout(folder, prompt, references):
 
 @pytest.mark.parametrize("references", [0, 1, 2])
 def test_prompt_encoder_matches_whole_text(folder, references):
-    """The separately tokenized parts of a prompt are equal to the tokenized text of all of them."""
+    """The parts of a prompt are tokenized separately, with the ids of the whole text."""
     pictures = "\n".join([IMAGE_START + IMAGE_TOKEN * IMAGE_TOKENS + IMAGE_END] * references)
     text = f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{pictures}"
     text += ("\n" if references else "") + PROMPTS["plain"] + TAIL

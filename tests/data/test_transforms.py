@@ -219,7 +219,7 @@ def test_on_white():
 
 
 def test_row_reader_augmentation_shares(reader):
-    """With a probability of 0.5, about half of 40 rows have the augmentation; rows are reproducible."""
+    """With a probability of 0.5, about half of 40 rows have the augmentation and no other change, reproducibly."""
     cat, target = CAT.resize((48, 32)), ASTRONAUT.resize((64, 64))
     mask = Image.new("L", cat.size, 0)
     mask.paste(255, (10, 10, 30, 20))

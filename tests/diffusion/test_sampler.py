@@ -1,4 +1,4 @@
-"""The staged sampler: its whole trajectory with a stub, and against masking with the real transformer."""
+"""The staged sampler, compared with closed forms for a stub and with masking for the transformer."""
 
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ TIMES = time_grid(STEPS, GRID[0] * GRID[1], SHIFT)
 ONE, THREE = ((3, 2),), ((3, 2), (2, 2), (1, 4))
 
 
-def test_plan_of_the_paper():
+def test_plan_stages_paper():
     plan = plan_stages(np.array([1.0, 0.96, 0.95, 0.9, 0.85, 0.8, 0.5, 0.0]), 0.95, 0.85)
     assert plan == (Stage(MLLM, 0, 3), Stage(BOTH, 3, 5), Stage(VAE, 5, 7))
 
@@ -45,18 +45,19 @@ def test_plan_of_the_paper():
     ],
     ids=str,
 )
-def test_plan_at_borders(tau1, tau2, last, want):
-    """A step on a border belongs to the stage above it, also where the border was rounded to float32."""
+def test_plan_stages_thresholds(tau1, tau2, last, want):
+    """A step at a threshold belongs to the stage above it, also where the threshold was rounded to float32."""
     assert plan_stages(TIMES, float(tau1), float(tau2), last) == want
 
 
 @pytest.mark.parametrize(("conditions", "sees"), [("both", BOTH), ("mllm", MLLM), ("vae", VAE)])
-def test_plan_without_stages(conditions, sees):
+def test_settings_stages_one_condition(conditions, sees):
+    """Settings that name one set of conditions have one stage."""
     assert replace(SETTINGS, conditions=conditions).stages(TIMES) == (Stage(sees, 0, STEPS),)
 
 
-def test_trajectory_with_a_stub():
-    """v = t + what is attended to: the sum over Euler steps is known in closed form."""
+def test_sample_trajectory():
+    """With a velocity of t and the active tokens, the sum over Euler steps is known in closed form."""
 
     def velocity(x, t, condition, active_tokens: ActiveTokens):
         weight = (
@@ -75,7 +76,8 @@ def test_trajectory_with_a_stub():
     np.testing.assert_allclose(got, np.full((2, 3, 4), want), rtol=1e-5)
 
 
-def test_prepare_sees_all_times_once_and_gives_each_step_its_own():
+def test_sample_prepare():
+    """Modulation is prepared once for all times, and each step gets its own."""
     calls = []
 
     def prepare(times, condition):
@@ -91,8 +93,8 @@ def test_prepare_sees_all_times_once_and_gives_each_step_its_own():
     np.testing.assert_allclose(got, np.full((2, 1, 1), -0.5 * 2 - 0.25 * 1 - 0.25 * 0.5), rtol=1e-6)
 
 
-def test_guidance_formula():
-    """With v a different number for each set of tokens: v0 + s_r (v_r - v0) + s_t (v - v_r)."""
+def test_guided_formula():
+    """With a velocity that is a number for each set of tokens: v0 + s_r (v_r - v0) + s_t (v - v_r)."""
 
     def velocity(x, t, condition, active_tokens):
         return jnp.float32(1.0 + 2.0 * active_tokens.reference + 5.0 * active_tokens.mllm) * jnp.ones_like(x)
@@ -113,7 +115,7 @@ def model_and_params():
 
 @pytest.fixture(scope="module")
 def masked_velocity(model_and_params):
-    """What the sampler must equal: every token is always there, and a mask says who may be looked at."""
+    """The velocity that the sampler is compared with: all tokens are present, and a mask selects the active ones."""
     model, params = model_and_params
 
     @jax.jit
@@ -145,7 +147,7 @@ def masked_velocity(model_and_params):
 
 
 def reference_run(velocity, condition, noise, times, tau1, tau2, keep_text, scales):
-    """Equation 5 step by step, in numpy, deciding at each step who is there."""
+    """Samples by equation 5 step by step in numpy, and decides at each step which tokens are active."""
     x, (text_scale, reference_scale) = noise, scales
     for now, then in pairwise(times):
         mllm, vae = now >= tau2 - 1e-6, now < tau1 - 1e-6
@@ -166,22 +168,23 @@ CASES = [(0.0, 0.0), (1.0, 1.0), (0.9, 0.9), (0.95, 0.6), (float(TIMES[1]), floa
 NUMBERS = {"one": ONE, "three": THREE}
 COMBINED = [(taus, *rest) for taus in CASES for rest in (("drop_all", "one"), ("keep_text", "three"))]
 COMBINED += [(CASES[3], *rest) for rest in (("keep_text", "one"), ("drop_all", "three"))]
-"""Every kind of border with both last stages and both numbers of references, and all four pairs of these at one."""
+"""All kinds of thresholds with two pairs of last stage and number of references, and one with all four pairs."""
 
 
 @pytest.mark.parametrize(("taus", "last", "number"), COMBINED, ids=str)
-def test_dropping_equals_masking(model_and_params, masked_velocity, taus, last, number):
+def test_sample_matches_masked(model_and_params, masked_velocity, taus, last, number):
     references = NUMBERS[number]
     check_against_masked(model_and_params, masked_velocity, TIMES, taus, last, references, (1.0, 1.0))
 
 
 @pytest.mark.parametrize("last", ["drop_all", "keep_text"])
-def test_dropping_equals_masking_with_true_guidance(model_and_params, masked_velocity, last):
+def test_sample_matches_masked_cfg(model_and_params, masked_velocity, last):
+    """The samples are compared with classifier-free guidance."""
     check_against_masked(model_and_params, masked_velocity, TIMES, (0.95, 0.6), last, THREE, (3.0, 1.5))
 
 
 @pytest.mark.parametrize("taus", [(0.0, 0.0), (1.0, 1.0), (0.5, 0.2)], ids=str)
-def test_a_single_step(model_and_params, masked_velocity, taus):
+def test_sample_single_step(model_and_params, masked_velocity, taus):
     times = time_grid(1, GRID[0] * GRID[1], SHIFT)
     check_against_masked(model_and_params, masked_velocity, times, taus, "drop_all", ONE, (1.0, 1.0))
 

@@ -1,4 +1,4 @@
-"""Time grids against diffusers' scheduler, and the whole text-to-image run against its pipeline."""
+"""Time grids, compared with diffusers' scheduler, and text-to-image, compared with its pipeline."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def flux_scheduler():
 @pytest.mark.parity
 @pytest.mark.parametrize("steps", [1, 4, 25, 28])
 @pytest.mark.parametrize("tokens", [16, 256, 1024, 4096])
-def test_time_grid_is_diffusers(steps, tokens):
+def test_time_grid_matches_diffusers(steps, tokens):
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
     scheduler = flux_scheduler()
@@ -45,36 +45,38 @@ def test_time_grid_is_diffusers(steps, tokens):
     np.testing.assert_allclose(time_grid(steps, tokens, FLUX), scheduler.sigmas.numpy(), atol=1e-6)
 
 
-def test_time_grid_falls_from_one_to_zero():
+def test_time_grid_decreasing():
+    """Times decrease from one to zero."""
     times = time_grid(28, 1024, FLUX)
     assert times[0] == 1.0
     assert times[-1] == 0.0
     assert (np.diff(times) < 0).all()
 
 
-def test_the_papers_stages_at_512_px():
-    """28 steps at 512²: how many of them each stage gets with τ = 0.95/0.85."""
+def test_plan_stages_paper_steps():
+    """With 28 steps at 512² and τ = 0.95/0.85, the stages have 3, 4 and 21 steps."""
     stages = plan_stages(time_grid(28, 1024, FLUX), 0.95, 0.85)
     assert [stage.stop - stage.start for stage in stages] == [3, 4, 21]
 
 
 @pytest.mark.parametrize(("t", "side"), [(0.95, 128), (0.85, 128), (0.3, 1024), (0.6, 512)])
-def test_smaller_pictures_are_as_uncertain_at_less_noise(t, side):
-    """A flat picture is known up to the noise beside it over the root of its pixels."""
+def test_equivalent_timestep(t, side):
+    """At equivalent timesteps, t / (1 - t) is proportional to the image's side."""
     moved = equivalent_timestep(t, side // 2, side * 2)
     assert moved / (1 - moved) / side == pytest.approx(t / (1 - t) / 512)
     assert [equivalent_timestep(end, side, side) for end in (0.0, 1.0)] == [0.0, 1.0]
 
 
-def test_the_tiny_models_stages_are_the_papers_at_its_size():
+def test_equivalent_timestep_tiny_config():
+    """The tiny config's thresholds are equivalent to the paper's at its image size."""
     sampling = tiny.get_config().sampling
     moved = [round(equivalent_timestep(tau, sampling.height, sampling.width), 2) for tau in (0.95, 0.85)]
     assert [sampling.tau1, sampling.tau2] == moved == [0.83, 0.59]
 
 
 @pytest.mark.parity
-def test_text_to_image_is_flux_pipeline(tmp_path):
-    """Transformer, scheduler, packing, ids and VAE together: pixels from the same noise and prompt tokens."""
+def test_text_to_image_matches_flux_pipeline(tmp_path):
+    """Transformer, scheduler, packing, ids and VAE give the same pixels for the same noise and prompt tokens."""
     import torch
     from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 

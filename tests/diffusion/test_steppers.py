@@ -1,4 +1,4 @@
-"""Steppers on flows whose solution is known, and against diffusers' schedulers."""
+"""Steppers, compared with known solutions and with diffusers' schedulers."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ WEIGHTS = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32) / 
 
 
 def velocity(x, t, condition, active_tokens):
-    """Neither linear in x nor in t."""
+    """Returns a velocity that is linear neither in x nor in t."""
     return jnp.tanh(x @ WEIGHTS + condition) + jnp.sin(3 * t)[:, None, None] * x
 
 
@@ -31,16 +31,16 @@ def error(stepper, steps):
 
 
 def test_euler_order():
-    """Twice the steps, half the error."""
+    """Twice the steps give half the error."""
     assert 1.6 < error("euler", 40) / error("euler", 80) < 2.5
 
 
 def test_dpmpp_2m_error():
-    """With the same evaluations its error is a fraction of Euler's; the first and the last step are of first order."""
+    """With equal evaluations the error is below a third of Euler's; the first and last steps are of first order."""
     assert error("dpmpp_2m", 40) < error("euler", 40) / 3
 
 
-def test_stepper_is_exact_for_known_clean_latents():
+def test_stepper_exact_for_known_clean_latents():
     """Where every velocity points from noise to the same clean latents, any stepper ends there."""
     clean = jnp.arange(24.0).reshape(2, 3, 4)
 
@@ -55,7 +55,7 @@ def test_stepper_is_exact_for_known_clean_latents():
 
 
 @pytest.mark.parametrize("stepper", STEPPERS)
-def test_sample_carries_the_state(stepper):
+def test_sample_state(stepper):
     """One call per step gives what one call for all steps gives."""
     times = time_grid(6, 64, ShiftConfig()).astype(np.float32)
     x, state = jax.random.normal(jax.random.key(1), (2, 3, 4)), None
@@ -70,7 +70,7 @@ def test_sample_carries_the_state(stepper):
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("steps", [4, 20])
-def test_dpmpp_2m_is_diffusers(steps):
+def test_dpmpp_2m_matches_diffusers(steps):
     import torch
     from diffusers import DPMSolverMultistepScheduler
 

@@ -22,11 +22,11 @@ SIZES = dict(
     layer_norm_eps=1e-5,
 )
 START, END = 57, 58
-"""The prompt's end has the largest id but one: pads of 59 would win a legacy argmax, pads of 0 never do."""
+"""The end token has the second largest id: padding of 59 would win a legacy argmax, padding of 0 never does."""
 
 
 def prompts(batch, length, pad, seed=0):
-    """Start, words, end, then padding from a different place in every row."""
+    """Returns rows of a start token, words, an end token at a different position in every row, and padding."""
     ids = np.random.default_rng(seed).integers(3, START, (batch, length), np.int32)
     ids[:, 0] = START
     for row in range(batch):
@@ -67,7 +67,7 @@ def pair(saved):
 @pytest.mark.parity
 @pytest.mark.parametrize(("batch", "length"), [(1, 5), (3, 12)])
 @pytest.mark.parametrize("pad", [0, END, 59])
-def test_pooled(pair, batch, length, pad):
+def test_clip_pooled(pair, batch, length, pad):
     import torch
 
     from tests.parity import assert_close
@@ -78,8 +78,8 @@ def test_pooled(pair, batch, length, pad):
 
 
 @pytest.mark.parity
-def test_gradients(pair):
-    """Rematerialised and unrolled, which must not change them."""
+def test_clip_gradients(pair):
+    """The gradients are computed with rematerialization, which must not change them."""
     import torch
 
     from tests.parity import assert_close
@@ -103,8 +103,8 @@ def test_gradients(pair):
 
 
 @pytest.mark.parity
-def test_names_of_older_files(saved, tmp_path):
-    """Older versions of transformers wrote a prefix, and a buffer of positions."""
+def test_load_clip_text_legacy_names(saved, tmp_path):
+    """Older versions of transformers wrote a prefix and a buffer of positions."""
     _, folder = saved
     tensors = {f"text_model.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()}
     tensors["text_model.embeddings.position_ids"] = np.arange(12)[None]
@@ -121,7 +121,7 @@ def test_names_of_older_files(saved, tmp_path):
     ("key", "value"),
     [("model_type", "clip"), ("hidden_act", "relu"), ("eos_token_id", [2, 58]), ("vocab_size", None)],
 )
-def test_other_models_are_refused(saved, tmp_path, key, value):
+def test_load_clip_text_unsupported(saved, tmp_path, key, value):
     raw = json.loads((saved[1] / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw | {key: value}))
     with pytest.raises(UserError, match=f"{key} is .*give the text_encoder folder"):
@@ -134,7 +134,8 @@ def ours():
     return model, jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
 
 
-def test_tokens_after_the_end_do_not_matter(ours):
+def test_clip_tokens_after_end(ours):
+    """The pooled output depends on the tokens before the end of the prompt and not on those after it."""
     model, params = ours
     ids, after = prompts(3, 12, 0), prompts(3, 12, 7)
     assert (ids != after).any()
@@ -148,13 +149,13 @@ def test_end_of_prompt():
     assert end_of_prompt(np.array([[5, 3, 9, 0], [2, 9, 9, 2]]), 2).tolist() == [2, 1]
 
 
-def test_too_long_a_prompt(ours):
+def test_clip_prompt_too_long(ours):
     model, params = ours
     with pytest.raises(ValueError, match="13 tokens, max_position_embeddings is 12"):
         model.apply({"params": params}, prompts(1, 13, 0))
 
 
-def test_dtype(ours):
+def test_clip_dtype(ours):
     model, params = ours
     half = models.CLIPTextModel(model.config, Compute(jnp.bfloat16))
     pooled = jax.eval_shape(jitted(half), params, prompts(2, 8, 0))

@@ -58,7 +58,7 @@ def pair(request, tmp_path_factory):
 @pytest.mark.parametrize(
     "shape", [dict(references=()), dict(batch=1, image=(2, 2), txt=1, references=()), dict()], ids=str
 )
-def test_velocity(pair, shape):
+def test_flux_velocity(pair, shape):
     import torch
 
     from tests.parity import assert_close
@@ -73,8 +73,8 @@ def test_velocity(pair, shape):
 
 
 @pytest.mark.parity
-def test_mask_equals_shorter_sequence(pair):
-    """diffusers has no mask: what it computes without the tokens is what we compute with them masked."""
+def test_flux_mask(pair):
+    """The output with masked tokens is that of diffusers, which has no mask, without these tokens."""
     import torch
 
     from tests.parity import assert_close
@@ -93,7 +93,7 @@ def test_mask_equals_shorter_sequence(pair):
 
 
 @pytest.mark.parity
-def test_gradients(pair):
+def test_flux_gradients(pair):
     import torch
 
     from tests.parity import assert_close

@@ -1,4 +1,4 @@
-"""LAP against diffusers' Krea2TextFusion, and what a Dual Layer Aggregator must not do."""
+"""LAP in parity with diffusers' Krea2TextFusion, and properties of the Dual Layer Aggregator."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def krea_table():
 @pytest.mark.parity
 @pytest.mark.parametrize("refiner", [0, 2])
 @pytest.mark.parametrize("tokens", [1, 6])
-def test_lap_is_krea2_text_fusion(refiner, tokens):
+def test_lap_matches_krea2_text_fusion(refiner, tokens):
     import torch
     from diffusers.models.transformers.transformer_krea2 import Krea2TextFusion
 
@@ -80,7 +80,7 @@ def test_lap_is_krea2_text_fusion(refiner, tokens):
 
 
 def made(config):
-    """An aggregator's compiled `apply` and its parameters."""
+    """Returns the compiled `apply` of an aggregator and its parameters."""
     model = DualLayerAggregator(config)
     return jax.jit(lambda params, *states: model.apply({"params": params}, *states)), initialized(model)
 
@@ -91,7 +91,8 @@ def dla():
     return made(config)
 
 
-def test_shapes_and_bottleneck(dla):
+def test_dla_shapes(dla):
+    """A smaller width adds a projection down to it."""
     apply, params = dla
     text, image = apply(params, states(6), states(3))
     assert text.shape == (2, 6, 20)
@@ -99,8 +100,8 @@ def test_shapes_and_bottleneck(dla):
     assert params["text"]["lap"]["down"]["kernel"].shape == (16, 8)
 
 
-def test_tokens_and_modalities_stay_apart(dla):
-    """Without a refiner a token depends on its own layers alone, and text never on images."""
+def test_dla_token_independence(dla):
+    """Without a refiner a token depends on its own layers' states alone, and text never on images."""
     apply, params = dla
     x, changed = states(6), states(6)
     changed[:, :, 2] += 1.0
@@ -112,7 +113,8 @@ def test_tokens_and_modalities_stay_apart(dla):
     np.testing.assert_array_equal(image, image_after)
 
 
-def test_every_layer_counts(dla):
+def test_dla_gradient_all_states(dla):
+    """The output depends on every layer's states."""
     apply, params = dla
 
     def pooled(x):
@@ -123,7 +125,8 @@ def test_every_layer_counts(dla):
 
 
 @pytest.mark.parametrize("pooled", [(4, 5), (1, 3)])
-def test_states_that_are_not_pooled_do_not_count(pooled):
+def test_dla_states_range(pooled):
+    """The output depends on the states in the range `states` and on no others."""
     apply, params = made(dataclasses.replace(CONFIG, norm_states=True, states=pooled))
     assert params["text"]["lap"]["layer_norms"].shape == (pooled[1] - pooled[0], 16)
 
@@ -135,13 +138,13 @@ def test_states_that_are_not_pooled_do_not_count(pooled):
 
 
 @pytest.mark.parametrize("pooled", [(0, 6), (-1, 5), (3, 3), (4, 2)])
-def test_states_that_are_not_there(pooled):
+def test_dla_config_invalid_states(pooled):
     with pytest.raises(UserError, match=r"model\.dla\.states is \(.*\); it must be a range .* within \(0, 5\)"):
         dataclasses.replace(CONFIG, states=pooled)
 
 
-def test_one_lap_for_both():
-    """Text and image tokens are pooled alike, by the text half of a DLA; which half is which changes nothing else."""
+def test_dla_shared():
+    """With `shared`, text and images use the parameters of the text half; the result is that of equal halves."""
     apply, params = made(dataclasses.replace(CONFIG, shared=True))
     assert list(params) == ["text"]
     text, image = apply(params, states(4), states(4))

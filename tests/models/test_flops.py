@@ -1,4 +1,4 @@
-"""The counts against XLA's own, at small sizes, of the form without loops (a scanned body is counted once)."""
+"""FLOP counts against XLA's own for small unrolled models: XLA counts the body of a scan once."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ GRID = (8, 12)
 
 @pytest.fixture(scope="module")
 def config() -> SubjectConfig:
-    """Wide enough that products of matrices outweigh what acts on each element, which XLA counts and we do not."""
+    """A config wide enough for matrix products to outweigh elementwise operations, which only XLA counts."""
     config = small_config()
     with config.unlocked():
         model = config.model
@@ -44,13 +44,13 @@ def model(config) -> SubjectModel:
 
 
 def params_of(model):
-    """Shapes in which the layers lie apart."""
+    """Returns the shapes of the parameters with unstacked layers."""
     stacked = SubjectModel(model.config, Compute()).abstract_params()
     return jax.eval_shape(unstack, stacked)
 
 
 def counted(function, *args, optimised: bool = True) -> float:
-    """By XLA, for shapes alone: of what it compiled or, where that takes long, of what it was given."""
+    """Returns XLA's count for shapes: of the optimized program or, where that takes long, of its input."""
     lowered = jax.jit(function).lower(*args)
     return (lowered.compile() if optimised else lowered).cost_analysis()["flops"]
 
@@ -64,11 +64,11 @@ def call(part, params, *args, **kwargs):
 
 
 def assert_near(ours: int, xla: float, least: float = 0.99):
-    """XLA counts at least what must be spent, and little more."""
+    """Checks that XLA's count is at least `least` of ours, and at most a little more than ours."""
     assert least <= xla / ours <= 1.1, f"ours {ours:,}, XLA {xla:,.0f}: {xla / ours:.3f}"
 
 
-def test_frozen_towers(model, config):
+def test_flops_frozen_encoders(model, config):
     params = params_of(model)
     ids = jax.ShapeDtypeStruct((1, 24), jnp.int32)
 
@@ -80,15 +80,15 @@ def test_frozen_towers(model, config):
 
 
 @pytest.mark.parametrize(("method", "shape"), [("encode", (1, 64, 96, 3)), ("decode", (1, 8, 12, 4))])
-def test_vae(model, config, method, shape):
-    """XLA leaves out the taps of a convolution that fall on the padding: less than ours, the more the smaller."""
+def test_flops_vae(model, config, method, shape):
+    """XLA does not count the products of a convolution with padding, whose share is larger for smaller images."""
     ours = getattr(flops, f"vae_{method}_flops")(config.vae, 64, 96)
     xla = counted(lambda p, x: call(model.vae, p, x, method=method), params_of(model)["vae"], array(*shape))
     assert 0.95 < xla / ours < 1.1
 
 
 @pytest.mark.parametrize(("refiners", "pooled"), [(0, (0, 3)), (2, (0, 3)), (0, (1, 2))])
-def test_aggregator(config, refiners, pooled):
+def test_flops_aggregator(config, refiners, pooled):
     sizes = replace(config, dla=replace(config.dla, num_refiner_blocks=refiners, states=pooled))
     model = SubjectModel(sizes, COMPUTE)
     states = array(sizes.dla.num_states, 1, 16, sizes.dla.input_dim)
@@ -96,8 +96,8 @@ def test_aggregator(config, refiners, pooled):
     assert_near(flops.aggregator_flops(sizes.dla, 16), xla)
 
 
-def test_encode_and_train(model, config):
-    """Both programs of training, at a batch of two and two references of different sizes."""
+def test_flops_encode_and_train(model, config):
+    """Both programs of training are counted for a batch of two with two references of different sizes."""
     params, inputs = params_of(model), small_inputs(batch=2, references=((32, 48), (32, 32)), text=12)
 
     def encode(p, inputs, target):
@@ -107,7 +107,7 @@ def test_encode_and_train(model, config):
     ours = flops.encode_flops(config, inputs, target.shape[1:3])
     assert_near(
         ours, counted(encode, params, inputs, target, optimised=False), least=0.95
-    )  # the VAE's padding, as above
+    )  # convolutions' padding, as in test_flops_vae
 
     features = jax.eval_shape(model.encode, params, inputs)
     latents = array(2, GRID[0] * GRID[1], config.transformer.in_channels)
@@ -125,8 +125,8 @@ def test_encode_and_train(model, config):
     assert_near(ours, counted(gradient, trained, params, features, latents, optimised=False))
 
 
-def test_parts_cost_what_they_add(config):
-    """A token group that a stage does not attend to costs nothing; the empty prompt is aggregated once a part."""
+def test_flops_active_tokens_and_lora(config):
+    """Token groups that a stage does not attend to have no cost; adapters cost three times `adapter_flops`."""
     model = SubjectModel(config, COMPUTE)
     shapes = jax.eval_shape(model.encode, params_of(model), small_inputs(batch=1))
     cost = [flops.train_flops(config, shapes, GRID, a) for a in (EVERYTHING, replace(EVERYTHING, reference=False))]
@@ -137,8 +137,8 @@ def test_parts_cost_what_they_add(config):
     assert adapters == 3 * flops.adapter_flops(config.transformer, config.lora, *tokens)
 
 
-def test_full_size():
-    """InternVL3-8B's decoder is 2 · parameters · tokens but for attention; one example of the paper's second stage."""
+def test_flops_full_size():
+    """InternVL3-8B's decoder costs about 2 · parameters · tokens; an example of the paper's second stage is counted."""
     sizes = Experiment.from_config(load_config(str(ROOT / "configs" / "paper.py"))).model
     layers = SubjectModel(sizes, Compute()).abstract_params()["mllm"]["text"]["layers"]
     kernels = sum(leaf.size for path, leaf in flatten(layers).items() if path.endswith("kernel"))

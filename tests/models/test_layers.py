@@ -1,4 +1,4 @@
-"""Projections to and from heads; stacks of layers."""
+"""Projections to and from heads, and stacks of layers."""
 
 import flax.linen as nn
 import jax
@@ -27,7 +27,8 @@ HEADS = X.reshape(2, 5, 4, 6)
         ("proj_out", {"reads_heads": True}, (X, HIDDEN), (HEADS, HIDDEN), X.shape),
     ],
 )
-def test_heads_are_the_channels_side_by_side(platform, eight_bits, name, fields, plain, headed, shape):
+def test_dense_heads(platform, eight_bits, name, fields, plain, headed, shape):
+    """Projections to and from heads have the parameters and the values of the projection of all channels."""
     modules = Dense(24, lora=LORA, name=name), Dense(24, lora=LORA, name=name, **fields)
     with compiling_for(platform):
         shapes, others = (
@@ -45,7 +46,8 @@ def test_heads_are_the_channels_side_by_side(platform, eight_bits, name, fields,
     np.testing.assert_allclose(found.reshape(X.shape), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_laid_out_layers_are_traced_once_a_platform():
+def test_stack_unrolled_traces():
+    """Unrolled layers are traced once for each platform."""
     traced = []
 
     class Block(nn.Module):
@@ -67,11 +69,12 @@ def test_laid_out_layers_are_traced_once_a_platform():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_parameters_of_another_shape():
+def test_dense_mismatched_shape():
     with pytest.raises(ValueError, match=r"parameter kernel is \(24, 23\); its module takes \(24, 24\)"):
         Dense(24).apply({"params": {"kernel": jnp.zeros((24, 23)), "bias": jnp.zeros(24)}}, X)
 
 
-def test_initializers_are_not_traced_where_parameters_are_there():
+def test_dense_initializer_not_traced():
+    """Initializers are not called where parameters are given."""
     dense = Dense(24, kernel_init=lambda *_: pytest.fail("the initializer was called"), use_bias=False)
     assert dense.apply({"params": {"kernel": jnp.zeros((24, 24))}}, X).shape == X.shape

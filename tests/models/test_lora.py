@@ -1,4 +1,4 @@
-"""Adapters: nothing at first, something once trained, the same when merged."""
+"""LoRA adapters of the transformer: initial, trained and merged."""
 
 from dataclasses import replace
 
@@ -27,7 +27,8 @@ def run(model, params):
     return jax.jit(model.apply)({"params": params}, **inputs())
 
 
-def test_targets_are_the_attention_projections(trained):
+def test_lora_targets(trained):
+    """By default, the attention projections have adapters."""
     _, params = trained
     adapted = {path.removesuffix("/lora_a") for path in flatten(params) if path.endswith("lora_a")}
     double = ["to_q", "to_k", "to_v", "to_out", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
@@ -35,7 +36,8 @@ def test_targets_are_the_attention_projections(trained):
     assert adapted == {f"double_blocks/attn/{n}" for n in double} | {f"single_blocks/{n}" for n in single}
 
 
-def test_base_paths_are_unchanged_and_a_fresh_adapter_is_nothing(trained):
+def test_lora_initial(trained):
+    """Adapters do not change the base model's paths; where `lora_b` is zero, they do not change its output."""
     model, params = trained
     base = FluxTransformer(model.config)
     kept = unflatten({path: leaf for path, leaf in flatten(params).items() if not is_lora(path)})
@@ -45,7 +47,8 @@ def test_base_paths_are_unchanged_and_a_fresh_adapter_is_nothing(trained):
     assert_close(run(model, fresh), run(base, kept), 1e-6)  # two programs: XLA may round in another order
 
 
-def test_merged_equals_adapted(trained):
+def test_merge_lora(trained):
+    """The merged model has no adapters and the output of the adapted one."""
     model, params = trained
     merged = merge_lora(params, model.lora)
     assert not any(is_lora(path) for path in flatten(merged))
@@ -58,13 +61,15 @@ def test_merged_equals_adapted(trained):
 @pytest.mark.parametrize(
     "compute", [Compute(remat=True), Compute(scan_layers=False), Compute(attention="xla")], ids=str
 )
-def test_how_it_runs_changes_nothing(trained, compute):
+def test_lora_compute_options(trained, compute):
+    """Rematerialization, unrolled layers and the attention implementation do not change the output."""
     model, params = trained
     laid_out = params if compute.scan_layers else unstack(params)
     assert_close(run(FluxTransformer(model.config, compute, model.lora), laid_out), run(model, params), 1e-5)
 
 
-def test_gradients_are_the_same_rematerialised(trained):
+def test_lora_gradients_remat(trained):
+    """Rematerialization does not change the gradients."""
     model, params = trained
 
     def grads(compute):

@@ -43,7 +43,7 @@ TILES = {"one": ([1], "right"), "several": ([3], "left"), "rows": ([1, 2], "righ
 
 
 def inputs(tiles, side, seed=0):
-    """Rows of text around the four image tokens of each tile, padded on one side, and all tiles."""
+    """Returns ids, mask and tiles: rows of text around the four image tokens of each tile, padded on one side."""
     rng = np.random.default_rng(seed)
     rows = [
         np.concatenate([rng.integers(6, 50, 2), *[[IMAGE] * 4, rng.integers(6, 50, 1)] * n, rng.integers(6, 50, 3 + n)])
@@ -86,7 +86,7 @@ def ours():
 
 
 def build(variant):
-    """The PyTorch model with random weights."""
+    """Returns the PyTorch model with random weights."""
     import transformers
 
     from tests.parity import randomise
@@ -112,7 +112,7 @@ def pair(request, tmp_path_factory):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("case", [*TILES, "text"])
-def test_hidden_states(pair, case):
+def test_internvl_hidden_states(pair, case):
     from tests.parity import assert_close
 
     theirs, model, params = pair
@@ -128,7 +128,7 @@ def test_hidden_states(pair, case):
 
 
 @pytest.mark.parity
-def test_logits(pair):
+def test_internvl_logits(pair):
     from tests.parity import assert_close
 
     theirs, model, params = pair
@@ -145,7 +145,7 @@ def test_logits(pair):
 
 
 @pytest.mark.parity
-def test_gradients(pair):
+def test_internvl_gradients(pair):
     import torch
 
     from tests.parity import assert_close
@@ -172,7 +172,8 @@ def test_gradients(pair):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_ignored(ours, side):
+def test_internvl_padding(ours, side):
+    """Tokens of the padding do not change other states."""
     apply, params = ours
     ids, mask, pixels = inputs([1, 2], side)
     other = np.where(mask, ids, 9)
@@ -181,7 +182,8 @@ def test_padding_is_ignored(ours, side):
     np.testing.assert_array_equal(a, b)
 
 
-def test_later_tokens_change_nothing_before(ours):
+def test_internvl_causal(ours):
+    """A token does not change the states before it."""
     apply, params = ours
     ids, mask, pixels = inputs([2], "right")
     other = ids.copy()
@@ -191,28 +193,31 @@ def test_later_tokens_change_nothing_before(ours):
     assert np.abs(a[-1, :, -4] - b[-1, :, -4]).max() > 1e-3
 
 
-def test_spare_tiles_are_ignored(ours):
+def test_internvl_unused_tiles(ours):
+    """Tiles without image tokens are not used."""
     apply, params = ours
     ids, mask, pixels = inputs([1, 2], "right")
     spare = (np.concatenate([pixels, more]) for more in (pixels[:1], 1.0 - 2.0 * pixels[:1]))
     a, b = (apply({"params": params}, ids, mask, x) for x in spare)
     np.testing.assert_array_equal(a, b)
-    without = apply({"params": params}, ids, mask, pixels)  # another program, which adds up in another order
+    without = apply({"params": params}, ids, mask, pixels)  # a different program, which sums in a different order
     np.testing.assert_allclose(a, without, rtol=0, atol=1e-5)
 
 
-def test_place_counts_row_by_row():
+def test_place_order():
+    """Features are placed at the image tokens row by row."""
     features, embeds = jnp.arange(1.0, 4.0)[:, None], jnp.zeros((2, 3, 1))
     placed = place(features, embeds, jnp.array([[False, True, True], [False, False, True]]))
     np.testing.assert_array_equal(placed[..., 0], [[0, 1, 2], [0, 0, 3]])
 
 
-def test_merge_patches_keeps_rows():
+def test_merge_patches_order():
     merged = merge_patches(jnp.arange(16.0)[None, :, None], 2)
     np.testing.assert_array_equal(merged[0], [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]])
 
 
-def test_compute_changes_no_values(ours):
+def test_internvl_remat_and_bfloat16(ours):
+    """Rematerialization does not change the states, and bfloat16 changes them little."""
     apply, params = ours
     args = inputs([1], "right")
     plain = apply({"params": params}, *args)
@@ -223,7 +228,7 @@ def test_compute_changes_no_values(ours):
     assert np.abs(half.astype(jnp.float32) - plain).max() < 0.05 * np.abs(plain).max()
 
 
-def test_sharded_equals_plain():
+def test_internvl_sharded():
     model, args = models.InternVL(config(tie_word_embeddings=True)), inputs([1, 2], "right")
     params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
     plain = jax.jit(model.apply)({"params": params}, *args)
@@ -235,13 +240,15 @@ def test_sharded_equals_plain():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_every_parameter_has_a_sharding(tied):
+def test_internvl_parameter_specs(tied):
+    """Every parameter has a sharding."""
     params = abstract_params(models.InternVL(config(tie_word_embeddings=tied)))
     assert ("lm_head" in params) is not tied
     parameter_specs({"mllm": params})
 
 
-def test_wrong_sizes_are_named(ours):
+def test_internvl_invalid_shapes(ours):
+    """The errors name the size of tiles and the number of tokens."""
     apply, params = ours
     ids, mask, pixels = inputs([1], "right")
     with pytest.raises(ValueError, match=r"\(14, 28, 3\).*\(28, 28, 3\)"):
@@ -250,7 +257,7 @@ def test_wrong_sizes_are_named(ours):
         apply({"params": params}, np.ones((1, 65), np.int32), np.ones((1, 65), np.int32))
 
 
-def test_parameters_of_internvl3_8b():
+def test_internvl3_8b_parameter_count():
     vision = models.ViTConfig(
         hidden_size=1024,
         num_hidden_layers=24,

@@ -1,4 +1,4 @@
-"""Frozen projections in 8 bits."""
+"""8-bit quantization of frozen projections."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,8 @@ def held(params):
     return quantize_frozen(params)
 
 
-def test_each_output_channel_has_its_own_scale(params, held):
+def test_quantize_frozen_scales(params, held):
+    """Each output channel has a scale; the error is at most half a step."""
     wide, leaves = flatten(jax.device_get(params)), flatten(jax.device_get(held))
     scales = {path: leaf for path, leaf in leaves.items() if path.endswith("kernel_scale")}
     assert len(scales) > 40
@@ -35,14 +36,16 @@ def test_each_output_channel_has_its_own_scale(params, held):
         assert np.all(np.abs(back - kernel) <= 0.5001 * np.expand_dims(scale, axis)), path
 
 
-def test_what_is_trained_and_the_vae_stay(params, held):
+def test_quantize_frozen_excluded(params, held):
+    """Trained parameters, the VAE and vectors are not quantized."""
     wide, leaves = flatten(params), flatten(held)
     for path, leaf in wide.items():
         if path.startswith(("dla/", "vae/")) or "lora_" in path or leaf.ndim < 2:
             assert leaves[path] is leaf, path
 
 
-def test_a_velocity_is_nearly_the_same_scanned_and_laid_out(params, held):
+def test_quantized_velocity(params, held):
+    """Quantization changes the velocity by less than 5 %, with scanned and with unrolled layers."""
     latents, t = jnp.asarray(np.random.default_rng(1).standard_normal((2, 24, 16)), jnp.float32), jnp.array([0.3, 0.8])
 
     def velocity(tree, scan_layers):
@@ -55,7 +58,8 @@ def test_a_velocity_is_nearly_the_same_scanned_and_laid_out(params, held):
     np.testing.assert_allclose(velocity(unstack(held), False), got, rtol=1e-4, atol=1e-5)
 
 
-def test_it_has_a_place_on_a_mesh(held):
+def test_quantized_sharded(held):
+    """Quantized parameters have shardings."""
     mesh = make_mesh(1, 2, 4)
     sharded = jax.device_put(held, parameter_shardings(held, mesh))
     assert flatten(sharded)["transformer/double_blocks/attn/to_q/kernel"].dtype == jnp.int8

@@ -1,4 +1,4 @@
-"""The whole model: what a condition holds, what it must not depend on, and that devices change nothing."""
+"""The whole model: contents of its condition, invariances of its velocity, and sharded generation."""
 
 from dataclasses import replace
 from functools import partial
@@ -39,7 +39,7 @@ def condition(model, params):
 
 @pytest.fixture(scope="module")
 def velocity(model, params):
-    """(noise, times or modulation, condition, active_tokens) -> velocity, each program compiled once."""
+    """Maps (noise, times or modulation, condition, active_tokens) to the velocity; programs are compiled once."""
     return jax.jit(partial(model.velocity, params, GRID), static_argnames="active_tokens")
 
 
@@ -53,7 +53,8 @@ def test_condition_shapes(condition):
     assert c.text_mask.sum(axis=1).tolist() == [4, 4]
 
 
-def test_padding_changes_nothing(condition, velocity):
+def test_velocity_padding(condition, velocity):
+    """Tokens of the padding do not change the velocity."""
     inputs = small_inputs()
     changed = replace(inputs, input_ids=inputs.input_ids.copy())
     changed.input_ids[:, -2:] = 77
@@ -62,7 +63,8 @@ def test_padding_changes_nothing(condition, velocity):
     np.testing.assert_allclose(before, after, atol=1e-5)
 
 
-def test_text_reads_the_reference_and_the_null_condition_does_not(condition):
+def test_condition_reference_images(condition):
+    """The MLLM's text states depend on the reference images; the null condition does not."""
     inputs = small_inputs()
     other = replace(inputs, pixel_values=inputs.pixel_values[:, ::-1])
     before, after = condition(inputs), condition(other)
@@ -77,8 +79,11 @@ def test_text_reads_the_reference_and_the_null_condition_does_not(condition):
     [((), BOTH), (("reference",), MLLM), (("text", "image"), VAE), (("text", "image", "reference"), NOTHING)],
     ids=str,
 )
-def test_dropping_a_condition_by_mask_per_row(velocity, dropped, left):
-    """As training does it: all tokens are there, a row's mask says which count; row 1 keeps everything."""
+def test_velocity_masked_rows(velocity, dropped, left):
+    """Rows are masked as in training, where all tokens are present and each row's mask selects the active ones.
+
+    The first row's velocity is that without the dropped tokens; the second row keeps all conditions.
+    """
     c = small_condition(references=((3, 2), (2, 2)))
     noise = np.random.default_rng(0).standard_normal((2, GRID[0] * GRID[1], 16)).astype(np.float32)
     t = jnp.asarray([0.3, 0.8])
@@ -91,7 +96,8 @@ def test_dropping_a_condition_by_mask_per_row(velocity, dropped, left):
     np.testing.assert_allclose(together[1], velocity(noise, t, c, active_tokens=BOTH)[1], atol=2e-5)
 
 
-def test_every_condition_pulls(velocity):
+def test_velocity_active_tokens(velocity):
+    """The velocity differs between all sets of active tokens."""
     c = small_condition()
     noise = np.random.default_rng(0).standard_normal((2, GRID[0] * GRID[1], 16)).astype(np.float32)
     outs = [velocity(noise, jnp.full((2,), 0.5), c, active_tokens=a) for a in (NOTHING, MLLM, VAE, BOTH)]
@@ -99,7 +105,8 @@ def test_every_condition_pulls(velocity):
         assert all(np.abs(a - b).max() > 1e-2 for b in outs[i + 1 :])
 
 
-def test_prepared_modulation_is_the_same_velocity(model, params, velocity):
+def test_velocity_prepared_modulation(model, params, velocity):
+    """The velocity is the same with modulation that is computed for all steps at once."""
     c = small_condition()
     noise = np.random.default_rng(0).standard_normal((2, GRID[0] * GRID[1], 16)).astype(np.float32)
     times = jnp.asarray([[0.9, 0.9], [0.4, 0.4]])
@@ -110,8 +117,8 @@ def test_prepared_modulation_is_the_same_velocity(model, params, velocity):
 
 
 @pytest.mark.parametrize(("scan", "seen"), [(True, 1), (False, 2)])
-def test_pictures_of_one_shape_read_one_vae(params, scan, seen):
-    """The program holds the VAE once where loops are compiled; either way they are what each is alone."""
+def test_encode_images_one_vae(params, scan, seen):
+    """Images of one shape share one VAE in the program where layers are scanned; latents are those of each alone."""
     model = small_model(scan_layers=scan)
     pair = tuple(np.random.default_rng(0).uniform(-1, 1, (2, 1, 32, 48, 3)).astype(np.float32))
 
@@ -125,7 +132,8 @@ def test_pictures_of_one_shape_read_one_vae(params, scan, seen):
         jax.tree.map(assert_close, latents, jax.jit(model.encode_image)(params, picture))
 
 
-def test_trained_are_the_dla_and_the_adapters():
+def test_is_trained():
+    """The DLA and the adapters are trained, in float32; the other parameters are frozen, in bfloat16."""
     shapes = flatten(small_model(lora=True, dtype=jnp.bfloat16).abstract_params())
     trained = {path for path in shapes if is_trained(path)}
     assert {path.split("/")[0] for path in trained} == {"dla", "transformer"}
@@ -134,8 +142,8 @@ def test_trained_are_the_dla_and_the_adapters():
     assert {leaf.dtype for path, leaf in shapes.items() if path not in trained} == {jnp.dtype("bfloat16")}
 
 
-def test_gradients_reach_every_trained_parameter():
-    """One step of flow matching: nothing that is trained is cut off from the loss."""
+def test_gradients_all_trained_parameters():
+    """Every trained parameter has a nonzero gradient in a step of flow matching."""
     model = small_model(lora=True)
     params = flatten(random_like(model.abstract_params()))
     frozen = {path: leaf for path, leaf in params.items() if not is_trained(path)}
@@ -151,7 +159,7 @@ def test_gradients_reach_every_trained_parameter():
     assert {path for path, grad in grads.items() if not np.abs(grad).max() > 0} == set()
 
 
-def test_generate_is_the_same_on_eight_devices(model, params):
+def test_generator_sharded(model, params):
     generator, inputs = Generator(model, SHIFT), small_inputs()
     plain = generator(params, inputs, SETTINGS, seed=3, num_images=2)
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
@@ -163,7 +171,8 @@ def test_generate_is_the_same_on_eight_devices(model, params):
     assert_close(spread, plain)
 
 
-def test_picture_i_depends_on_seed_and_i_alone(model, params):
+def test_generator_seeds(model, params):
+    """Image i depends on the seed and on i, and not on the number of images or the batch size."""
     generator, inputs = Generator(model, SHIFT), small_inputs()
     three = generator(params, inputs, SETTINGS, seed=5, num_images=3)
     one = generator(params, inputs, SETTINGS, seed=5, num_images=1)
@@ -175,7 +184,8 @@ def test_picture_i_depends_on_seed_and_i_alone(model, params):
     assert np.abs(one - other).max() > 1e-2
 
 
-def test_step_by_step_is_the_one_program(model, params):
+def test_generator_progress(model, params):
+    """Calls for each step, which report progress, give the images of the single program."""
     generator, inputs, calls = Generator(model, SHIFT), small_inputs(), []
     whole = generator(params, inputs, SETTINGS, seed=1, num_images=3)
     watched = generator(params, inputs, SETTINGS, seed=1, num_images=3, progress=lambda *at: calls.append(at))
@@ -183,7 +193,8 @@ def test_step_by_step_is_the_one_program(model, params):
     assert calls == [(i, 8) for i in range(1, 9)]  # two batches of four steps
 
 
-def test_another_guidance_does_not_compile_again(model, params):
+def test_generator_guidance_no_recompilation(model, params):
+    """Other guidance scales and other generators of a model do not recompile its programs."""
     sizes = []
     for guidance, text in ((2.5, 2.0), (4.0, 3.0)):
         settings = replace(SETTINGS, guidance=guidance, text_guidance=text)
@@ -193,8 +204,8 @@ def test_another_guidance_does_not_compile_again(model, params):
     assert sizes[0] == sizes[1]
 
 
-def test_the_sampler_is_one_program_of_three_loops(model, params):
-    """No host in between: one jitted call whose only loops over steps are the three stages' scans."""
+def test_sample_three_scans(model, params):
+    """All steps are one jitted call whose only loops over steps are the three stages' scans, without callbacks."""
     generator, grid = Generator(model, SHIFT), GRID
     times = time_grid(28, grid[0] * grid[1], generator.shift)
     from mllmsubj.diffusion.stages import plan_stages

@@ -24,7 +24,7 @@ SIZES = dict(
     mid_block_add_attention=True,
 )
 SHAPES = [(2, 16, 16), (1, 40, 24), (1, 21, 38)]
-"""[batch, height, width]; the last is halved with a remainder, where only padding below and right agrees."""
+"""[batch, height, width]; the last has odd sizes, which need padding below and on the right only."""
 
 
 def pictures(batch, height, width, seed=0):
@@ -32,7 +32,7 @@ def pictures(batch, height, width, seed=0):
 
 
 def first(x):
-    """Channels first, as a torch tensor."""
+    """Returns a torch tensor with channels first."""
     import torch
 
     return torch.tensor(np.moveaxis(x, -1, 1))
@@ -48,7 +48,7 @@ def jitted(model, method):
 
 
 def build(folder, **fields):
-    """diffusers' autoencoder with random weights, and where it is saved."""
+    """Returns diffusers' autoencoder with random weights, and the folder of its checkpoint."""
     from diffusers import AutoencoderKL
 
     from tests.parity import randomise, save
@@ -77,7 +77,7 @@ def pair(saved):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_encode(pair, shape):
+def test_vae_encode(pair, shape):
     from tests.parity import assert_close
 
     theirs, model, params = pair
@@ -90,7 +90,7 @@ def test_encode(pair, shape):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 5, 3)], ids=str)
-def test_decode(pair, shape):
+def test_vae_decode(pair, shape):
     from tests.parity import assert_close
 
     theirs, model, params = pair
@@ -99,8 +99,8 @@ def test_decode(pair, shape):
 
 
 @pytest.mark.parity
-def test_other_depths(tmp_path):
-    """No attention in the middle, and FLUX's two residual blocks a level."""
+def test_vae_depths(tmp_path):
+    """The VAE has no attention in the middle and, as that of FLUX, two residual blocks per level."""
     from tests.parity import assert_close
 
     theirs, folder = build(tmp_path, mid_block_add_attention=False, layers_per_block=2)
@@ -111,8 +111,8 @@ def test_other_depths(tmp_path):
 
 
 @pytest.mark.parity
-def test_gradients(pair):
-    """Rematerialised, which must not change them."""
+def test_vae_gradients(pair):
+    """The gradients are computed with rematerialization, which must not change them."""
     from tests.parity import assert_close
 
     theirs, plain, params = pair
@@ -141,8 +141,8 @@ def test_gradients(pair):
 
 
 @pytest.mark.parity
-def test_logvar_is_clipped(pair):
-    """Both ends of the range are reached."""
+def test_vae_logvar_clipped(pair):
+    """Values at both ends of the range are clipped."""
     import torch
 
     from tests.parity import assert_close
@@ -170,7 +170,7 @@ def test_logvar_is_clipped(pair):
         ("latents_mean", [0.0] * 16),
     ],
 )
-def test_other_autoencoders_are_refused(saved, tmp_path, key, value):
+def test_load_vae_unsupported(saved, tmp_path, key, value):
     folder = shutil.copytree(saved[1], tmp_path / "vae")
     raw = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(raw | {key: value}))
@@ -186,14 +186,15 @@ def ours():
     return model, jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32), abstract_params(model))
 
 
-def test_latent_scaling_inverts(ours):
+def test_vae_latent_scaling_round_trip(ours):
     model, _ = ours
     raw = np.random.default_rng(0).standard_normal((1, 2, 2, 16), np.float32)
     np.testing.assert_allclose(model.to_latents(raw), (raw - 0.1159) * 0.3611, rtol=1e-6)
     np.testing.assert_allclose(model.from_latents(model.to_latents(raw)), raw, atol=1e-6)
 
 
-def test_pictures_of_a_batch_do_not_mix(ours):
+def test_vae_batch_independence(ours):
+    """An image of a batch does not change the latents of another."""
     model, params = ours
     images = pictures(2, 16, 16)
     encode = jitted(model, "encode")
@@ -202,7 +203,7 @@ def test_pictures_of_a_batch_do_not_mix(ours):
     np.testing.assert_array_equal(encode(params, images)[0][0], encode(params, changed)[0][0])
 
 
-def test_shapes_and_dtypes(ours):
+def test_vae_shapes_and_dtypes(ours):
     model, params = ours
     half = models.AutoencoderKL(model.config, Compute(jnp.bfloat16))
     for batch, height, width in SHAPES[:2]:

@@ -1,4 +1,4 @@
-"""Attention, rotary embeddings and packing: against plain formulas, torch and diffusers."""
+"""Attention, rotary embeddings and packing, compared with plain formulas, torch and diffusers."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def qkv(b=2, s=5, z=5, h=4, g=4, k=8):
 @pytest.mark.parametrize("implementation", ["heads", "xla"])
 @pytest.mark.parametrize("groups", [4, 2, 1])
 @pytest.mark.parametrize("kind", ["plain", "causal", "keys", "full", "causal+keys"])
-def test_attend_is_torch(implementation, groups, kind):
+def test_attend_matches_torch(implementation, groups, kind):
     import torch
 
     q, k, v = qkv(g=groups)
@@ -44,7 +44,8 @@ def test_attend_is_torch(implementation, groups, kind):
 
 
 @pytest.mark.parametrize("heads_a_turn", [1, 2, 8])
-def test_heads_in_turns_change_nothing_nor_do_their_gradients(heads_a_turn, monkeypatch):
+def test_attend_groups_of_heads(heads_a_turn, monkeypatch):
+    """The values and gradients are those of XLA for any number of heads that are computed at once."""
     monkeypatch.setattr(attention, "CACHE", 4 * heads_a_turn * 5 * 6)
     q, k, v = qkv(z=6, g=2)
     mask = np.random.default_rng(1).random((2, 4, 5, 6)) > 0.3
@@ -62,15 +63,16 @@ def test_heads_in_turns_change_nothing_nor_do_their_gradients(heads_a_turn, monk
 
 
 @pytest.mark.parametrize("implementation", ["heads", "xla"])
-def test_a_row_without_keys_is_finite(implementation):
+def test_attend_fully_masked(implementation):
+    """A query without keys has a finite output."""
     q, k, v = qkv()
     mask = np.zeros((2, 1, 5, 5), bool)
     assert np.isfinite(attend(q, k, v, mask, implementation=implementation)).all()
 
 
 @pytest.mark.parametrize("implementation", ["heads", "xla"])
-def test_softmax_is_float32_in_bfloat16_too(implementation):
-    """Scores of 300 and 299.9 are one number in bfloat16."""
+def test_attend_bfloat16_softmax(implementation):
+    """The softmax of bfloat16 inputs is float32: scores of 300 and 299.9 are one number in bfloat16."""
     q = jnp.full((1, 1, 1, 4), 10.0, jnp.bfloat16)
     k = jnp.stack([jnp.full((1, 1, 4), 15.0), jnp.full((1, 1, 4), 14.9375)], axis=1).astype(jnp.bfloat16)
     v = jnp.asarray([1.0, 0.0], jnp.bfloat16).reshape(1, 2, 1, 1).repeat(4, -1)
@@ -79,7 +81,7 @@ def test_softmax_is_float32_in_bfloat16_too(implementation):
     assert float(out[0, 0, 0, 0]) == pytest.approx(1 / (1 + np.exp(-1.25)), rel=0.01)
 
 
-def test_rope_is_relative():
+def test_rope_relative_positions():
     """Scores depend on the difference of positions only, on every axis."""
     q, k, _ = (jnp.asarray(x) for x in qkv(b=1, s=1, z=1, h=1, g=1, k=16))
 
@@ -92,8 +94,8 @@ def test_rope_is_relative():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_rope_on_tpus_is_the_same(dtype):
-    """There pairs are swapped by a product."""
+def test_rope_tpu(dtype):
+    """For TPUs, pairs are swapped by a matrix product, which gives the same values and derivatives."""
     x = jax.random.normal(jax.random.key(0), (2, 24, 3, 16)).astype(dtype)
     turn = axial_rotation(np.concatenate([image_ids(4, 5), reference_ids((4, 5), [(2, 2)])]), (4, 6, 6), 1e4)
     with compiling_for("tpu"):
@@ -105,7 +107,7 @@ def test_rope_on_tpus_is_the_same(dtype):
 
 
 @pytest.mark.parity
-def test_rope_is_diffusers_and_transformers():
+def test_rope_matches_diffusers_and_transformers():
     import torch
     from diffusers.models.embeddings import apply_rotary_emb
     from diffusers.models.transformers.transformer_flux import FluxPosEmbed
@@ -124,7 +126,8 @@ def test_rope_is_diffusers_and_transformers():
 
 @pytest.mark.parity
 @pytest.mark.parametrize("size", [(4, 6), (2, 2), (10, 4)])
-def test_packing_and_ids_are_flux_pipelines(size):
+def test_pack_matches_flux_pipeline(size):
+    """Packed latents and position ids are those of FluxPipeline."""
     import torch
     from diffusers import FluxPipeline
 
@@ -138,8 +141,8 @@ def test_packing_and_ids_are_flux_pipelines(size):
     np.testing.assert_array_equal(image_ids(height // 2, width // 2), want)
 
 
-def test_references_lie_on_the_diagonal():
-    """UNO's UnoPE: each reference starts where everything before it ends, on both axes."""
+def test_reference_ids_unope():
+    """In UNO's UnoPE, each reference starts where everything before it ends, on both axes."""
     ids = reference_ids((4, 5), [(2, 3), (1, 2)])
     assert ids.tolist() == [[0, 4, 5], [0, 4, 6], [0, 4, 7], [0, 5, 5], [0, 5, 6], [0, 5, 7], [0, 6, 8], [0, 6, 9]]
     assert reference_ids((4, 5), []).shape == (0, 3)

@@ -1,4 +1,4 @@
-"""The kernel's own steps, interpreted, against plain attention; and compiled for TPUs that are not here."""
+"""The splash attention kernel, interpreted and compared with plain attention, and compiled for TPUs."""
 
 import re
 
@@ -35,7 +35,8 @@ def value_and_gradients(implementation, q, k, v, mask):
 
 
 @pytest.mark.parametrize(("queries", "keys", "masked"), [(128, 128, False), (70, 70, True), (40, 200, True)])
-def test_equals_plain_attention_with_its_gradients(queries, keys, masked):
+def test_splash_matches_xla(queries, keys, masked):
+    """The values and gradients of the interpreted kernel are those of plain attention."""
     q, k, v = inputs(queries, keys)
     mask = jnp.asarray(np.random.default_rng(5).random((B, 1, 1, keys)) > 0.3) if masked else None
     ours, plain = (value_and_gradients(name, q, k, v, mask) for name in ("splash", "xla"))
@@ -43,13 +44,14 @@ def test_equals_plain_attention_with_its_gradients(queries, keys, masked):
         np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
 
 
-def test_a_row_without_keys_stays_finite():
+def test_splash_fully_masked():
+    """Queries without keys have finite outputs."""
     q, k, v = inputs(16, 16)
     mask = jnp.zeros((B, 1, 1, 16), bool).at[0].set(True)
     assert jnp.isfinite(attend(q, k, v, mask, implementation="splash")).all()
 
 
-def test_each_device_does_its_own_part():
+def test_splash_sharded():
     mesh = make_mesh(2, 2, 2)
     q, k, v = (random(4, 64, H, K, seed=i) for i in range(3))
     mask = jnp.asarray(np.random.default_rng(6).random((4, 1, 1, 64)) > 0.3)
@@ -63,7 +65,8 @@ def test_each_device_does_its_own_part():
     ("heads", "channels", "mask", "causal"),
     [(1, 128, None, False), (2, 64, None, False), (2, 128, (B, 1, 16, 16), False), (2, 128, None, True)],
 )
-def test_what_it_cannot_do_is_left_to_plain_attention(heads, channels, mask, causal):
+def test_splash_unsupported(heads, channels, mask, causal):
+    """Shapes and masks that the kernel does not support use plain attention."""
     q = random(B, 16, 2, channels)
     k = random(B, 16, heads, channels, seed=1)
     allowed = None if mask is None else jnp.ones(mask, bool)
@@ -73,7 +76,8 @@ def test_what_it_cannot_do_is_left_to_plain_attention(heads, channels, mask, cau
 
 
 @pytest.mark.parametrize("tokens", [1, 128, 1100, 2570, 4618, 9216])
-def test_padding_is_whole_lanes_and_little(tokens):
+def test_padded_length(tokens):
+    """Lengths are padded to whole lanes, by an eighth at most, and are divisible by a block size."""
     length = padded_length(tokens)
     assert length % LANES == 0
     assert tokens <= length <= max(LANES, 1.125 * (tokens + LANES))
@@ -81,7 +85,8 @@ def test_padding_is_whole_lanes_and_little(tokens):
 
 
 @pytest.mark.parametrize(("tokens", "channels"), [(2570, 128), (4096, 512)])
-def test_compiled_for_a_tpu_it_holds_no_scores(tokens, channels):
+def test_attend_tpu_memory(tokens, channels):
+    """Compiled for a TPU, attention and its gradient need less memory than the scores of one image."""
     pytest.importorskip("libtpu", reason="compiles for TPUs")
     from mllmsubj.parallel.topologies import compile_there, find_slice
 
@@ -92,19 +97,19 @@ def test_compiled_for_a_tpu_it_holds_no_scores(tokens, channels):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), compiling_for("tpu"):
         step = jax.jit(jax.grad(lambda q, k, v: jnp.sum(attend(q, k, v).astype(jnp.float32)), argnums=(0, 1, 2)))
         memory = compile_there(step.lower(x, x, x)).memory_analysis()
-    assert memory.temp_size_in_bytes < 4 * heads * tokens * tokens  # of one picture, in float32
+    assert memory.temp_size_in_bytes < 4 * heads * tokens * tokens  # the scores of one image, in float32
 
 
 class Looking(nn.Module):
-    """A layer that is attention alone."""
+    """A layer of attention alone."""
 
     @nn.compact
     def __call__(self, x, _):
         return x + attend(x, x, x, implementation="splash"), None
 
 
-def test_recomputed_layers_keep_their_attention():
-    """The backward pass runs the kernel's gradients, not the kernel once more."""
+def test_splash_remat():
+    """With rematerialization, the backward pass runs the gradient kernel without the forward kernel again."""
     pytest.importorskip("libtpu", reason="compiles for TPUs")
     from mllmsubj.parallel.topologies import compile_there, find_slice
 

@@ -1,4 +1,4 @@
-"""Rows of a batch on a mesh, in one process; several processes are in tests/train."""
+"""Rows of a batch on the mesh of one process; several processes are tested in tests/train."""
 
 import jax
 import numpy as np
@@ -9,8 +9,8 @@ from mllmsubj.parallel.sharding import make_mesh
 
 
 @pytest.mark.parametrize("axes", [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)], ids=str)
-def test_each_row_is_read_once_and_comes_back_whole(axes):
-    """Devices along `tensor` hold the same rows."""
+def test_make_global_batch_round_trip(axes):
+    """A process reads each row once; devices along `tensor` hold the same rows."""
     mesh, batch = make_mesh(*axes), {"x": np.arange(16 * 3).reshape(16, 3), "n": np.arange(16)}
     rows = process_rows(16, mesh)
     np.testing.assert_array_equal(rows, np.arange(16))

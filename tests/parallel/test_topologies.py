@@ -15,13 +15,14 @@ from mllmsubj.parallel.topologies import KNOWN, find_slice
         ("tpu7x:2x2x1", "tpu7x", 4, 8),
     ],
 )
-def test_slices_have_their_chips(name, chip, chips, devices):
+def test_find_slice(name, chip, chips, devices):
     found = find_slice(name)
     assert (found.chip.name, found.chips, len(found.devices)) == (chip, chips, devices)
 
 
 @pytest.mark.parametrize("name", [f"{kind}:{sides}" for kind, shapes in KNOWN.items() for sides in shapes[:4]])
-def test_libtpu_knows_what_is_offered(name):
+def test_find_slice_known(name):
+    """libtpu supports the known topologies."""
     assert find_slice(name).chips >= 1
 
 
@@ -34,7 +35,8 @@ def test_libtpu_knows_what_is_offered(name):
         ("v5e:3x3", "libtpu does not support the topology 'v5e:3x3' (did you mean"),
     ],
 )
-def test_unknown_topologies_name_the_nearest(name, words):
+def test_find_slice_unknown(name, words):
+    """The error suggests the nearest topology, in one line."""
     with pytest.raises(UserError, match="topology") as caught:
         find_slice(name)
     assert words in str(caught.value)

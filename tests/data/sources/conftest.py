@@ -5,7 +5,7 @@ from tests.data.sources.pictures import write_folder
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Six examples as files; not to be written to."""
+    """A folder of six examples as files, which tests must not change."""
     folder = tmp_path_factory.mktemp("pairs")
     write_folder(folder)
     return folder
@@ -13,6 +13,6 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def mine(tmp_path):
-    """The same, to be written to."""
+    """A copy of `folder` that a test may change."""
     write_folder(tmp_path / "pairs")
     return tmp_path / "pairs"

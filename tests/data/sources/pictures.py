@@ -1,4 +1,4 @@
-"""Small real pictures of the kinds that data sets hold, and a folder of them with a manifest."""
+"""Small images of the kinds that data sets hold, and a folder of them with a manifest."""
 
 import io
 import json
@@ -10,7 +10,7 @@ WIDE = (48, 32)
 
 
 def noise(seed, size=WIDE, mode="RGB"):
-    """A picture of (width, height) that differs with its seed."""
+    """Returns an image of (width, height) of random pixels."""
     channels = len(Image.new(mode, (1, 1)).getbands())
     shape = (size[1], size[0], channels) if channels > 1 else size[::-1]
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
@@ -18,28 +18,28 @@ def noise(seed, size=WIDE, mode="RGB"):
 
 
 def encoded(image, kind="JPEG", **options):
-    """The bytes of its file."""
+    """Returns the bytes of the image's file."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def rotated_jpeg(seed, orientation=6):
-    """A wide file that is shown upright, as phones write them."""
+    """Returns a JPEG file, as phones write them, that is stored in landscape and displayed in portrait."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encoded(noise(seed), exif=exif)
 
 
 def mask(size=WIDE):
-    """White in its left half."""
+    """Returns a mask that is white in its left half."""
     drawn = Image.new("L", size)
     drawn.paste(255, (0, 0, size[0] // 2, size[1]))
     return drawn
 
 
 def write_folder(folder, count=6):
-    """Pictures of many kinds and pairs.jsonl; returns its lines."""
+    """Writes images of many kinds and pairs.jsonl; returns its lines."""
     folder.mkdir(parents=True, exist_ok=True)
     kinds = [
         ("jpg", lambda seed: encoded(noise(seed))),

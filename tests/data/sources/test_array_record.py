@@ -30,7 +30,8 @@ def progress(skipped):
     return Progress(lambda _: None, skipped.append)
 
 
-def test_a_record_is_a_safetensors_file():
+def test_record_round_trip():
+    """A record is a safetensors file of the example's images."""
     example = Example((b"one", b"two"), "é", b"target", "dog", (None, b"mask"), {"dino": 0.5}, "pairs.jsonl:3")
     assert read_record(write_record(example)) == example
     tensors = safetensors.numpy.load(write_record(example))
@@ -40,7 +41,8 @@ def test_a_record_is_a_safetensors_file():
 
 
 @pytest.mark.parametrize("shards", [1, 4])
-def test_a_pack_holds_the_same_examples(folder, tmp_path, progress, shards):
+def test_pack_examples(folder, tmp_path, progress, shards):
+    """A pack has the examples and the index of its source."""
     source = opened(folder / "pairs.jsonl")
     packed = pack(source, tmp_path / "pack", shards, 2, progress)
     assert list(packed) == list(opened(tmp_path / "pack")) == list(source)
@@ -53,7 +55,8 @@ def test_a_pack_holds_the_same_examples(folder, tmp_path, progress, shards):
     assert repr(packed) == f"pack of 6 examples, 0 skipped, from {source!r}"
 
 
-def test_arrays_become_png(tmp_path, progress):
+def test_pack_arrays_as_png(tmp_path, progress):
+    """Images and masks that are arrays are stored losslessly."""
     source = ToyworldSource(Split.TEST, 5, size=64)
     mask = np.zeros((64, 64), np.uint8)
     mask[:9] = 255
@@ -74,7 +77,8 @@ def opened_picture(file):
     return Image.open(io.BytesIO(file))
 
 
-def test_unreadable_examples_are_left_out(mine, tmp_path, progress, skipped):
+def test_pack_unreadable_examples(mine, tmp_path, progress, skipped):
+    """Unreadable examples are left out, reported and counted."""
     (mine / "target1.jpg").unlink()
     (mine / "reference2_0.jpg").write_bytes((mine / "reference2_0.jpg").read_bytes()[:-200])
     (mine / "mask5.png").write_bytes(b"")
@@ -87,7 +91,8 @@ def test_unreadable_examples_are_left_out(mine, tmp_path, progress, skipped):
     assert (about["examples"], about["skipped"], len(about["shards"])) == (3, 3, 2 + 1)
 
 
-def test_a_shard_of_unreadable_examples_only_is_not_listed(mine, tmp_path, progress):
+def test_pack_empty_shard(mine, tmp_path, progress):
+    """A shard without readable examples is not listed; a pack without any is an error."""
     for i in range(2):
         (mine / f"target{i}.jpg").unlink()
     packed = pack(opened(mine / "pairs.jsonl"), tmp_path / "pack", 3, 2, progress)
@@ -99,7 +104,7 @@ def test_a_shard_of_unreadable_examples_only_is_not_listed(mine, tmp_path, progr
         pack(opened(mine / "pairs.jsonl"), tmp_path / "none", 3, 2, progress)
 
 
-def test_threads_read_at_once(tmp_path, progress):
+def test_pack_read_by_threads(tmp_path, progress):
     source = ToyworldSource(Split.TRAIN, 60, size=64)
     packed = pack(source, tmp_path / "pack", 3, 2, progress)
     numbers = np.random.default_rng(0).integers(0, 60, 600).tolist()
@@ -111,10 +116,11 @@ def test_threads_read_at_once(tmp_path, progress):
 
 
 class Stopped(Exception):
-    """Somebody pulled the plug."""
+    """Interrupts `pack`."""
 
 
-def test_a_stopped_pack_goes_on_with_whole_shards(folder, tmp_path, progress):
+def test_pack_resume(folder, tmp_path, progress):
+    """After an interruption, finished shards are kept and the others are written."""
     source = opened(folder / "pairs.jsonl")
     done = []
 
@@ -135,7 +141,8 @@ def test_a_stopped_pack_goes_on_with_whole_shards(folder, tmp_path, progress):
     assert all((tmp_path / "pack" / name).stat().st_mtime_ns == left[name] for name in whole)
 
 
-def test_what_a_folder_was_begun_with_holds(folder, mine, tmp_path, progress):
+def test_pack_other_settings(folder, mine, tmp_path, progress):
+    """Another source or number of shards than those in the folder is an error, also in a finished pack."""
     source = opened(folder / "pairs.jsonl")
     other = ToyworldSource(Split.TRAIN, 6)
 
@@ -171,7 +178,7 @@ def test_what_a_folder_was_begun_with_holds(folder, mine, tmp_path, progress):
         (lambda folder: (folder / "data-00001-of-00002.array_record").unlink(), "lacks data-00001-of-00002"),
     ],
 )
-def test_damaged_packs_are_refused(folder, tmp_path, progress, damage, says):
+def test_pack_damaged(folder, tmp_path, progress, damage, says):
     pack(opened(folder / "pairs.jsonl"), tmp_path / "pack", 2, 2, progress)
     damage(tmp_path / "pack")
     with pytest.raises(UserError, match=says) as error:
@@ -184,7 +191,8 @@ def change(folder, **changes):
     (folder / "pack.json").write_text(json.dumps(about | changes))
 
 
-def test_a_damaged_record_is_unreadable(folder, tmp_path, progress):
+def test_pack_damaged_record(folder, tmp_path, progress):
+    """A damaged record raises Unreadable; the others can be read."""
     pack(opened(folder / "pairs.jsonl"), tmp_path / "pack", 1, 2, progress)
     shard = tmp_path / "pack" / "data-00000-of-00001.array_record"
     content = bytearray(shard.read_bytes())

@@ -6,7 +6,9 @@ from mllmsubj.data.sources.indexing import look, make_index, within
 
 
 @pytest.mark.parametrize("count", [0, 1, 255, 256, 1000])
-def test_sizes_come_in_order_and_unreadable_ones_are_zero(count):
+def test_look_order_and_unreadable(count):
+    """Sizes are in the order of the examples; those of unreadable ones are zero."""
+
     def size(number):
         if number % 7 == 3:
             raise Unreadable("no picture")
@@ -15,7 +17,8 @@ def test_sizes_come_in_order_and_unreadable_ones_are_zero(count):
     assert look(size, count) == [(0, 0) if number % 7 == 3 else (number + 1, 2) for number in range(count)]
 
 
-def test_an_index_of_nothing_and_of_something():
+def test_make_index():
+    """Missing scores are NaN; an index may be empty."""
     empty = make_index([], [], [])
     assert empty.width.shape == empty.height.shape == empty.references.shape == (0,)
     index = make_index([(4, 3), (0, 0)], [1, 2], [{"dino": 0.5}, {"clip": 1.0}])
@@ -24,7 +27,7 @@ def test_an_index_of_nothing_and_of_something():
     np.testing.assert_array_equal(index.scores["clip"], np.float32([np.nan, 1]))
 
 
-def test_numbers_outside_are_index_errors():
+def test_within_bounds():
     assert within(4, 5) == 4
     for number in (-1, 5):
         with pytest.raises(IndexError, match=f"index {number} is outside of the 5 examples"):

@@ -13,7 +13,8 @@ def opened(path):
     return open_named(str(path), "train", 1, 64, 0)
 
 
-def test_examples_are_the_files_as_they_are(folder):
+def test_manifest_examples(folder):
+    """Examples hold the files' bytes and the values of their lines."""
     source = opened(folder / "pairs.jsonl")
     lines = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     assert len(source) == len(lines)
@@ -29,7 +30,8 @@ def test_examples_are_the_files_as_they_are(folder):
         source[6]
 
 
-def test_the_index_comes_from_headers(folder):
+def test_manifest_index(folder):
+    """Sizes are read from the images' headers."""
     index = opened(folder / "pairs.jsonl").index()
     assert index.width.tolist() == [48, 32, 48, 48, 48, 48]
     assert index.height.tolist() == [32, 48, 32, 32, 32, 32]
@@ -38,13 +40,15 @@ def test_the_index_comes_from_headers(folder):
     assert {each.dtype for each in (index.width, index.height, index.references)} == {np.dtype(np.int32)}
 
 
-def test_sizes_that_are_written_down_are_believed(tmp_path):
+def test_manifest_index_given_sizes(tmp_path):
+    """A width and height in the manifest are used without reading the image."""
     write_manifest(tmp_path / "a.jsonl", [dict(reference="a", target="b", prompt="", width=640, height=480)])
     index = opened(tmp_path / "a.jsonl").index()
     assert (index.width.tolist(), index.height.tolist()) == ([640], [480])
 
 
-def test_missing_and_broken_pictures_are_found_when_they_are_read(mine):
+def test_manifest_unreadable_images(mine):
+    """Missing and damaged images raise Unreadable when they are read, and have size zero in the index."""
     (mine / "reference0_0.jpg").unlink()
     (mine / "target3.jpg").write_bytes(b"nothing")
     (mine / "target4.webp").unlink()
@@ -54,7 +58,8 @@ def test_missing_and_broken_pictures_are_found_when_they_are_read(mine):
     assert source.index().width.tolist() == [48, 32, 48, 0, 0, 48]
 
 
-def test_the_name_changes_with_any_line(mine):
+def test_manifest_repr(mine):
+    """The representation changes with any line of the manifest."""
     before = repr(opened(mine / "pairs.jsonl"))
     assert before == repr(opened(mine / "pairs.jsonl"))
     text = (mine / "pairs.jsonl").read_text()
@@ -62,7 +67,7 @@ def test_the_name_changes_with_any_line(mine):
     assert repr(opened(mine / "pairs.jsonl")) != before
 
 
-def test_blank_lines_and_folders_below_are_fine(mine):
+def test_manifest_blank_lines_and_subfolders(mine):
     (mine / "below").mkdir()
     (mine / "target0.jpg").rename(mine / "below" / "target0.jpg")
     path = mine / "pairs.jsonl"
@@ -98,7 +103,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_line_is_named(tmp_path, case):
+def test_manifest_invalid_line(tmp_path, case):
+    """The error names the file, the line and the mistake."""
     line, says = WRONG[case]
     write_manifest(tmp_path / "a.jsonl", [RIGHT, line])
     with pytest.raises(UserError) as error:
@@ -110,13 +116,14 @@ def test_a_wrong_line_is_named(tmp_path, case):
 
 
 @pytest.mark.parametrize("line", [b"{", b"\xff\xfe\x00", b"[" * 100000])
-def test_a_line_that_is_not_json(tmp_path, line):
+def test_manifest_not_json(tmp_path, line):
     (tmp_path / "a.jsonl").write_bytes(line + b"\n")
     with pytest.raises(UserError, match=r"a.jsonl:1: not JSON"):
         opened(tmp_path / "a.jsonl")
 
 
-def test_all_wrong_lines_are_counted(tmp_path):
+def test_manifest_several_invalid_lines(tmp_path):
+    """The error describes the first invalid line and lists the numbers of the others."""
     write_manifest(tmp_path / "a.jsonl", [RIGHT, {}, RIGHT, {}, {}])
     with pytest.raises(UserError, match=r"a.jsonl:2: no 'target'.*wrong as well: 2 more lines \(4, 5\)$"):
         opened(tmp_path / "a.jsonl")
@@ -125,7 +132,7 @@ def test_all_wrong_lines_are_counted(tmp_path):
         opened(tmp_path / "a.jsonl")
 
 
-def test_an_empty_manifest(tmp_path):
+def test_manifest_empty(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n")
     with pytest.raises(UserError, match="no examples"):
         opened(tmp_path / "a.jsonl")

@@ -15,12 +15,14 @@ def config(**changes):
     )
 
 
-def test_toyworld_is_drawn_as_large_as_the_largest_side():
+def test_open_source_toyworld_size():
+    """The size of toyworld images is the largest side of all buckets."""
     assert repr(open_source(config(), seed=3)) == repr(ToyworldSource(Split.TRAIN, 9, size=80, seed=3))
     assert repr(open_source(config(), seed=3, split="test")) == repr(ToyworldSource(Split.TEST, 9, size=80, seed=3))
 
 
-def test_files_are_told_apart_by_their_names(folder):
+def test_open_source_manifest(folder):
+    """A name that ends in .jsonl is a manifest."""
     source = open_source(config(source=str(folder / "pairs.jsonl")), seed=0)
     assert isinstance(source, Source)
     assert len(source) == 6
@@ -36,19 +38,20 @@ def test_files_are_told_apart_by_their_names(folder):
         ("{folder}/nowhere.jsonl", ["nowhere.jsonl' is not there"]),
     ],
 )
-def test_other_names_are_refused(folder, name, says):
+def test_open_named_unknown(folder, name, says):
     with pytest.raises(UserError) as error:
         open_named(name.format(folder=folder), "train", 1, 64, 0)
     for word in says:
         assert word in str(error.value)
 
 
-def test_toyworld_has_two_splits():
+def test_open_named_toyworld_unknown_split():
     with pytest.raises(UserError, match=r"split 'trian' of toyworld \(did you mean 'train'\?\)"):
         open_named("toyworld", "trian", 1, 64, 0)
 
 
-def test_a_folder_of_other_array_records(tmp_path):
+def test_open_named_array_records_without_pack(tmp_path):
+    """A folder of ArrayRecord files that `data pack` did not write is an error."""
     (tmp_path / "a.array_record-00000-of-00001").write_bytes(b"")
     with pytest.raises(UserError, match=r"has no pack.json: it is no finished pack"):
         open_named(str(tmp_path), "train", 1, 64, 0)

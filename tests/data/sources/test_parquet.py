@@ -18,12 +18,12 @@ def opened(path):
 
 
 def picture(content):
-    """As Hugging Face stores one."""
+    """Returns a cell as Hugging Face stores an image."""
     return dict(bytes=content, path=None)
 
 
 def composite(seed, size=(1056, 528)):
-    """Coarse noise, so that crops are told apart and files are small."""
+    """Returns an image of coarse noise: different crops differ, and files are small."""
     return encoded(noise(seed, (66, 33)).resize(size, Image.Resampling.NEAREST), "PNG")
 
 
@@ -45,15 +45,15 @@ def pixels(file):
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory):
-    """Five rows in two files, the last one without grades."""
+    """A folder of five rows in two files; the last row has no scores."""
     folder = tmp_path_factory.mktemp("subjects")
     write(folder / "data" / "train-00000-of-00002.parquet", [subject_row(i) for i in range(3)])
     write(folder / "data" / "train-00001-of-00002.parquet", [subject_row(3), subject_row(4, quality_assessment=None)])
     return folder
 
 
-def test_subjects200k_is_split_in_two(subjects):
-    """Crops of OminiControl: 512 pixels at 8 and at 528."""
+def test_subjects200k_crops(subjects):
+    """OminiControl's crops are 512 pixels wide, at 8 and at 528."""
     source = opened(subjects)
     assert len(source) == 10
     whole = pixels(composite(1))
@@ -69,7 +69,7 @@ def test_subjects200k_is_split_in_two(subjects):
     assert source[9].origin == "train-00001-of-00002.parquet, row 1"
 
 
-def test_the_index_of_subjects200k(subjects):
+def test_subjects200k_index(subjects):
     index = opened(subjects).index()
     assert index.width.tolist() == index.height.tolist() == [512] * 10
     consistency = index.scores["objectConsistency"]
@@ -87,7 +87,8 @@ def test_the_index_of_subjects200k(subjects):
         ((1072, 544), 512, (16, 544), 16),
     ],
 )
-def test_other_composites(tmp_path, size, side, lefts, top):
+def test_subjects200k_composite_sizes(tmp_path, size, side, lefts, top):
+    """Composites of other sizes are cropped in proportion."""
     write(tmp_path / "a.parquet", [subject_row(0, image=picture(composite(0, size)))])
     source, whole = opened(tmp_path), pixels(composite(0, size))
     views = [whole[top : top + side, left : left + side] for left in lefts]
@@ -96,7 +97,8 @@ def test_other_composites(tmp_path, size, side, lefts, top):
     assert source.index().width.tolist() == [side] * 2
 
 
-def test_rows_that_are_no_pair_are_unreadable(tmp_path):
+def test_subjects200k_invalid_rows(tmp_path):
+    """Rows without a composite image or a description raise Unreadable."""
     rows = [
         subject_row(0, image=picture(composite(0, (500, 500)))),
         subject_row(1, image=picture(b"nothing")),
@@ -119,7 +121,7 @@ def pair_row(i, **changes):
     return row | dict(masks=[picture(encoded(mask(), "PNG")), None][: 1 + i % 2]) | changes
 
 
-def test_pairs_with_everything(tmp_path):
+def test_pairs_all_columns(tmp_path):
     rows = [pair_row(i) for i in range(5)]
     write(tmp_path / "below" / "a.parquet", rows)
     source = opened(tmp_path)
@@ -135,7 +137,8 @@ def test_pairs_with_everything(tmp_path):
     assert index.scores["dino"].tolist() == [0, 1 / 8, 2 / 8, 3 / 8, 4 / 8]
 
 
-def test_plain_binary_columns_and_sizes_that_are_written_down(tmp_path):
+def test_pairs_binary_columns_and_sizes(tmp_path):
+    """The columns width and height are used without reading the images."""
     first, second = encoded(noise(0)), encoded(noise(1))
     write(tmp_path / "a.parquet", [dict(image1=first, image2=second, prompt="p", width=640, height=480)] * 3)
     source = opened(tmp_path)
@@ -144,7 +147,8 @@ def test_plain_binary_columns_and_sizes_that_are_written_down(tmp_path):
     assert (source.index().width.tolist(), source.index().references.tolist()) == ([640] * 3, [1] * 3)
 
 
-def test_empty_cells_are_unreadable(tmp_path):
+def test_pairs_empty_cells(tmp_path):
+    """Rows without a prompt, a reference or a target raise Unreadable."""
     rows = [pair_row(0), pair_row(1, caption=None), pair_row(0, references=[]), pair_row(0, target=picture(None))]
     write(tmp_path / "a.parquet", rows)
     source = opened(tmp_path)
@@ -153,7 +157,8 @@ def test_empty_cells_are_unreadable(tmp_path):
             source[number]
 
 
-def test_threads_share_row_groups(tmp_path, monkeypatch):
+def test_parquet_threads_share_row_groups(tmp_path, monkeypatch):
+    """Each row group is read once, also by several threads."""
     write(tmp_path / "a.parquet", [pair_row(i) for i in range(40)], group=10)
     source = opened(tmp_path)
     reads, read = [], source._read
@@ -164,14 +169,16 @@ def test_threads_share_row_groups(tmp_path, monkeypatch):
     assert sorted(reads) == [0, 1, 2, 3]
 
 
-def test_few_row_groups_stay_in_memory(tmp_path):
+def test_parquet_row_group_cache_size(tmp_path):
+    """At most four row groups are held in memory."""
     write(tmp_path / "a.parquet", [pair_row(i) for i in range(20)], group=1)
     source = opened(tmp_path)
     assert len(list(source)) == 20
     assert len(source._kept) == 4
 
 
-def test_other_columns_are_named(tmp_path):
+def test_parquet_unknown_columns(tmp_path):
+    """The error names the columns of the file and those that are supported."""
     write(tmp_path / "a.parquet", [dict(picture=b"a", label=3)])
     with pytest.raises(UserError) as error:
         opened(tmp_path)
@@ -182,7 +189,8 @@ def test_other_columns_are_named(tmp_path):
         opened(tmp_path)
 
 
-def test_files_that_differ_and_files_that_are_none(tmp_path):
+def test_parquet_invalid_files(tmp_path):
+    """Files with different columns, damaged files and files without rows are errors."""
     write(tmp_path / "a.parquet", [pair_row(0)])
     write(tmp_path / "b.parquet", [dict(reference=b"a", target=b"b", prompt="p")])
     with pytest.raises(UserError, match=r"b.parquet: column references is missing; in a.parquet it is list"):
@@ -196,7 +204,8 @@ def test_files_that_differ_and_files_that_are_none(tmp_path):
         opened(tmp_path)
 
 
-def test_a_damaged_row_group_is_unreadable(tmp_path):
+def test_parquet_damaged_row_group(tmp_path):
+    """Rows of a damaged row group raise Unreadable; the others can be read."""
     write(tmp_path / "a.parquet", [pair_row(i) for i in range(4)], group=2)
     source = opened(tmp_path)
     content = bytearray((tmp_path / "a.parquet").read_bytes())

@@ -24,7 +24,7 @@ def build(folder, data_dir, *flags):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """(folder of the files, folder of the data sets)."""
+    """Builds a data set; returns the folder of its source files and the folder of built data sets."""
     folder, data_dir = tmp_path_factory.mktemp("manual"), tmp_path_factory.mktemp("tfds")
     lines = write_folder(folder)
     write_manifest(folder / "train.jsonl", lines)
@@ -38,8 +38,8 @@ def opened(built, name="subject_pairs", split="train"):
     return open_named(f"tfds:{name}@{built[1]}", split, 1, 64, 0)
 
 
-def test_a_build_holds_the_manifest(built):
-    """In an order of its own."""
+def test_tfds_examples(built):
+    """A built data set holds the manifest's examples in another order."""
     source = opened(built)
     expected = {each.prompt: each for each in open_named(str(built[0] / "train.jsonl"), "train", 1, 64, 0)}
     assert len(source) == len(expected) == 6
@@ -55,7 +55,7 @@ def test_a_build_holds_the_manifest(built):
     assert expected == {}
 
 
-def test_its_index(built):
+def test_tfds_index(built):
     source = opened(built, "subject_pairs:1.0.0")
     index, prompts = source.index(), [example.prompt for example in source]
     by_prompt = {prompt: i for i, prompt in enumerate(prompts)}
@@ -67,7 +67,8 @@ def test_its_index(built):
     assert repr(source) == "TFDS subject_pairs/1.0.0, split train, 6 examples"
 
 
-def test_what_is_not_there_is_named(built, tmp_path):
+def test_tfds_unknown_name_or_split(built, tmp_path):
+    """The error names the data set or the split, in one line."""
     for name, split, says in (
         ("subject_pear", "train", "no TFDS data set 'subject_pear'"),
         ("subject_pairs", "validation", "no split 'validation'.*splits: .*train"),
@@ -79,7 +80,7 @@ def test_what_is_not_there_is_named(built, tmp_path):
 
 
 def changed(built, tmp_path, name, change):
-    """A copy of the data set with a changed JSON file."""
+    """Opens a copy of the data set in which one JSON file is changed."""
     version = shutil.copytree(built[1] / "subject_pairs", tmp_path / "subject_pairs") / "1.0.0"
     content = json.loads((version / name).read_text())
     change(content)
@@ -87,7 +88,7 @@ def changed(built, tmp_path, name, change):
     return open_named(f"tfds:subject_pairs@{tmp_path}", "train", 1, 64, 0)
 
 
-def test_other_features_are_named(built, tmp_path):
+def test_tfds_missing_features(built, tmp_path):
     def rename(content):
         features = content["featuresDict"]["features"]
         features["label"] = features.pop("target")
@@ -96,12 +97,14 @@ def test_other_features_are_named(built, tmp_path):
         changed(built, tmp_path, "features.json", rename)
 
 
-def test_files_without_random_access_are_refused(built, tmp_path):
+def test_tfds_without_random_access(built, tmp_path):
+    """Other file formats than ArrayRecord are an error."""
     with pytest.raises(UserError, match="--file_format=array_record"):
         changed(built, tmp_path, "dataset_info.json", lambda content: content.update(fileFormat="tfrecord"))
 
 
-def test_a_build_stops_at_a_broken_picture(mine, tmp_path):
+def test_tfds_build_damaged_image(mine, tmp_path):
+    """The build fails with an error that names the image."""
     (mine / "pairs.jsonl").rename(mine / "train.jsonl")
     (mine / "target3.jpg").write_bytes((mine / "target3.jpg").read_bytes()[:-200])
     done = build(mine, tmp_path, "--file_format=array_record")

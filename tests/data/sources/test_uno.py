@@ -31,7 +31,8 @@ def labels(tmp_path):
     return path
 
 
-def test_a_pair_is_two_examples(labels):
+def test_uno_pair_both_directions(labels):
+    """A pair gives two examples: each image is the target of one and the reference of the other."""
     source = opened(labels)
     pictures = labels.parent / "images" / "split1"
     there, back = source[2], source[3]
@@ -41,14 +42,15 @@ def test_a_pair_is_two_examples(labels):
     assert there.origin == "uno_1m_total_labels.json, pair 1"
 
 
-def test_scores_and_sizes(labels):
-    """What is out of the range of scores is none."""
+def test_uno_index(labels):
+    """Scores outside of their range count as missing."""
     index = opened(labels).index()
     np.testing.assert_array_equal(index.scores["score_final"], np.float32([4, 4, 3.5, 3.5, np.nan, np.nan]))
     assert index.width.tolist() == [32, 16] * 3
 
 
-def test_labels_by_part_lie_beside_the_pictures(labels):
+def test_uno_labels_of_split(labels):
+    """The labels of a split are in a folder next to that of the images."""
     part = labels.parent / "labels" / "split1.json"
     part.parent.mkdir()
     labels.rename(part)
@@ -66,7 +68,7 @@ def test_labels_by_part_lie_beside_the_pictures(labels):
         (json.dumps([{**pair(0), "img_path2": "split7/a.png"}]), "no folder of its pictures"),
     ],
 )
-def test_other_files_are_refused(labels, labels_are, says):
+def test_uno_invalid_labels(labels, labels_are, says):
     labels.write_text(labels_are)
     with pytest.raises(UserError, match=says):
         opened(labels)
