@@ -170,6 +170,12 @@ def test_train_subprocess(tmp_path, writes):
     assert re.search(r"mllmsubj: first step after [\d.]+ s \((cold|warm): \d+ of \d+ programs", err)
     assert metrics(tmp_path)[0]["first_step_seconds"] > 0
     assert "first_step_seconds" not in metrics(tmp_path)[1]
+    first = metrics(tmp_path)[0]
+    assert {"learning_rate/dla", "learning_rate/transformer", "grad_norm", "update_norm", "param_norm"} <= first.keys()
+    assert first["update_norm"] < first["param_norm"]
+    assert first["trainable_params"] == sum(array.size for array in read(tmp_path / "model" / "params", "").values())
+    with Image.open(tmp_path / "samples" / "batch-target-1.png") as image:
+        assert image.size == (32, 8 * 32)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     if everything:
         assert list((tmp_path / "tensorboard").iterdir())
