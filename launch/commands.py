@@ -85,10 +85,15 @@ def parsers(document: str | None, steps: Mapping[str, str]) -> tuple[ArgumentPar
 
 def split_command(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:
     """Splits the launcher's own arguments from those after the first `--`: the command to launch."""
-    if "--" not in argv:
-        return argv, ()
-    at = argv.index("--")
-    return argv[:at], tuple(argv[at + 1 :])
+    at = argv.index("--") if "--" in argv else len(argv)
+    return hyphenated(argv[:at]), tuple(argv[at + 1 :])
+
+
+def hyphenated(argv: list[str]) -> list[str]:
+    """Arguments before the first `--` with hyphens in the names of flags, where underscores are accepted, too."""
+    at = argv.index("--") if "--" in argv else len(argv)
+    names = [word.partition("=")[0] if word.startswith("--") else "" for word in argv[:at]]
+    return [name.replace("_", "-") + word[len(name) :] for name, word in zip(names, argv, strict=False)] + argv[at:]
 
 
 def front(main: Callable[[list[str]], int]) -> int:

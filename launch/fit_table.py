@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", help="by default all")
     parser.add_argument("--steps", default="train,sample")
-    parser.add_argument("--table-only", action="store_true", help="compile nothing")
+    parser.add_argument("--table-only", "--table_only", action="store_true", help="compile nothing")
     arguments = parser.parse_args(argv)
     topologies = known_variants()
     asked = arguments.variants.split(",") if arguments.variants else list(topologies)

@@ -41,7 +41,7 @@ def end() -> None:
         _watchers.pop().join()
 
 
-def _handle(number: int, frame: FrameType | None) -> None:
+def _handle(_number: int, _frame: FrameType | None) -> None:
     error = Interrupted()
     watcher = threading.Thread(target=_repeat_if_lost, args=[weakref.ref(error)], daemon=True)
     _watchers.append(watcher)

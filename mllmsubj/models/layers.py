@@ -225,8 +225,8 @@ class UnrolledStack(nn.Module):
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _one_layer(block: nn.Module, platform: str, params: Params, *inputs: PyTree) -> tuple[PyTree, PyTree]:
-    """Applies a block with its parameters; `platform` serves only as part of the trace cache's key."""
+def _one_layer(block: nn.Module, _platform: str, params: Params, *inputs: PyTree) -> tuple[PyTree, PyTree]:
+    """Applies a block with its parameters; `_platform` serves only as part of the trace cache's key."""
     return block.apply({"params": params}, *inputs)
 
 

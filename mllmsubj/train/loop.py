@@ -38,7 +38,7 @@ MakeEvaluators = Callable[[Setup], Sequence[Evaluator]]
 """Returns the evaluators of a run; `evals.suite.evaluators` returns those that the config enables."""
 
 
-def train(config: ConfigDict, workdir: Path, make_evaluators: MakeEvaluators = lambda setup: ()) -> None:
+def train(config: ConfigDict, workdir: Path, make_evaluators: MakeEvaluators = lambda _: ()) -> None:
     """Trains both stages of a config in a workdir, from its newest checkpoint on, and writes `WORKDIR/model`.
 
     Raises Preempted after SIGTERM, when everything is saved, and UserError if the run cannot start or continue.

@@ -93,7 +93,7 @@ def current_learning_rates(
 
 
 def _scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
-    def scaled(updates: Params, params: Params | None = None) -> Params:
+    def scaled(updates: Params, _params: Params | None = None) -> Params:
         return unflatten({path: update * factors[path] for path, update in flatten(updates).items()})
 
     return optax.stateless(scaled)
@@ -107,7 +107,7 @@ def _muon() -> optax.GradientTransformation:
         each = {path: (1 if STACKED.match(path) else 0, leaf.ndim - 1) for path, leaf in flatten(tree).items()}
         return unflatten({path: optax.contrib.MuonDimensionNumbers(*pair) for path, pair in each.items()})
 
-    def scaled(updates: Params, params: Params | None = None) -> Params:
+    def scaled(updates: Params, _params: Params | None = None) -> Params:
         sides = jax.tree.map(lambda x, pair: max(x.shape[pair[0]], x.shape[pair[1]]), updates, axes(updates))
         return jax.tree.map(lambda x, side: 0.2 * side**0.5 * x, updates, sides)
 
@@ -127,7 +127,7 @@ def _partition(
         return hidden.init(matrices), others.init(rest)
 
     def update(
-        updates: Params, state: tuple[optax.OptState, optax.OptState], params: Params | None = None
+        updates: Params, state: tuple[optax.OptState, optax.OptState], _params: Params | None = None
     ) -> tuple[Params, tuple[optax.OptState, optax.OptState]]:
         matrices, rest = partition(updates)
         matrices, first = hidden.update(matrices, state[0])

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from launch import commands
 from tests.environment import ROOT
 from tests.launch.launching import NASTY, bash, dry_run, flag, launch, pasted, printed, shellcheck
 
@@ -145,3 +146,9 @@ def test_gcloud_flags():
                 check = ["gcloud", "meta", "lint-gcloud-commands", f"--command-string={shlex.join(words)}"]
                 [found] = json.loads(subprocess.run(check, capture_output=True, text=True, check=True).stdout)
                 assert found["success"], found["error_message"]
+
+
+def test_split_command_hyphens():
+    argv = ["run", "--accelerator_type=v5p_64", "--dry_run", "--", "mllmsubj", "--num_images=2"]
+    words = ["run", "--accelerator-type=v5p_64", "--dry-run"]
+    assert commands.split_command(argv) == (words, ("mllmsubj", "--num_images=2"))

@@ -1,1 +1,1 @@
-"""Hugging Face folders -> a checkpoint, tensor by tensor: memory does not grow with the model."""
+"""Streaming import of Hugging Face folders into a checkpoint, tensor by tensor, in bounded memory."""

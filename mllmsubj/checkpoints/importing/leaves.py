@@ -1,7 +1,7 @@
-"""Parameters on disk in orbax's form, written layer by layer: one zarr array a leaf, one file a layer.
+"""Parameters in Orbax's format, written layer by layer: one zarr array per leaf, one file per layer.
 
-A layer's file is a shard of zarr 3: pieces along the axis that `fsdp` splits, then where each lies, so that a device
-reads its own pieces only. Not compressed: weights hardly get smaller.
+A layer's file is a zarr 3 shard: pieces (inner chunks) along the axis that `fsdp` splits, followed by their index, so
+that a device reads its own pieces only. The files are not compressed, since weights hardly get smaller.
 """
 
 import hashlib
@@ -23,30 +23,31 @@ from mllmsubj.tree import unflatten
 
 MOST_PIECES = 64
 LEAST_PIECE = 1 << 20
-"""Bytes; smaller pieces would cost more in requests than they spare."""
+"""Minimum size of a piece in bytes; smaller ones would cost more in requests than they save."""
 BLOCK = 256
-"""Rows of a tensor that are transposed together: about what the cache holds."""
+"""Number of rows of a tensor that are transposed together; they fit in the cache, approximately."""
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 @dataclass(frozen=True)
 class LeafFiles:
-    """How one leaf lies on disk."""
+    """Layout of one leaf's files."""
 
     path: str
     shape: tuple[int, ...]
     dtype: np.dtype
     stack: int | None
-    """Axis of the layers."""
+    """Axis of the layers; None if they are not stacked."""
     split: int
-    """Axis of the pieces."""
+    """Axis along which a file is split into pieces."""
     pieces: int
+    """Number of pieces in a file."""
 
     @classmethod
     def plan(
         cls, path: str, shape: tuple[int, ...], spec: PartitionSpec, dtype: np.dtype, stack: int | None
     ) -> "LeafFiles":
-        """In as many pieces as are worth it, a power of two, so that they fit most meshes."""
+        """Chooses the largest number of pieces within the limits above: a power of two, to fit most meshes."""
         split = next((axis for axis, name in enumerate(spec) if name == "fsdp"), 0)
         layer = int(np.prod(shape)) * dtype.itemsize // (1 if stack is None else shape[stack])
         pieces = 1
@@ -56,26 +57,26 @@ class LeafFiles:
 
     @property
     def folder(self) -> str:
-        """Name of the array's folder, as orbax makes it."""
+        """Name of the array's folder in an Orbax checkpoint."""
         return self.path.replace("/", ".")
 
     @property
     def shard(self) -> tuple[int, ...]:
-        """Shape of a file."""
+        """Shape of the part of the array in one file."""
         return tuple(1 if axis == self.stack else size for axis, size in enumerate(self.shape))
 
     @property
     def piece(self) -> tuple[int, ...]:
-        """Shape of a piece of a file."""
+        """Shape of one piece of a file."""
         return tuple(size // self.pieces if axis == self.split else size for axis, size in enumerate(self.shard))
 
     def file(self, index: int | None) -> str:
-        """The file of a layer, or of the whole leaf."""
+        """Returns the relative path of the file of layer `index`, or of the whole leaf for None."""
         chunk = [str(index) if axis == self.stack else "0" for axis in range(len(self.shape))]
         return "/".join([self.folder, "c", *chunk])
 
     def metadata(self) -> dict[str, Any]:
-        """What `zarr.json` says."""
+        """Returns the contents of the array's `zarr.json`."""
         plain = [{"name": "bytes", "configuration": {"endian": "little"}}]
         pieces = {"chunk_shape": self.piece, "codecs": plain, "index_codecs": plain, "index_location": "end"}
         return {
@@ -95,9 +96,9 @@ def _divides(pieces: int, size: int) -> bool:
 
 
 def write_layer(path: Path, leaf: LeafFiles, layer: np.ndarray) -> tuple[int, str]:
-    """Writes one file of a leaf, in the leaf's dtype; returns its bytes and SHA-256.
+    """Writes one file of a leaf, in the leaf's dtype; returns its size in bytes and its SHA-256.
 
-    Raises ValueError if a number in it is not finite, OSError if it cannot be written.
+    Raises ValueError if a value is not finite, OSError if the file cannot be written.
     """
     axis = leaf.split - (leaf.stack is not None and leaf.stack < leaf.split)
     digest, size, index = hashlib.sha256(), 0, []
@@ -107,7 +108,7 @@ def write_layer(path: Path, leaf: LeafFiles, layer: np.ndarray) -> tuple[int, st
         def write(data: np.ndarray) -> int:
             raw = data.reshape(-1).view(np.uint8).data
             written = 0
-            while written < len(raw):  # at most 2 GiB go at once
+            while written < len(raw):  # one call writes at most 2 GiB
                 written += file.write(raw[written:])
             digest.update(raw)
             return written
@@ -120,7 +121,7 @@ def write_layer(path: Path, leaf: LeafFiles, layer: np.ndarray) -> tuple[int, st
 
 
 def _laid_out(part: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A copy in C order and in `dtype`, whose numbers are finite."""
+    """Returns a copy in C order and in `dtype`; raises ValueError if a value is not finite."""
     if part.dtype == dtype == BFLOAT16:
         part = part.view(np.uint16)  # numpy copies its own dtypes faster
     out = np.empty(part.shape, dtype).view(part.dtype if part.dtype == np.uint16 else dtype)
@@ -139,9 +140,9 @@ def _laid_out(part: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def make_params(folder: Path, leaves: Iterable[LeafFiles]) -> None:
-    """An orbax checkpoint of these leaves whose layers are still to be written; there or not there, nothing between.
+    """Creates an Orbax checkpoint of these leaves, atomically; their layers are yet to be written.
 
-    Orbax writes what is its own, for arrays of one number; then each array's shape is put in its place.
+    Orbax writes its metadata for arrays of one element, whose `zarr.json` is then replaced by that of each leaf.
     """
     draft, leaves = folder.with_name(folder.name + ".draft"), list(leaves)
     shutil.rmtree(draft, ignore_errors=True)

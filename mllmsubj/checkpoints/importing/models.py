@@ -1,4 +1,4 @@
-"""The models to import: where each lies, what its files hold, and which of our files each tensor goes to."""
+"""The models to import: the folder of each, its tensors, and the files that each tensor is written to."""
 
 import json
 from collections import defaultdict
@@ -23,9 +23,9 @@ OPEN: dict[str, Callable[[str | Path], Source[Any]]] = {
     "vae": convert.open_vae,
     "clip": convert.open_clip_text,
 }
-"""Part of the model, and flag -> how a source of it is read."""
+"""Component of the model, which is also its flag -> function that opens a source of it."""
 SUBFOLDERS = {"transformer": "transformer", "vae": "vae", "clip": "text_encoder"}
-"""Where the parts lie in a FLUX folder."""
+"""Component -> its subfolder in a FLUX folder."""
 KINDS = {
     "internvl": "mllm",
     "internvl_chat": "mllm",
@@ -36,30 +36,30 @@ KINDS = {
     "clip": "",
     "qwen2": "",
 }
-"""What a `config.json` calls itself -> the flag that it belongs to, if there is one."""
+"""Class name or model type in a `config.json` -> the component's flag; empty if it is not a component."""
 Part = tuple[Entry, LeafFiles]
 
 
 @dataclass(frozen=True)
 class Model:
-    """One model to import, checked: names, shapes and dtypes fit; no tensor was read yet."""
+    """One model to import, whose names, shapes and dtypes are checked; no tensor data has been read."""
 
     role: str
     folder: Path
     config: Any
     tensors: dict[str, Tensor]
-    """All that its files hold."""
+    """All tensors in its files, by name."""
     parts: dict[str, list[Part]]
-    """Tensor -> the files that it goes to; none for one that holds no parameters."""
+    """Tensor name -> the leaves that it is written to; an empty list for a tensor without parameters."""
 
     @property
     def leaves(self) -> list[LeafFiles]:
-        """In the model's order."""
+        """Leaves of the model, without repetition."""
         return list({leaf.path: leaf for parts in self.parts.values() for _, leaf in parts}.values())
 
     @property
     def files(self) -> dict[Path, list[Tensor]]:
-        """Source file -> its tensors, in the order that they are stored in."""
+        """Source file -> its tensors, in the order in which they are stored."""
         files: dict[Path, list[Tensor]] = defaultdict(list)
         for tensor in self.tensors.values():
             files[tensor.file].append(tensor)
@@ -67,13 +67,13 @@ class Model:
 
 
 def part_folder(role: str, folder: Path) -> Path:
-    """The folder of a part, which may have been given as the FLUX folder that holds it."""
+    """Returns the folder of a component; `folder` may be that or the FLUX folder that contains it."""
     inside = folder / SUBFOLDERS.get(role, "")
     return inside if not (folder / "config.json").is_file() and (inside / "config.json").is_file() else folder
 
 
 def open_model(role: str, folder: Path, dtype: np.dtype) -> Model:
-    """Raises UserError, with all that is wrong, if the folder does not hold this part of the model."""
+    """Opens and checks one component; raises UserError, listing the problems, if the folder does not contain it."""
     _check_kind(role, folder)
     tensors = list_tensors(folder)
     source = OPEN[role](folder)
@@ -107,7 +107,7 @@ def _unfit(source: Source[Any], tensors: dict[str, Tensor], shapes: dict[str, tu
     ]
     for entry in source.table:
         tensor = tensors[entry.source]
-        # An array of one number that says it has the shape: nothing is read.
+        # A broadcast scalar has the tensor's shape without its data, so nothing is read.
         try:
             problem = misfit(entry, taken(entry, np.broadcast_to(np.int8(0), tensor.shape)), shapes[entry.target])
         except UserError as error:
@@ -118,11 +118,11 @@ def _unfit(source: Source[Any], tensors: dict[str, Tensor], shapes: dict[str, tu
 
 
 def _check_kind(role: str, folder: Path) -> None:
-    """Raises UserError if the folder says that it is another part's."""
+    """Raises UserError if the folder's `config.json` is that of another component."""
     try:
         raw = json.loads((folder / "config.json").read_text())
         kind = raw.get("_class_name") or raw.get("model_type")
-    except (AttributeError, OSError, ValueError):  # said better by those that read all of it
+    except (AttributeError, OSError, ValueError):  # the loaders report these errors in more detail
         return
     wanted = KINDS.get(kind, role)
     if wanted != role:

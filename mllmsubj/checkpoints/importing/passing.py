@@ -1,6 +1,6 @@
-"""One pass over a model's files: each tensor is laid out and written as soon as it was read.
+"""Streaming import of one model: each tensor is converted and written as soon as it has been read.
 
-Memory holds the tensors in hand, at most the largest one or HELD bytes, and pieces of what is made of them.
+Memory is bounded by the tensors in flight (HELD bytes, or the largest tensor) and by copies of pieces of them.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ from mllmsubj.convert.engine import taken
 from mllmsubj.errors import CheckpointError
 
 HELD = 512 << 20
-"""Bytes of tensors in memory, unless one alone is larger."""
+"""Maximum bytes of tensors in memory, unless a single tensor is larger."""
 WRITERS = 2
-"""Threads that lay out and write; one more reads."""
+"""Number of threads that convert and write; another thread reads."""
 
 
 def write_model(model: Model, folder: Path, progress: Progress, advance: Callable[[int], object]) -> dict[Path, str]:
-    """Writes all layers of a model below `folder` that `progress` lacks; returns its files with their SHA-256.
+    """Writes those layers of a model that `progress` lacks below `folder`; returns source file -> SHA-256.
 
-    `advance` hears how many bytes were read. Raises UserError if a file is not what it was or is damaged, OSError if
-    one cannot be written.
+    `advance` is called with the number of bytes read for each tensor. Raises UserError if a source file has changed or
+    is damaged, OSError if an output file cannot be written.
     """
     before = dict(progress.done)
     room = _Room(max(HELD, *(tensor.stop - tensor.start for tensor in model.tensors.values())))
@@ -57,13 +57,13 @@ def write_model(model: Model, folder: Path, progress: Progress, advance: Callabl
 
 
 class _Room:
-    """Room for tensors in memory."""
+    """Memory budget for tensors, shared by the threads."""
 
     def __init__(self, size: int) -> None:
         self._left, self._changed = size, threading.Condition()
 
     def take(self, tensor: Tensor) -> np.ndarray:
-        """A buffer for a tensor, as soon as there is room."""
+        """Returns a buffer for a tensor; blocks until the budget allows it."""
         size = tensor.stop - tensor.start
         with self._changed:
             self._changed.wait_for(lambda: self._left >= size)
@@ -71,7 +71,7 @@ class _Room:
         return np.empty(size, np.uint8)
 
     def give(self, size: int) -> None:
-        """A buffer is no longer used."""
+        """Returns the bytes of a buffer that is no longer used to the budget."""
         with self._changed:
             self._left += size
             self._changed.notify()
@@ -80,7 +80,7 @@ class _Room:
 def _write(
     model: Model, tensor: Tensor, data: np.ndarray, digest: str, folder: Path, progress: Progress, room: _Room
 ) -> None:
-    """All files that a tensor goes to."""
+    """Writes all files of a tensor."""
     try:
         for entry, leaf in model.parts[tensor.name]:
             name = f"params/{leaf.file(entry.index)}"
@@ -99,7 +99,7 @@ def _write(
 
 
 def _is_kept(path: Path, done: Done | None) -> bool:
-    """Whether a file of an import that was stopped is what was written then."""
+    """Returns whether a file of an interrupted import is complete and unchanged."""
     if done is None or not path.is_file() or path.stat().st_size != done.bytes:
         return False
     with path.open("rb") as file:
@@ -107,7 +107,7 @@ def _is_kept(path: Path, done: Done | None) -> bool:
 
 
 def _check_same(model: Model, tensor: Tensor, digest: str, before: dict[str, Done], folder: Path) -> None:
-    """Raises UserError if the source, up to here, is not what an import that was stopped has read."""
+    """Raises UserError if the source, up to this tensor, differs from what an interrupted import has read."""
     for entry, leaf in model.parts[tensor.name]:
         done = before.get(f"params/{leaf.file(entry.index)}")
         if done is not None and (done.tensor, done.source_sha256) != (tensor.name, digest):
@@ -118,7 +118,7 @@ def _check_same(model: Model, tensor: Tensor, digest: str, before: dict[str, Don
 
 
 def _check_name(path: Path, digest: str) -> None:
-    """Raises UserError if the hub's cache, which names files by their SHA-256, names this one by another."""
+    """Raises UserError for a file in the Hub's cache, where names are SHA-256 digests, with another digest."""
     name = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", name) and name != digest:
         raise CheckpointError(

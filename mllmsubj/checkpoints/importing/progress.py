@@ -1,6 +1,6 @@
-"""What an import has done so far: a line of JSON for each file, appended when the file is whole.
+"""Log of the files that an import has written: one line of JSON per file, appended when the file is complete.
 
-So an import that was killed goes on where it was, and notices if its sources are no longer what they were.
+With it an interrupted import resumes, and detects source files that have changed since.
 """
 
 import fcntl
@@ -16,23 +16,23 @@ from mllmsubj.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Done:
-    """A file that is whole."""
+    """A complete file."""
 
     file: str
-    """Relative to the checkpoint."""
+    """Path relative to the checkpoint."""
     bytes: int
     sha256: str
     tensor: str
-    """What it was made from."""
+    """Name of the tensor that it was made from."""
     source_sha256: str
-    """Of the source file, from its start to the tensor's end."""
+    """SHA-256 of the source file from its start to the tensor's end."""
 
 
 class Progress:
-    """The log of one import; a context that nobody else can enter meanwhile. May be appended to from any thread."""
+    """The log of one import, locked against other processes until its context exits; safe in threads."""
 
     def __init__(self, path: Path, job: dict[str, Any]) -> None:
-        """`job`: what the import is asked to do; a log of another job is refused. Raises UserError then."""
+        """Opens the log; raises UserError if another import has locked it or if it is of another `job`."""
         self._lock, self._file = threading.Lock(), path.open("a+")
         try:
             self.done = self._read(path, job)
@@ -52,7 +52,7 @@ class Progress:
         for line in self._file:
             try:
                 lines.append(json.loads(line))
-            except ValueError:  # the line that it was killed in
+            except ValueError:  # the import was killed while it wrote this line
                 break
         if not lines:
             lines = [job]
@@ -66,7 +66,7 @@ class Progress:
         return {line["file"]: Done(**line) for line in lines[1:]}
 
     def add(self, done: Done) -> None:
-        """Notes a file that is whole."""
+        """Adds a complete file to the log."""
         with self._lock:
             self.done[done.file] = done
             self._write(json.dumps(asdict(done)) + "\n")
@@ -76,7 +76,9 @@ class Progress:
         self._file.flush()
 
     def __enter__(self) -> "Progress":
+        """Returns the log."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Closes and unlocks the log."""
         self._file.close()

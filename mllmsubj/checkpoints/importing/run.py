@@ -1,4 +1,4 @@
-"""The import as a whole: a draft beside the checkpoint, which becomes it when nothing is missing."""
+"""The whole import, into a draft folder that is renamed to the checkpoint when it is complete."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ TOKENIZER_FILES = (
     *("merges.txt", "chat_template.jinja"),
 )
 SPARE = 16 << 20
-"""Bytes of disk beyond the parameters."""
+"""Free bytes of disk required in addition to the parameters."""
 
 
 def import_models(
@@ -35,13 +35,13 @@ def import_models(
     models: Sequence[Model],
     tokenizers: Mapping[str, Path],
     dtype: np.dtype,
-    advance: Callable[[int], object] = lambda count: None,
+    advance: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """Writes a checkpoint of `models` with `config`.
+    """Writes a checkpoint of `models` with `config` to `workdir`.
 
-    What an import that was stopped has written is kept, in a hidden folder beside `workdir`. `tokenizers`: name in
-    the checkpoint -> a folder that holds it. `advance` hears how many bytes of the sources were read.
-    Raises UserError if `workdir` exists, a source changed or is damaged, or something cannot be written.
+    The files of an interrupted import are kept in a hidden folder next to `workdir`, and the next call resumes from
+    them. `tokenizers` maps names in the checkpoint to folders. `advance` is called with numbers of source bytes read.
+    Raises UserError if `workdir` exists, a source has changed or is damaged, or a file cannot be written.
     """
     refuse_existing(workdir)
     draft = workdir.absolute().with_name(f".{workdir.name}.import")
@@ -72,13 +72,13 @@ def import_models(
 
 
 def refuse_existing(workdir: Path) -> None:
-    """Raises UserError if something is there already."""
+    """Raises UserError if `workdir` exists."""
     if workdir.exists():
         raise CheckpointError(f"{workdir} exists already; give another folder or delete it first")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """A tokenizer's files, which may lie among a model's."""
+    """Copies a tokenizer's files from a folder that may contain other files."""
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
@@ -86,7 +86,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def _job(config: ConfigDict, models: Sequence[Model], dtype: np.dtype) -> dict[str, Any]:
-    """What makes an import this one and no other."""
+    """Returns what identifies an import: its source files, config and dtype."""
     sources = {f"{model.role}/{path.name}": path.stat().st_size for model in models for path in model.files}
     text = checkpoint.config_text(config).encode()
     return {"source files": sources, "config": hashlib.sha256(text).hexdigest(), "dtype": dtype.name}
@@ -104,7 +104,7 @@ def _check_room(folder: Path, missing: int) -> None:
 def _manifest(
     models: Sequence[Model], digests: Sequence[Mapping[Path, str]], tokenizers: Mapping[str, Path], dtype: np.dtype
 ) -> dict[str, Any]:
-    """What the checkpoint was made from."""
+    """Returns the contents of `import.json`: versions and sources of the checkpoint."""
     return {
         "versions": {name: version(name) for name in ("mllmsubj", "orbax-checkpoint", "ml-dtypes", "numpy")},
         "dtype": dtype.name,
@@ -122,7 +122,7 @@ def _manifest(
 
 
 def _listing(folder: Path, known: Mapping[str, str]) -> dict[str, list[Any]]:
-    """As `files.json` wants it; files that were hashed when they were written are not read again."""
+    """Returns the contents of `files.json`; files with a digest in `known` are not read again."""
 
     def checksum(name: str) -> str:
         return known.get(name) or hashlib.sha256((folder / name).read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""The config of an imported checkpoint: an experiment's, with the sizes of the models that were imported."""
+"""The config of an imported checkpoint: an experiment's config with the sizes of the imported models."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,9 +11,9 @@ from mllmsubj.errors import CheckpointError
 
 
 def with_sizes(config: ConfigDict, models: Mapping[str, Any]) -> ConfigDict:
-    """`models`: part -> its dataclass of sizes. What is trained is sized to fit between them.
+    """Returns a copy of `config` with the sizes in `models` (component -> dataclass) and a DLA that fits them.
 
-    Raises UserError if they do not fit together.
+    Raises UserError if the sizes are inconsistent.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -24,7 +24,7 @@ def with_sizes(config: ConfigDict, models: Mapping[str, Any]) -> ConfigDict:
         if model.dla.input_dim != text.hidden_size:
             _scale(model.dla, text.hidden_size, text.num_attention_heads)
         states = text.num_hidden_layers + 1
-        if model.dla.states == (0, model.dla.num_states):  # all, so all of these too
+        if model.dla.states == (0, model.dla.num_states):  # the range covers all states, so it is extended to all of the new model
             model.dla.states = (0, states)
         model.dla.num_states = states
         model.dla.context_dim = models["transformer"].joint_attention_dim
@@ -33,7 +33,7 @@ def with_sizes(config: ConfigDict, models: Mapping[str, Any]) -> ConfigDict:
 
 
 def _scale(dla: ConfigDict, width: int, heads: int) -> None:
-    """The aggregator for an MLLM of another width: as wide as before in proportion, unless it is a bottleneck."""
+    """Adapts the DLA to an MLLM's width: its own width is scaled in proportion, unless it is a bottleneck."""
     if dla.width == dla.input_dim:
         if width % heads or width // heads % 2:
             raise CheckpointError(

@@ -1,6 +1,6 @@
-"""Safetensors files as what they are: a header that says where each tensor lies, then the tensors, side by side.
+"""Streaming reader of safetensors files: a header with the offset of each tensor, then the contiguous tensors.
 
-Read with plain reads into a buffer, never mapped: mapped pages count as memory and stay.
+Files are read into a buffer, not memory-mapped, since mapped pages count as used memory and are kept.
 """
 
 import hashlib
@@ -17,32 +17,32 @@ import numpy as np
 from mllmsubj.errors import CheckpointError
 
 DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-"""A header's name -> the dtypes that weights may have."""
+"""Name in a safetensors header -> dtype, for the dtypes that weights may have."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 LONGEST_HEADER = 100_000_000
-"""Bytes; the format's own limit."""
+"""Maximum size of a header in bytes, a limit of the format."""
 READ = 8 << 20
-"""Bytes a read, hashed while they are in the cache."""
+"""Bytes per read; they are hashed while they are in the cache."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file."""
+    """Header entry of one tensor."""
 
     name: str
     file: Path
     dtype: str
-    """As the header calls it."""
+    """Name in the header, such as "BF16"."""
     shape: tuple[int, ...]
     start: int
-    """In bytes, from the start of the file."""
+    """Offset in bytes from the start of the file."""
     stop: int
 
 
 def list_tensors(source: Path) -> dict[str, Tensor]:
-    """Name -> tensor of a folder's safetensors files, or of one file, in the order that they are stored in.
+    """Returns name -> tensor for a folder's safetensors files or for one file, in the order of storage.
 
-    Raises UserError for a pickle, for a file that is damaged or cut short, and for a tensor that is there twice.
+    Raises UserError for a pickle, for a file that is damaged or truncated, and for a duplicate tensor.
     """
     found: dict[str, Tensor] = {}
     for path in _files(source):
@@ -84,7 +84,7 @@ def _files(source: Path) -> list[Path]:
 
 
 def read_header(path: Path) -> list[Tensor]:
-    """A file's tensors by where they start, which must fill it; raises UserError otherwise."""
+    """Returns a file's tensors in the order of their offsets; raises UserError if they do not fill the file exactly."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -121,9 +121,9 @@ def read_header(path: Path) -> list[Tensor]:
 def stream(
     path: Path, tensors: list[Tensor], buffer: Callable[[Tensor], np.ndarray]
 ) -> Iterator[tuple[Tensor, np.ndarray, str]]:
-    """(tensor, its bytes, SHA-256 of the file up to its end) of every tensor, in one pass over the file.
+    """Yields (tensor, its bytes, SHA-256 of the file up to the tensor's end), in one pass over the file.
 
-    `buffer` makes the room for a tensor's bytes; the last digest is the whole file's.
+    `buffer` allocates the array for a tensor's bytes. The last digest is that of the whole file.
     """
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
@@ -136,4 +136,4 @@ def stream(
                     raise CheckpointError(f"{path} became shorter while it was read, within tensor {tensor.name!r}")
                 digest.update(part)
             yield tensor, data, digest.hexdigest()
-            del data  # only its taker holds it while the next one waits for room
+            del data  # so that the consumer can free it while `buffer` waits for memory
