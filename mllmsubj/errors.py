@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake of the user; the message names the thing, its value and the fix, in one line."""
+    """Mistake that the user can fix; the message names the thing, its value and the fix, in one line."""
 
 
 class ConfigError(UserError):
@@ -21,6 +21,6 @@ class CheckpointError(UserError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ " (did you mean 'x'?)" for the known name nearest to `name`, or an empty string."""
+    """Returns " (did you mean 'x'?)" with the known name nearest to `name`, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""

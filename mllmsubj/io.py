@@ -1,4 +1,4 @@
-"""How a file or a folder is written: whole or not at all."""
+"""Writing of files and folders, whole or not at all."""
 
 import shutil
 import uuid
@@ -32,7 +32,10 @@ def replacing(path: Path, unique: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """The same with an empty folder; one that is there already is gone for the moment between two renames."""
+    """Yields a temporary empty folder, which replaces `folder` on success and is deleted on failure.
+
+    An existing folder is missing for the moment between two renames.
+    """
     partial, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
     try:
         partial.mkdir(parents=True)
@@ -47,7 +50,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """As `replacing`; makes the folder, and raises UserError where the file cannot be written."""
+    """As `replacing`, but creates the parent folder and raises UserError if the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
@@ -57,6 +60,6 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def write_png(image: "Image.Image", path: Path, **options: Any) -> None:
-    """Writes a PNG whole or not at all; raises UserError where that is not possible."""
+    """Writes a PNG whole or not at all; raises UserError if that fails."""
     with writing(path) as partial:
         image.save(partial, format="PNG", **options)

@@ -1,1 +1,1 @@
-"""Speed against peers: one module per `mllmsubj bench --what=…`, each alternating, medians and ratios in one run."""
+"""Benchmarks of speed: one module per `mllmsubj bench --what=…`; comparisons with peers alternate within one run."""

@@ -1,4 +1,4 @@
-"""How fast examples are read, on one core and on all: a pack of JPEG pairs through the whole `Loader`."""
+"""Reading speed of examples on one core and on all: a pack of JPEG pairs through the whole `Loader`."""
 
 import io
 import os
@@ -28,10 +28,10 @@ PROMPT = "a photo of the same cat in a small red hat, sitting on wet grass in fr
 
 
 class JpegPairs:
-    """Pairs of windows of photographs, as JPEG files of quality 90."""
+    """Pairs of crops of photographs, as JPEG files of quality 90."""
 
     def __init__(self, size: int) -> None:
-        """`size`: pixels of a picture's side."""
+        """`size`: side of an image in pixels. Raises UserError if scikit-image is not installed."""
         try:
             import skimage.data
         except ImportError as error:
@@ -40,14 +40,16 @@ class JpegPairs:
         self._photos = [Image.fromarray(photo()) for photo in (skimage.data.astronaut, skimage.data.coffee)]
 
     def __len__(self) -> int:
+        """Returns the number of pairs."""
         return PAIRS
 
     def __getitem__(self, number: int, /) -> Example:
+        """Returns a pair, always the same one for a number."""
         reference, target = (self._jpeg(np.random.default_rng([number, i])) for i in range(2))
         return Example((reference,), f"{PROMPT} {number}", target, origin=f"photographs, {number}")
 
     def index(self) -> Index:
-        """All are alike."""
+        """Returns the sizes and reference counts, which are the same for all examples."""
         side = np.full(PAIRS, self.size, np.int32)
         return Index(side, side, np.ones(PAIRS, np.int32))
 
@@ -61,9 +63,9 @@ class JpegPairs:
 
 
 def run(size: int, seconds: float) -> dict[str, object]:
-    """Examples a second, the median of some rounds; beside it Pillow alone, decoding the same two JPEGs on one core.
+    """Measures examples per second of the loader, and of Pillow alone decoding the same JPEGs on one core.
 
-    On a busy machine the figures by CPU time are those to go by.
+    Values are medians over rounds. On a busy machine, only those per second of CPU time are reliable.
     """
     with tempfile.TemporaryDirectory() as folder:
         source = pack(JpegPairs(size), Path(folder) / "pack", 1, 1, Progress(lambda _: None, lambda _: None))
@@ -109,7 +111,7 @@ def _summary(rates: list[float]) -> dict[str, float]:
 
 
 def _batches(source: PackSource, size: int, threads: int) -> Iterator[int]:
-    """How many examples each batch brings."""
+    """Yields the number of examples of each batch."""
     config = DataConfig(
         source="",
         split="train",
@@ -140,16 +142,16 @@ def _batches(source: PackSource, size: int, threads: int) -> Iterator[int]:
 
 
 def _rate(start: Callable[[], Iterator[int]], seconds: float) -> tuple[float, float]:
-    """A second, and a second of this process's CPU time, which others on the machine take no part of."""
+    """Returns items per second, and per second of this process's CPU time, which other processes do not affect."""
     items = start()
-    for _ in range(4):  # what was made ahead was made before the clock ran
+    for _ in range(4):  # skip the batches that were prefetched before timing
         next(items)
     begin, cpu, count, took = time.perf_counter(), time.process_time(), 0, 0.0
     while took < seconds:
         count += next(items)
         took = time.perf_counter() - begin
     spent = time.process_time() - cpu
-    del items  # stops the reading
+    del items  # stops the loader
     return count / took, count / spent
 
 
@@ -159,7 +161,7 @@ def _cores() -> set[int]:
 
 @contextmanager
 def _on_cores(count: int) -> Iterator[None]:
-    """This thread and those that it starts, on so many cores; elsewhere than on Linux wherever they like."""
+    """Pins this thread and those that it starts to `count` cores; has no effect where pinning is not supported."""
     before = _cores()
     if not hasattr(os, "sched_setaffinity"):
         yield

@@ -1,4 +1,4 @@
-"""The import of a FLUX-sized transformer against a plain read, and a plain copy, of the same files."""
+"""Import of a FLUX-sized transformer, compared with plain reads and plain copies of the same files."""
 
 import json
 import os
@@ -32,11 +32,11 @@ from mllmsubj.tree import flatten
 from mllmsubj.typing import Params
 
 FULL = 24
-"""Gigabytes of FLUX.1-dev in bfloat16."""
+"""Size of FLUX.1-dev in bfloat16, gigabytes."""
 SHARD = 9_980_000_000
-"""Bytes of its largest shard."""
+"""Size of its largest shard, bytes."""
 NUMBERS = 32 << 20
-"""Random numbers drawn; tensors repeat them from another place each."""
+"""Count of random numbers; each tensor repeats them from a different offset."""
 
 IMPORT = r"""
 import re, sys
@@ -45,11 +45,15 @@ from mllmsubj.cli.main import run
 run(["mllmsubj", "import", *sys.argv[1:]])
 print(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 """
-"""The command, and its peak memory: what the system keeps for a parent starts with the parent's own."""
+"""Script that runs the command and prints its peak memory in KiB; the parent could not measure it, since the peak that
+the system records for a child starts at the parent's own."""
 
 
 def run(gigabytes: int, folder: str | None) -> dict[str, Any]:
-    """Seconds of each, once, files out of the page cache; frees the disk. Raises UserError if it lacks room."""
+    """Measures each once, with the files evicted from the page cache, and deletes all files afterwards.
+
+    Raises UserError if the disk lacks room.
+    """
     parent = Path(folder or tempfile.gettempdir()).expanduser()
     if not parent.is_dir():
         raise UserError(f"folder {str(parent)!r} is not there")
@@ -85,7 +89,7 @@ def run(gigabytes: int, folder: str | None) -> dict[str, Any]:
 
 
 def _sizes(gigabytes: int) -> SubjectConfig:
-    """FLUX.1-dev with as many layers as weigh that much, and other parts that weigh nothing."""
+    """Returns FLUX.1-dev's sizes with as many layers as have that size, and other components of negligible size."""
     tiny, paper = (Experiment.from_config(load_config(name)).model for name in ("tiny", "paper"))
     layers = {
         name: max(1, round(getattr(paper.transformer, name) * gigabytes / FULL))
@@ -96,7 +100,7 @@ def _sizes(gigabytes: int) -> SubjectConfig:
 
 
 def write_models(root: Path, sizes: SubjectConfig, shard: int = SHARD) -> None:
-    """Folders as diffusers and transformers save these models, of random numbers in bfloat16, tokenizers included."""
+    """Writes folders as diffusers and transformers save these models: random bfloat16 weights, and tokenizers."""
     expected = SubjectModel(sizes, Compute()).abstract_params()
     levels = len(sizes.vae.block_out_channels)
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
@@ -120,7 +124,7 @@ def write_models(root: Path, sizes: SubjectConfig, shard: int = SHARD) -> None:
 
 
 def _source_shapes(table: Table, expected: Params) -> dict[str, tuple[int, ...]]:
-    """Tensor -> its shape in the source, which the table's layouts are undone for."""
+    """Returns tensor -> shape in the source, by inverting the table's layouts."""
     leaves, shapes = flatten(expected), {}
     for entry in table:
         shape = list(leaves[entry.target].shape)
@@ -132,7 +136,7 @@ def _source_shapes(table: Table, expected: Params) -> dict[str, tuple[int, ...]]
 
 
 def _write_shards(folder: Path, shapes: Mapping[str, tuple[int, ...]], shard: int) -> None:
-    """Safetensors of bfloat16, in files of at most `shard` bytes, with the index that several have."""
+    """Writes bfloat16 safetensors files of at most `shard` bytes, with an index if there are several."""
     files: list[dict[str, tuple[int, ...]]] = [{}]
     size = 0
     for name, shape in shapes.items():
@@ -153,7 +157,7 @@ def _write_shards(folder: Path, shapes: Mapping[str, tuple[int, ...]], shard: in
 
 
 def _write_file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """One file, written without ever holding a tensor."""
+    """Writes one file without a whole tensor in memory."""
     header, at = {}, 0
     for name, shape in shapes.items():
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": (at, at + 2 * prod(shape))}
@@ -172,7 +176,7 @@ def _write_file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def _timed(root: Path, action: Callable[[], object]) -> float:
-    """Seconds of an action that finds nothing in the page cache and whose writes must reach the disk."""
+    """Returns the seconds of an action with a cold page cache, including the time to flush writes to the disk."""
     os.sync()
     for path in root.rglob("*"):
         if path.is_file():
@@ -188,7 +192,7 @@ def _read(files: list[Path]) -> None:
     for path in tqdm(files, desc="read", disable=None, leave=False):
         with safe_open(path, framework="numpy") as handle:
             for name in handle.keys():  # noqa: SIM118
-                handle.get_tensor(name).view(np.uint8).max()  # mapped files are read when they are looked at
+                handle.get_tensor(name).view(np.uint8).max()  # memory-mapped files are read on access
 
 
 def _copy(files: list[Path]) -> None:
@@ -197,7 +201,7 @@ def _copy(files: list[Path]) -> None:
 
 
 def _import(root: Path) -> int:
-    """Imports in a process of its own; returns its peak memory in KiB."""
+    """Runs the import in a separate process; returns its peak memory in KiB."""
     flags = {"mllm": "mllm", "transformer": "transformer", "vae": "vae", "workdir": "checkpoint"}
     command = [sys.executable, "-c", IMPORT, "--config=tiny"]
     command += [f"--{flag}={root / name}" for flag, name in flags.items()]

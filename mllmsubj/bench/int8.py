@@ -1,6 +1,6 @@
-"""What 8 bits cost: velocity and sampled latents of a FLUX transformer with int8 weights against bfloat16 and float32.
+"""Error of int8 weights in a FLUX transformer's velocity and sampled latents, against bfloat16 and float32.
 
-Random weights of width `width`, the same everywhere. Errors are relative: |a − b| / |b| over all numbers.
+All use the same random weights. Errors are relative: |a − b| / |b| over all numbers.
 """
 
 from dataclasses import replace
@@ -25,7 +25,7 @@ SIDE, CONTEXT = 8, 64
 
 
 def run(width: int, steps: int) -> dict[str, Any]:
-    """`width` a multiple of 64; `steps` of the staged sampler."""
+    """Measures a transformer of `width`, a multiple of 64, with `steps` of the staged sampler."""
     if width % 64:
         raise UserError(f"width is {width}; it must be a multiple of 64")
     model = _model(width)
@@ -66,7 +66,7 @@ def _model(width: int) -> SubjectModel:
 
 
 def _outputs(model: SubjectModel, params: Params, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Velocity at t = 0.5, and latents of the staged sampler."""
+    """Returns the velocity at t = 0.5 and the latents of the staged sampler."""
     rng, config = np.random.default_rng(0), model.config.transformer
 
     def tokens(count: int, channels: int) -> jax.Array:

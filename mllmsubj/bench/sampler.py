@@ -1,7 +1,7 @@
-"""The sampler against diffusers' FluxPipeline, and token dropping against all tokens at every step.
+"""Sampler compared with diffusers' FluxPipeline, and token dropping compared with all tokens at every step.
 
-Same weights (random), same noise, same steps, float32, one process, so the same threads. `peer_ratio` is
-ours / diffusers; `staged.ratio` is dropping / all tokens, beside the ratio of the FLOPs that each must spend.
+Both sides use the same random weights, noise, steps and threads (one process), in float32. `peer_ratio` is
+ours / diffusers; `staged.ratio` is dropping / all tokens, next to the ratio of their FLOPs.
 """
 
 import tempfile
@@ -32,7 +32,7 @@ ALL = replace(BOTH, null=True)
 
 
 def run(width: int, tokens: int, steps: int, repeats: int) -> dict[str, Any]:
-    """Measures at a transformer of `width` and a square picture of `tokens` tokens; returns what goes into the JSON."""
+    """Measures a transformer of `width` on a square image of `tokens` tokens; returns the content of the JSON."""
     side = round(tokens**0.5)
     if side * side != tokens or width % HEAD:
         raise UserError(f"width={width}, tokens={tokens}: width must be a multiple of {HEAD}, tokens a square number")
@@ -92,12 +92,12 @@ def run(width: int, tokens: int, steps: int, repeats: int) -> dict[str, Any]:
 
 
 def _flux_pipeline(width: int, folder: str) -> Any:
-    """A FluxPipeline around a random transformer, which is saved in `folder`."""
+    """Returns a FluxPipeline with a random transformer, which is saved in `folder`."""
     try:
         import torch
         import transformers
 
-        transformers.logging.set_verbosity_error()  # it misses torchvision, which nothing here needs
+        transformers.logging.set_verbosity_error()  # it warns of missing torchvision, which is not needed
         from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     except ImportError as error:
         raise UserError(
@@ -140,7 +140,7 @@ def _peer_latents(pipeline: Any, noise: np.ndarray, condition: Condition, steps:
 
 
 def _generator(config: FluxConfig, params: Params) -> tuple[Generator, Params]:
-    """The tiny experiment's generator around this transformer; laid out as `Pipeline.load` would."""
+    """Returns the tiny experiment's generator with this transformer, and parameters as `Pipeline.load` stores them."""
     experiment = Experiment.from_config(read_config(TINY))
     model = SubjectModel(replace(experiment.model, transformer=config, lora=None), experiment.compute.resolve())
     params = params if model.compute.scan_layers else unstack(params)
@@ -148,7 +148,7 @@ def _generator(config: FluxConfig, params: Params) -> tuple[Generator, Params]:
 
 
 def _condition(config: FluxConfig, side: int) -> Condition:
-    """Random tokens: `CONTEXT` of text, none of the MLLM's image tokens, a reference as large as the picture."""
+    """Returns random tokens: `CONTEXT` text tokens, no image tokens of the MLLM, a reference as large as the image."""
     rng = np.random.default_rng(1)
 
     def tokens(count: int, channels: int) -> jax.Array:

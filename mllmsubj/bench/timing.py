@@ -1,4 +1,4 @@
-"""Alternating measurement: noise that comes and goes meets every contestant alike."""
+"""Alternating measurement, so that temporary noise affects all contestants equally."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 
 def alternate(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of `repeats` calls of each, in turn, after one call that is not counted; calls must block."""
+    """Returns the seconds of `repeats` calls of each, in turn, after one warm-up call each; calls must block."""
     for run in contestants.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -21,7 +21,7 @@ def alternate(contestants: Mapping[str, Callable[[], object]], repeats: int) -> 
 
 
 def summary(seconds: Mapping[str, list[float]], ours: str, peer: str) -> dict[str, object]:
-    """Medians, and the median of the rounds' ratios ours / peer: below 1, ours is faster."""
+    """Returns medians, and the median of the rounds' ratios ours / peer; below 1, ours is faster."""
     ratios = [a / b for a, b in zip(seconds[ours], seconds[peer], strict=True)]
     return {
         "median_seconds": {name: round(statistics.median(values), 4) for name, values in seconds.items()},

@@ -1,4 +1,4 @@
-"""How fast toyworld is drawn, on one core."""
+"""Rendering speed of toyworld on one core."""
 
 import time
 
@@ -8,7 +8,7 @@ from mllmsubj.toyworld import random_identity, random_scene, render
 
 
 def run(size: int, seconds: float) -> dict[str, object]:
-    """Pictures a second of one thread: new subjects and scenes, drawn ahead; the places are drawn before it starts."""
+    """Measures pictures per second of one thread; subjects, scenes and cached backgrounds are made before timing."""
     rng = np.random.default_rng(0)
     scenes = [random_scene(rng) for _ in range(500)]
     identities = [random_identity(rng) for _ in range(509)]  # a prime: pairs do not repeat for 250,000 pictures

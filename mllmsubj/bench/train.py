@@ -1,8 +1,8 @@
-"""The step of training against the same step in PyTorch: diffusers' FLUX transformer and PEFT's adapters.
+"""Training step compared with the same step in PyTorch: diffusers' FLUX transformer and PEFT's adapters.
 
-Same weights (random), same tokens, masks, times and noise, float32, nothing rematerialised, AdamW with a running mean
-on both sides, one process, so the same threads. Ours also draws its random numbers, which the peer is given.
-`ratio` is ours / theirs; the first update is compared before anything is timed.
+Both sides use the same random weights, tokens, masks, timesteps, noise and threads (one process), float32, AdamW with a
+running mean, and no rematerialization. Ours also generates its random numbers, which the peer receives as inputs.
+`ratio` is ours / theirs; the first updates are compared before timing.
 """
 
 import os
@@ -31,11 +31,11 @@ from mllmsubj.tree import flatten, split
 from mllmsubj.typing import Params
 
 MATMUL = 2048
-"""Side of the square product that stands for the machine's peak."""
+"""Side of the square matrix product that measures the machine's peak."""
 
 
 def run(sizes: list[str], repeats: int) -> dict[str, Any]:
-    """Measures at these sizes; returns what goes into the JSON."""
+    """Measures these sizes; returns the content of the JSON."""
     experiment = Experiment.from_config(read_config(TINY))
     known = known_sizes(experiment)
     if unknown := [name for name in sizes if name not in known]:
@@ -53,7 +53,7 @@ def run(sizes: list[str], repeats: int) -> dict[str, Any]:
 
 
 def compare(experiment: Experiment, size: Size, repeats: int) -> dict[str, Any]:
-    """Our update and theirs at one size."""
+    """Compares and times our update and theirs at one size."""
     try:
         import torch
 
@@ -100,14 +100,15 @@ def compare(experiment: Experiment, size: Size, repeats: int) -> dict[str, Any]:
 
 
 def _differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
-    """|ours − theirs| / |theirs| of each tensor, root mean squares."""
+    """Returns |ours − theirs| / |theirs| of each tensor, with Euclidean norms."""
     return {name: float(np.linalg.norm(ours[name] - array) / np.linalg.norm(array)) for name, array in theirs.items()}
 
 
 class Ours:
-    """Our step with its state, on random features."""
+    """Our training step with its state, on random features."""
 
     def __init__(self, experiment: Experiment, size: Size) -> None:
+        """Initializes random parameters and features of `size`."""
         train, compute = experiment.train, replace(experiment.compute.resolve(), remat=False)
         self.size, self.model = size, SubjectModel(size.model, compute)
         self.params = {name: abstract_params(getattr(self.model.stacked, name)) for name in ("dla", "transformer")}
@@ -127,13 +128,13 @@ class Ours:
         self._update = jax.jit(self.step.update, donate_argnames="state")
 
     def update(self) -> float:
-        """The mean loss before it."""
+        """Applies one update; returns the mean loss before it."""
         self.state, metrics = self._update(self.state, self.frozen["transformer"], self.encoded)
         return float(jax.block_until_ready(metrics["loss_sum"]) / self.size.rows)
 
 
 def _rows(ours: Ours) -> Any:
-    """What our first update reads and draws, for the peer."""
+    """Returns the inputs and random numbers of our first update, as the peer's inputs."""
     import torch
 
     from mllmsubj.bench.train_peer import Rows
@@ -162,7 +163,7 @@ def _rows(ours: Ours) -> Any:
 
 
 def _whole_step(experiment: Experiment, size: Size, repeats: int) -> dict[str, Any]:
-    """`encode`, `update` and both, as training runs them."""
+    """Measures `encode`, `update` and both, as training runs them."""
     ours, batch = Ours(experiment, size), random_batch(experiment, size)
     encoders = random_params({name: abstract_params(getattr(ours.model.stacked, name)) for name in FROZEN_ENCODERS})
     encoders = encoders if ours.model.compute.scan_layers else unstack(encoders)

@@ -1,4 +1,4 @@
-"""What the step of training is measured on: sizes, and random parameters, features and batches of them."""
+"""Inputs of the training benchmark: model sizes, and random parameters, features and batches of these sizes."""
 
 from dataclasses import dataclass, replace
 
@@ -15,26 +15,27 @@ from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Params
 
 HEAD, NULL = 46, 13
-"""Tokens of the prompt's template before the text, and of the empty prompt's text."""
+"""Tokens of the prompt template before the text, and text tokens of the empty prompt."""
 ROWS = 8
-"""Of the tiny model's update."""
+"""Rows in an update of the tiny model."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What one row of one update consists of."""
+    """Model, number of rows and tokens per row of one update."""
 
     model: SubjectConfig
     rows: int
     grid: tuple[int, int]
-    """Tokens of the target, and of its reference."""
+    """Height and width, in tokens, of the target and of its reference."""
     text: int
+    """Text tokens."""
     image: int
-    """The MLLM's visual tokens."""
+    """Visual tokens of the MLLM."""
 
 
 def known_sizes(experiment: Experiment) -> dict[str, Size]:
-    """`tiny` is the model of `configs/tiny.py`; `medium` has 76 M parameters and 256 tokens a picture."""
+    """Returns `tiny`, the model of `configs/tiny.py`, and `medium`, with 76 M parameters and 256 tokens per image."""
     model, side = experiment.model, experiment.data.sizes[0][0] // TOKEN_PIXELS
     tiny = Size(model, ROWS, (side, side), experiment.data.prompt_tokens, 16)
     wide = replace(
@@ -53,7 +54,7 @@ def known_sizes(experiment: Experiment) -> dict[str, Size]:
 
 
 def random_params(shapes: Params) -> Params:
-    """Values near one everywhere, adapters included, so that every gradient counts."""
+    """Returns random parameters that keep activations near unit scale, with non-zero adapters and gradients."""
     rng = np.random.default_rng(0)
 
     def leaf(path: str, shape: tuple[int, ...]) -> jax.Array:
@@ -67,7 +68,7 @@ def random_params(shapes: Params) -> Params:
 
 
 def random_encoded(size: Size) -> Encoded:
-    """Random outputs of the frozen encoders for one batch; a quarter of the text is padding."""
+    """Returns random outputs of the frozen encoders for one batch; a quarter of the text is padding."""
     rng, model = np.random.default_rng(1), size.model
 
     def normal(*shape: int) -> jax.Array:
@@ -94,7 +95,7 @@ def random_encoded(size: Size) -> Encoded:
 
 
 def random_batch(experiment: Experiment, size: Size) -> Batch:
-    """Random pictures and bytes, laid out as the prompt's template does for one reference."""
+    """Returns random images and token ids, in the order of the prompt template with one reference."""
     rng, mllm = np.random.default_rng(2), experiment.model.mllm
     height, width = (side * TOKEN_PIXELS for side in size.grid)
     tile, length = mllm.vision.image_size, HEAD + size.image + size.text

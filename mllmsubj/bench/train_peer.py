@@ -1,4 +1,4 @@
-"""The step of training in PyTorch: diffusers' FLUX transformer with PEFT's adapters, its Krea2TextFusion as the DLA."""
+"""Training step in PyTorch: diffusers' FLUX transformer with PEFT's adapters, and its Krea2TextFusion as the DLA."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ ADAPTER = ".lora_A.default.weight"
 
 @dataclass(frozen=True)
 class Rows:
-    """What both steps read, drawn beforehand; states lie as Krea2TextFusion wants them: [b, s, l, d]."""
+    """Inputs of both steps, sampled beforehand; states have Krea2TextFusion's layout, [b, s, l, d]."""
 
     text: Tensor
     image: Tensor
@@ -41,7 +41,7 @@ class Rows:
     noise: Tensor
     t: Tensor
     mask: Tensor
-    """[b, m] of [null; text; image; latents; references]."""
+    """Attention mask [b, m] of [null; text; image; latents; references]."""
     image_ids: Tensor
 
 
@@ -49,6 +49,7 @@ class Aggregator(nn.Module):
     """One half of the DLA: a norm for each state, LAP without refiner, the connector."""
 
     def __init__(self, config: DLAConfig) -> None:
+        """Supports only configs with `norm_states` and without input projection and refiner."""
         super().__init__()
         assert config.norm_states
         assert (config.width, config.num_refiner_blocks) == (config.input_dim, 0)
@@ -63,6 +64,7 @@ class Aggregator(nn.Module):
         self.eps = config.eps
 
     def forward(self, states: Tensor) -> Tensor:
+        """Returns context tokens [b, s, context_dim] of hidden states [b, s, l, d]."""
         x = self.lap(F.rms_norm(states, states.shape[-1:], eps=self.eps) * self.layer_norms)
         return self.linear_2(F.silu(self.linear_1(self.norm(x))))
 
@@ -73,6 +75,7 @@ class Peer(nn.Module):
     def __init__(
         self, config: SubjectConfig, train: TrainConfig, rates: Mapping[str, float], warmup_steps: int
     ) -> None:
+        """`rates`: path of each trained parameter in our layout -> peak learning rate."""
         super().__init__()
         assert config.lora is not None
         self.train_config, self.warmup_steps, self.done = train, warmup_steps, 0
@@ -102,23 +105,23 @@ class Peer(nn.Module):
         )
 
     def load(self, params: Params) -> None:
-        """Our parameters, stacked, of the DLA and the transformer; the running mean starts there."""
+        """Loads our stacked parameters of the DLA and the transformer, from which the running mean starts."""
         tensors = {name: torch.tensor(array) for name, array in export(params, self.table).items()}
         self.load_state_dict({name: x - 1 if _zero_centred(name) else x for name, x in tensors.items()})
         self.mean = [parameter.detach().clone() for parameter in self.trained]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Of the trained parameters, as `export` names them."""
+        """Returns the trained parameters, with the names and values of `export`."""
         trained = ((name, p.detach().numpy()) for name, p in self.named_parameters() if p.requires_grad)
         return {name: array + 1 if _zero_centred(name) else array for name, array in trained}
 
     def gradients(self) -> dict[str, np.ndarray]:
-        """Their mean, as Adam keeps it: after the first step the clipped gradient times 1 − beta1."""
+        """Returns Adam's first moments: after the first step, the clipped gradients times 1 − beta1."""
         state = self.optimizer.state
         return {name: state[p]["exp_avg"].numpy() for name, p in self.named_parameters() if p.requires_grad}
 
     def loss(self, rows: Rows) -> Tensor:
-        """Mean squared error of the velocity."""
+        """Returns the mean squared error of the velocity."""
         t, batch = rows.t[:, None, None], len(rows.t)
         picture = rows.target_mean
         if self.train_config.sample_posterior:
@@ -158,7 +161,7 @@ class Peer(nn.Module):
 
 
 def table(config: SubjectConfig) -> Table:
-    """Every tensor of a `Peer`, and its path here."""
+    """Returns an entry for every tensor of a `Peer`, with its path in our parameters."""
     assert config.lora is not None
     aggregator = _aggregator(config.dla)
     entries: Table = []
@@ -179,14 +182,14 @@ def table(config: SubjectConfig) -> Table:
 
 
 def export(params: Params, entries: Table) -> dict[str, np.ndarray]:
-    """Tensors in PyTorch's layout from our stacked parameters; `entries` that `params` lacks are left out."""
+    """Returns tensors in PyTorch's layout from our stacked parameters, without `entries` that `params` lacks."""
     leaves: Mapping[str, np.ndarray] = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
     tensors = {}
     for entry in entries:
         if entry.target in leaves:
             leaf = leaves[entry.target]
             layer = leaf if entry.index is None else leaf.take(entry.index, entry.axis)
-            tensors[entry.source] = LAYOUTS[entry.layout](layer)  # each of them is its own inverse
+            tensors[entry.source] = LAYOUTS[entry.layout](layer)  # each layout here is its own inverse
     return tensors
 
 

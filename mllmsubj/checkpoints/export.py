@@ -16,7 +16,7 @@ from mllmsubj.typing import Params
 
 
 def export(where: str | Path, output: Path) -> None:
-    """Exports a checkpoint, or the one in a training run's workdir, to the folder `output`, atomically.
+    """Exports a checkpoint, or that in a run's workdir, to the folder `output`, which is complete or absent.
 
     Raises UserError if the checkpoint has no trained weights, or if the folder cannot be written.
     """

@@ -1,1 +1,1 @@
-"""Programs compiled ahead of time for TPU slices that are not here: whether they fit and how fast they can be."""
+"""Ahead-of-time compilation for TPU slices that are not attached: memory use and predicted speed."""

@@ -1,6 +1,6 @@
-"""What a compiled TPU program does, read from its text: products, memory traffic and collectives, loops multiplied out.
+"""Cost of a compiled TPU program, from its text: products, memory traffic and collectives, times loop iterations.
 
-XLA's own `cost_analysis` counts the body of a loop once; here a loop counts as often as it turns.
+XLA's own `cost_analysis` counts the body of a loop once; here it counts once per iteration.
 """
 
 import re
@@ -10,7 +10,7 @@ from mllmsubj.compile.products import kernel_flops, product_flops
 from mllmsubj.compile.text import Computation, Instruction, Shape, parse
 
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "after-all")
-"""Instructions that move nothing."""
+"""Opcodes that move no data."""
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 _CALLED = re.compile(r"\b(?:calls|body|to_apply)=%([\w.\-]+)")
@@ -19,21 +19,21 @@ _GROUPS = re.compile(r"replica_groups=(?:\[(\d+),(\d+)\]|\{\{([\d,]*)\})")
 
 @dataclass
 class Work:
-    """Of one device."""
+    """Work of one device."""
 
     flops: int = 0
-    """Of products and convolutions."""
+    """FLOPs of matrix products and convolutions."""
     bytes: int = 0
-    """Read from and written to HBM."""
+    """Bytes read from and written to HBM."""
     seconds: float = 0.0
-    """Each instruction at the peak of what limits it, collectives beside them; see `Roof`."""
+    """Time with each instruction at the peak rate of its bottleneck and collectives overlapped; see `Roof`."""
     cycles: float = 0.0
-    """As the compiler estimates."""
+    """Cycles that the compiler estimates."""
     collectives: dict[str, float] = field(default_factory=dict)
-    """Kind -> bytes that go out over links."""
+    """Kind -> bytes sent over links."""
 
     def add(self, other: "Work", times: int) -> None:
-        """Adds another's, so many times."""
+        """Adds the work of `other`, multiplied by `times`."""
         for name in ("flops", "bytes", "seconds", "cycles"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for kind, count in other.collectives.items():
@@ -42,7 +42,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Roof:
-    """Peaks of one device: FLOP/s, and bytes/s of HBM and of its links one way."""
+    """Peak rates of one device: FLOP/s, and bytes/s of HBM and of its links in one direction."""
 
     flops: float
     hbm: float
@@ -50,17 +50,18 @@ class Roof:
 
 
 class Module:
-    """The text of a compiled program."""
+    """Parsed text of a compiled program."""
 
     def __init__(self, text: str) -> None:
+        """`text`: optimized HLO, as `jax.stages.Compiled.as_text` returns it."""
         self.computations, self.entry = parse(text)
 
     def work(self, roof: Roof) -> Work:
-        """Of one run."""
+        """Returns the work of one run of the program."""
         return self._work(self.entry, roof, {})
 
     def _work(self, name: str, roof: Roof, known: dict[str, Work]) -> Work:
-        """Within a computation collectives go on beside everything else: the longer of both counts."""
+        """Returns the work of a computation; its collectives overlap with all else, so the longer of both counts."""
         if name in known:
             return known[name]
         total, links, inner = Work(), 0.0, 0.0
@@ -86,14 +87,17 @@ class Module:
         return total
 
     def turns(self, loop: Instruction) -> int:
-        """Of a `while` that counts from 0 in even steps up to a constant, as scans and split products are compiled."""
+        """Returns the number of iterations of a `while` loop.
+
+        The loop must count from 0 in equal steps to a constant, as compiled scans and split products do.
+        """
         names = {key: re.search(rf"{key}=%([\w.\-]+)", loop.text) for key in ("condition", "body")}
         condition, body = (self.computations[found[1]] for found in names.values() if found)
         limit = max((value for i in condition.values() if (value := _constant(i)) is not None), default=1)
         test = next((i for i in condition.values() if i.op == "compare"), None)
         counter = condition.get(test.operands[0]) if test else None
         place = re.search(r"index=(\d+)", counter.text) if counter else None
-        root = list(body.values())[-1]  # the tuple that goes into the next turn
+        root = list(body.values())[-1]  # inputs of the next iteration
         if place is None or root.op != "tuple":
             return limit
         added = body.get(root.operands[int(place[1])])
@@ -111,7 +115,7 @@ class Module:
         return sum(self._flops(called, i) for i in self.computations[called].values())
 
     def _traffic(self, computation: str, instruction: Instruction) -> int:
-        """Bytes of HBM that are read and written; of what is sliced, or updated in place, only that part."""
+        """Returns bytes of HBM read and written; of a slice or an in-place update, only the affected part."""
         given, taken = list(instruction.shapes), self._inputs(computation, instruction)
         if instruction.op in ("dynamic-slice", "slice", "gather"):
             taken = [shape if i else given[0] for i, shape in enumerate(taken)]
@@ -121,11 +125,11 @@ class Module:
             called = _called(instruction)
             inside = self.computations[called].values()
             return sum(self._traffic(called, i) for i in inside if not _moves_nothing(i))
-        if instruction.op in ("slice-start", "dynamic-slice-start"):  # gives its input once more, then the slice
+        if instruction.op in ("slice-start", "dynamic-slice-start"):  # results: the input, then the slice
             part = given[1]
             return part.bytes * (taken[0].in_hbm + part.in_hbm)
         if instruction.op != "fusion":
-            given = given[:1] if instruction.op.endswith("-start") else given  # then it names its inputs once more
+            given = given[:1] if instruction.op.endswith("-start") else given  # the other results are its inputs
             return sum(shape.bytes for shape in (*given, *taken) if shape.in_hbm)
         body, parameters = self._fused(instruction)
         root = list(body.values())[-1]
@@ -134,16 +138,16 @@ class Module:
         return reads + sum(_written(body, i) for i, shape in zip(results, given, strict=False) if shape.in_hbm)
 
     def _fused(self, fusion: Instruction) -> tuple[Computation, list[Instruction]]:
-        """What a fusion calls, and the parameters in order."""
+        """Returns the computation that a fusion calls, and its parameters in order."""
         body = self.computations[_called(fusion)]
         parameters = (i for i in body.values() if i.op == "parameter")
         return body, sorted(parameters, key=lambda i: int(i.text.split(")")[0]))
 
     def _read(self, body: Computation, value: Instruction) -> int:
-        """Bytes of one input of a fusion that it reads."""
+        """Returns the number of bytes that a fusion reads of one of its inputs."""
         total, whole = 0, value.shapes[0].bytes
         for user in (i for i in body.values() if value.name in i.operands):
-            if user.op == "bitcast" or "output_to_operand_aliasing" in user.text:  # a copy in name only
+            if user.op == "bitcast" or "output_to_operand_aliasing" in user.text:  # not a real copy
                 total += self._read(body, user)
             elif user.op == "fusion":
                 inner, parameters = self._fused(user)
@@ -160,7 +164,7 @@ class Module:
         return [shape for name in instruction.operands if name in body for shape in body[name].shapes]
 
     def _sent(self, kind: str, instruction: Instruction) -> float:
-        """Bytes that a device sends, rings assumed."""
+        """Returns the bytes that a device sends, assuming ring algorithms."""
         groups = _GROUPS.search(instruction.text)
         size = 2
         if groups:
@@ -169,12 +173,12 @@ class Module:
         whole = float(max(given, default=0) if instruction.op.endswith("-start") else sum(given))
         share = (size - 1) / size
         if kind == "reduce-scatter":
-            return whole * (size - 1)  # what it gives is a part
+            return whole * (size - 1)  # its result is one shard
         return whole * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
 
 
 def _called(instruction: Instruction) -> str:
-    """The computation that it runs; of a loop, the body."""
+    """Returns the name of the computation that an instruction calls; for a loop, of its body."""
     found = _CALLED.search(instruction.text)
     assert found is not None, f"{instruction.name} calls nothing"
     return found[1]
@@ -190,7 +194,7 @@ def _constant(instruction: Instruction) -> int | None:
 
 
 def _written(body: Computation, result: Instruction) -> int:
-    """Bytes of one output of a fusion that it writes."""
+    """Returns the number of bytes that a fusion writes of one of its outputs."""
     if result.op == "bitcast":
         return _written(body, body[result.operands[0]])
     if result.op == "dynamic-update-slice":

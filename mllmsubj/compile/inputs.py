@@ -1,4 +1,4 @@
-"""What programs get besides parameters, as shapes: lengths are set by the config, no tokenizer or picture is read."""
+"""Abstract inputs of programs, besides parameters: the config sets all lengths; no tokenizer or image is read."""
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,13 @@ from mllmsubj.ops.patchify import TOKEN_PIXELS
 from mllmsubj.parallel.sharding import activation_spec
 
 HEAD, TAIL = 14, 5
-"""Tokens of the template before and after a prompt, as Qwen2.5's tokenizer cuts it."""
+"""Tokens of the template before and after a prompt, with Qwen2.5's tokenizer."""
 NULL_IDS, NULL_TEXT = (0,) * (HEAD + TAIL), (HEAD, HEAD + TAIL)
-"""The empty prompt, and where its text lies."""
+"""Token ids of the empty prompt, and the range of its text tokens."""
 
 
 def train_batch(experiment: Experiment, mesh: Mesh) -> Batch:
-    """Of the first of the config's sizes with the most references; rows lie on `data` x `fsdp`."""
+    """Returns a batch of the config's first size and most references; rows are sharded over `data` x `fsdp`."""
     data, model, b = experiment.data, experiment.model, experiment.train.batch_size
     r, (height, width) = data.max_references, data.sizes[0]
     tile, side = model.mllm.vision.image_size, experiment.reference.square_side(r > 1)
@@ -43,7 +43,7 @@ def train_batch(experiment: Experiment, mesh: Mesh) -> Batch:
 
 
 def request(experiment: Experiment, mesh: Mesh) -> SubjectInputs:
-    """One square reference and a prompt as long as training's, on every device."""
+    """Returns a request with one square reference and a prompt as long as in training, replicated on all devices."""
     model, side = experiment.model, experiment.reference.square_side(False)
     text, images = layout(experiment, 1)
 
@@ -63,11 +63,14 @@ def request(experiment: Experiment, mesh: Mesh) -> SubjectInputs:
 
 
 def layout(experiment: Experiment, references: int) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
-    """Where text and visual tokens lie in the MLLM's sequence: each reference between two marks, a newline after it."""
+    """Returns the ranges of text tokens and of each reference's visual tokens in the MLLM's sequence.
+
+    Each reference is enclosed by two marker tokens; a newline separates it from the next one.
+    """
     tokens, start = experiment.model.mllm.tokens_per_tile, HEAD
     images = []
     for _ in range(references):
         images.append((start + 1, start + 1 + tokens))
         start += tokens + 3
-    start -= bool(references)  # none after the last
+    start -= bool(references)  # no newline after the last reference
     return (start, start + experiment.data.prompt_tokens), tuple(images)

@@ -8,7 +8,10 @@ from mllmsubj.compile.text import Instruction, Shape
 
 
 def product_flops(instruction: Instruction, inputs: list[Shape]) -> int:
-    """Two for each multiplication; on TPUs products are convolutions, whose windows mostly lie on padding."""
+    """Returns two operations for each multiplication of a `dot` or `convolution`.
+
+    On TPUs, matrix products are compiled to convolutions whose windows mostly cover padding.
+    """
     out, text = instruction.shapes[0].sides, instruction.text
     if instruction.op == "dot":
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", text)
@@ -32,14 +35,14 @@ class _Dimension:
     size: int = 1
     stride: int = 1
     low: int = 0
-    """Padding in front."""
+    """Padding before the first element."""
     spread: int = 1
-    """Of the input: so many places for an element."""
+    """Dilation of the input."""
     step: int = 1
-    """Between the window's elements."""
+    """Dilation of the window."""
 
     def taps(self, inputs: int, outputs: int) -> int:
-        """Multiplications with elements that are there, over all outputs."""
+        """Returns the number of multiplications with input elements, not padding, over all outputs."""
         last = (inputs - 1) * self.spread
         count = 0
         for tap in range(self.size):
@@ -72,12 +75,15 @@ def _window(text: str, dimensions: int) -> list[_Dimension]:
 
 
 def kernel_flops(instruction: Instruction, inputs: list[Shape]) -> int:
-    """Of the attention kernel (ops/splash.py), from its queries and keys; it is the only one, and gives no estimate."""
-    floats = [shape.sides for shape in inputs if shape.kind in ("bf16", "f32")]  # with them: masks, segments
+    """Returns the operations of the attention kernel (ops/splash.py), from the shapes of queries and keys.
+
+    It is the only custom kernel, and it has no cost estimate of its own.
+    """
+    floats = [shape.sides for shape in inputs if shape.kind in ("bf16", "f32")]  # others: masks, segments
     rank = max((len(sides) for sides in floats), default=0)
-    arrays = [sides for sides in floats if len(sides) == rank]  # [b, h, s, k], of one row without b
+    arrays = [sides for sides in floats if len(sides) == rank]  # [b, h, s, k], without b if there is one row
     if "splash" not in instruction.name or rank < 3 or len(arrays) < 2:
         return 0
     (*rows, s, k), z = arrays[0], arrays[1][-2]
-    products = 2 if "_fwd" in instruction.name else 5  # scores again, then the gradients of all three and of weights
+    products = 2 if "_fwd" in instruction.name else 5  # recomputed scores; gradients of q, k, v and weights
     return 2 * products * math.prod(rows) * s * z * k

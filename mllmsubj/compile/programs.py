@@ -1,4 +1,4 @@
-"""The programs of a step, compiled with abstract arguments that are laid out on a slice's mesh."""
+"""Programs of a step, compiled with abstract arguments that are sharded over a slice's mesh."""
 
 import re
 import time
@@ -38,8 +38,8 @@ from mllmsubj.typing import ActiveTokens, Params
 Step = Literal["train", "sample", "encode"]
 
 LEAST_EFFORT = -1.0
-"""Minutes instead of a quarter of an hour to compile. The program fetches ahead less, and so moves rather more, than
-what training and drawing compile with the usual effort."""
+"""Compiler effort with which compiling takes minutes instead of a quarter of an hour. The program prefetches less, and
+therefore moves more data, than one compiled with the usual effort, as for training and sampling."""
 
 
 @dataclass(frozen=True)
@@ -51,28 +51,28 @@ class Program:
     flops: int
     """Model FLOPs of a run, over all chips."""
     resident: int
-    """Bytes a device that lie there meanwhile and are not among its arguments."""
+    """Bytes per device that stay allocated during the run and are not arguments of the program."""
     seconds: float
-    """It took to trace and compile."""
+    """Seconds of tracing and compiling."""
 
 
 class DoesNotFit(Exception):
-    """A program that the compiler gave up; `report` reads by how much."""
+    """Program that does not fit in memory; its arguments include the compiler's message, which `report` parses."""
 
 
 def compile_programs(step: Step, experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
-    """In the order in which they run; only shapes are read, so weights of any size need no memory.
+    """Compiles the programs in running order; only shapes are read, so weights of any size need no memory.
 
-    What `compute` leaves to "auto" is a TPU's. Raises UserError for a batch that the mesh does not divide, and
+    "auto" in `compute` is resolved for TPUs. Raises UserError for a batch that the mesh does not divide, and
     DoesNotFit for a program that needs more memory than a chip has.
     """
-    # The mesh in abstract: what little is computed while tracing must not be sent to devices that are not here.
+    # An abstract mesh: the few values computed while tracing must not be sent to devices that are not attached.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), compiling_for("tpu"):
         yield from _sample(experiment, mesh) if step == "sample" else _train(experiment, mesh, step == "encode")
 
 
 def _train(experiment: Experiment, mesh: Mesh, encode_only: bool) -> Iterator[Program]:
-    """Stage 2, whose sequences are the longest."""
+    """Compiles the programs of stage 2, whose sequences are the longest."""
     train = experiment.train
     check_batch(train.batch_size, train.grad_accum_steps, mesh)
     model = SubjectModel(experiment.model, experiment.compute.resolve())
@@ -101,7 +101,7 @@ def _train(experiment: Experiment, mesh: Mesh, encode_only: bool) -> Iterator[Pr
 
 
 def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
-    """One batch of pictures of one reference, as `Generator` makes them of what `loading.load` keeps."""
+    """Compiles the programs with which `Generator` generates one batch of images of one reference."""
     settings = experiment.sampling
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if settings.batch_size % devices:
@@ -161,7 +161,7 @@ def _sample(experiment: Experiment, mesh: Mesh) -> Iterator[Program]:
 
 
 def _steps_by_tokens(settings: SamplingConfig, stages: Sequence[Stage]) -> list[tuple[ActiveTokens, int]]:
-    """Active tokens of each evaluation of the transformer in a stage, and how many steps that stage has."""
+    """Returns, for each evaluation of the transformer in a stage, its active tokens and the stage's number of steps."""
     return [
         (active_tokens, stage.stop - stage.start)
         for stage in stages
@@ -187,7 +187,7 @@ def _compiled(name: str, lower: Callable[[], jax.stages.Lowered]) -> tuple[jax.s
 
 
 def _stored(params: Params, experiment: Experiment, mesh: Mesh) -> Params:
-    """As they lie on the chips: in 8 bits if the config says so."""
+    """Returns the shapes as stored on the chips: in 8 bits if the config's `frozen_dtype` is int8."""
     if experiment.model.frozen_dtype == "int8":
         params = jax.eval_shape(quantize_frozen, params)
     return sharded_shapes(params, mesh)

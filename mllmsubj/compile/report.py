@@ -1,9 +1,9 @@
-"""A step on a slice: does it fit, what does it do, how fast can it be. No TPU is needed.
+"""Report of a step on a slice: memory use, work and predicted speed. No TPU is needed.
 
 The prediction is a roofline over the compiled program: each instruction at the chip's public peak of whatever limits
-it (FLOP/s or HBM bytes/s), loops multiplied out; collectives at the peak of all links, hidden behind the other work of
-the same loop body if they are shorter. It leaves out what keeps an instruction below its peak (tiles that are not
-filled, vector arithmetic, a kernel's own overheads), what is waited for between instructions, the host and input.
+it (FLOP/s or HBM bytes/s), times loop iterations; collectives at the peak of all links, hidden behind the other work of
+the same loop body if they are shorter. It omits what keeps an instruction below its peak (partially filled tiles,
+vector arithmetic, a kernel's own overhead), waiting between instructions, the host and input.
 """
 
 import re
@@ -18,34 +18,37 @@ from mllmsubj.parallel.sharding import make_mesh
 from mllmsubj.parallel.topologies import Slice
 
 RESERVED = 0.025
-"""Share of HBM that programs do not get: libtpu leaves 15.75 of a v5e's 16 GiB, 31.25 of a v6e's 32."""
+"""Fraction of HBM that programs cannot use: libtpu leaves 15.75 of a v5e's 16 GiB, 31.25 of a v6e's 32."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One program; bytes, FLOPs and collectives are a chip's."""
+    """Report of one program; bytes, FLOPs and collectives are per chip."""
 
     name: str
     peak_bytes: int
-    """With everything else that lies there."""
+    """Peak memory, including `resident_bytes`."""
     argument_bytes: int
     temporary_bytes: int
     resident_bytes: int
     model_flops: int
-    """Over all chips."""
+    """Model FLOPs over all chips."""
     compiled_flops: int
-    """What the program multiplies, with what is computed again in the backward pass and what several chips repeat."""
+    """FLOPs of the compiled program, including rematerialization and work that several chips repeat."""
     hbm_bytes: int
     collectives: dict[str, int]
     compiler_cycles: int
-    """As the compiler estimates, kernels left out: a second opinion on `predicted_seconds`."""
+    """Cycles that the compiler estimates, without custom kernels: a cross-check of `predicted_seconds`."""
     predicted_seconds: float | None
-    """None if it does not fit."""
+    """Predicted time of a run; None if the program does not fit."""
     compile_seconds: float
 
 
 def report(step: Step, experiment: Experiment, where: Slice) -> dict[str, Any]:
-    """What `mllmsubj compile` prints; see the keys there. Raises UserError for a mesh or batch that does not divide."""
+    """Returns the report of `mllmsubj compile`, which documents its keys.
+
+    Raises UserError for a mesh or batch that does not divide.
+    """
     mesh = make_mesh(**asdict(experiment.mesh), devices=list(where.devices))
     rows: list[Row] = []
     try:
@@ -78,7 +81,7 @@ def _row(program: Program, chip: Chip) -> Row:
     work = _work(program, chip)
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    # Temporaries come and go, and their sum can exceed what there is: the compiler knows the moment that needs most.
+    # Temporaries are not all live at once, so their sum can exceed the memory; the compiler reports the actual peak.
     own = memory.peak_memory_in_bytes or arguments + temporary + results
     own += memory.generated_code_size_in_bytes
     return Row(
@@ -106,7 +109,7 @@ def _work(program: Program, chip: Chip) -> Work:
 
 
 def _failed(error: DoesNotFit, chip: Chip) -> Row:
-    """What the compiler says of a program that it gave up: "Used 20.79G of 15.75G hbm", "(64.00G) exceeds"."""
+    """Returns the row of a program that does not fit, from "Used 20.79G of 15.75G hbm" or "(64.00G) exceeds"."""
     name, message, seconds = error.args
     used = re.search(r"(?:Used |\()([\d.]+)([KMG])(?: of [\d.]+[KMG] hbm|\) exceeds)", message)
     scale = {"K": 2**10, "M": 2**20, "G": GIB}

@@ -1,4 +1,4 @@
-"""The text of a compiled program, parsed: computations of instructions with the shapes they give."""
+"""Parser of a compiled program's text into computations, their instructions and the shapes of results."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 WIDTHS = {"pred": 1, "token": 0, "bf16": 2, "f8e4m3fn": 1, "f8e5m2": 1} | {
     f"{kind}{bits}": bits // 8 for kind in "fsu" for bits in (8, 16, 32, 64)
 }
-"""Bytes of an element."""
+"""Bytes per element."""
 
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(?P<name>[\w.\-]+) = (?P<shape>.*?) (?P<op>[a-z][\w\-]*)\((?P<rest>.*)$")
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%(?P<name>[\w.\-]+) \(.*\{$")
@@ -17,37 +17,38 @@ _SHAPE = re.compile(r"\b(?P<type>[a-z]+[0-9]*(?:e\dm\d\w*)?)\[(?P<sides>[\d,]*)\
 
 @dataclass(frozen=True)
 class Shape:
-    """One array."""
+    """Type, shape and memory of one array."""
 
     kind: str
     sides: tuple[int, ...]
     in_hbm: bool
-    """False: in a core's own memory."""
+    """Whether the array is in HBM, not in a core's own memory."""
 
     @property
     def bytes(self) -> int:
+        """Size of the array in bytes."""
         return WIDTHS.get(self.kind, 4) * math.prod(self.sides)
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line."""
+    """One instruction, a line of the text."""
 
     name: str
     op: str
     shapes: tuple[Shape, ...]
-    """Of what it gives."""
+    """Shapes of the results."""
     operands: tuple[str, ...]
     text: str
-    """All behind the opcode."""
+    """Text after the opcode and its opening parenthesis."""
 
 
 Computation = dict[str, Instruction]
-"""By name, in the order in which they run."""
+"""Instructions by name, in running order."""
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """All computations, and the name of the one that begins."""
+    """Returns all computations by name, and the name of the entry computation."""
     computations: dict[str, Computation] = {}
     entry, body = "", {}
     for line in text.splitlines():

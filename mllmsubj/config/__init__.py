@@ -1,0 +1,1 @@
+"""Configuration: the schema with all keys and defaults, loading of config files, and overrides."""

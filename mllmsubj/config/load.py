@@ -1,4 +1,4 @@
-"""Config files by path or name, and mappings as frozen dataclasses whose types are checked."""
+"""Loading of config files by path or name, and conversion of mappings to type-checked frozen dataclasses."""
 
 import dataclasses
 import runpy
@@ -21,22 +21,22 @@ T = TypeVar("T")
 _PACKAGE = Path(__file__).parents[1]
 _INSTALLED = _PACKAGE / "assets" / "configs"
 CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
-"""The shipped configs: in an installed package among its assets, in a checkout at its top."""
+"""Folder of the shipped configs: in the assets of an installed package, or at the top of a checkout."""
 
 
 def load_config(spec: str) -> ConfigDict:
-    """`get_config(variant)` of the config file in "NAME", "NAME:variant" or "FILE.py:variant"; see `find_config`.
+    """Returns the locked config of "NAME", "NAME:variant" or "FILE.py:variant", from `get_config(variant)` of its file.
 
-    Raises UserError if it cannot be loaded.
+    Raises UserError if it cannot be found (see `find_config`) or loaded.
     """
     name, _, variant = spec.partition(":")
     return from_file(find_config(name), f"config file {spec!r}", lambda file: file["get_config"](variant).lock())
 
 
 def find_config(name: str, folder: str = "") -> Path:
-    """A config file by its path, or a shipped one by its name: "paper" is configs/paper.py.
+    """Returns the path of a config file, given its path or the name of a shipped one: "paper" is configs/paper.py.
 
-    `folder`: of the shipped ones within `configs`, such as "sweeps". Raises UserError if there is none.
+    `folder`: subfolder of `configs` with the shipped files, such as "sweeps". Raises UserError if there is none.
     """
     if Path(name).expanduser().is_file():
         return Path(name).expanduser()
@@ -53,9 +53,10 @@ def find_config(name: str, folder: str = "") -> Path:
 
 
 def from_file(path: Path, shown: str, make: Callable[[Mapping[str, Any]], T]) -> T:
-    """What `make` makes of the names that a Python file defines; raises UserError, on the file as `shown`, if it fails.
+    """Runs a Python file and returns `make` of the names that it defines.
 
-    The file imports others as `configs.…`, from the folder that holds `configs`.
+    The file imports others as `configs.…`, from the folder that contains `configs`. Raises UserError if it fails;
+    `shown`: how the message names the file.
     """
     root = next((parent.parent for parent in path.resolve().parents if parent.name == "configs"), path.resolve().parent)
     sys.path.insert(0, str(root))
@@ -69,15 +70,15 @@ def from_file(path: Path, shown: str, make: Callable[[Mapping[str, Any]], T]) ->
 
 
 def flat(config: ConfigDict) -> dict[str, Any]:
-    """Dotted key -> value of all of a config's keys."""
+    """Returns all keys of a config as dotted key -> value."""
     return flatten_dict(config.to_dict(), sep=".")
 
 
 def typed(cls: type[T], config: Mapping[str, Any] | ConfigDict, path: str) -> T:
-    """A frozen dataclass from a mapping of its fields, nested dataclasses included; a missing key has its default.
+    """Returns a frozen dataclass from a mapping of its fields, including nested ones; missing keys get their defaults.
 
-    Raises UserError naming the key, and the nearest one that exists, where a key is unknown, missing or of
-    another type.
+    `path`: dotted key of the mapping, for messages. Raises UserError naming the key if one is unknown, missing without
+    a default, or of another type; for an unknown key also the nearest known one.
     """
     fields = typing.get_type_hints(cls)
     unknown = [key for key in config if key not in fields]

@@ -1,4 +1,4 @@
-"""The values of a resolved config, each with where it comes from."""
+"""Values of a resolved config, each with its origin."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +11,22 @@ from mllmsubj.config.schema import default_config
 
 @dataclass(frozen=True)
 class Entry:
-    """The value of one key."""
+    """Value of one key and its origin."""
 
     value: Any
     origin: str
-    """ "default", the config's name or file, or "command line"."""
+    """Origin of the value: "default", the config's name or file, or "command line"."""
 
     def __str__(self) -> str:
+        """Returns the value with its origin as a comment."""
         return f"{self.value!r}  # {self.origin}"
 
 
 def resolved(spec: str | None, overrides: Sequence[str] = ()) -> dict[str, Entry]:
-    """Dotted key -> entry, for the config `spec` (NAME or FILE, perhaps with :VARIANT; None: the defaults).
+    """Returns dotted key -> entry for the config `spec` (NAME or FILE, optionally with :VARIANT; None: the defaults).
 
-    `overrides`: `--config.KEY=VALUE`, as the command line has them. Raises UserError as
-    `load_config` and `apply_overrides`.
+    `overrides`: `--config.KEY=VALUE`, as on the command line. Raises UserError as `load_config` and
+    `apply_overrides` do.
     """
     defaults = default_config()
     config = load_config(spec) if spec else defaults
@@ -42,12 +43,12 @@ def resolved(spec: str | None, overrides: Sequence[str] = ()) -> dict[str, Entry
 
 
 def as_text(entries: dict[str, Entry]) -> str:
-    """A line a key: `train.batch_size = 32  # tiny`."""
+    """Returns one line per key, such as `train.batch_size = 32  # tiny`."""
     return "".join(f"{key} = {entry}\n" for key, entry in entries.items())
 
 
 def difference(here: dict[str, Entry], there: dict[str, Entry]) -> str:
-    """A pair of lines for each key whose values differ: "-" is `there`, "+" is `here`, as in a diff."""
+    """Returns a pair of lines for each key whose values differ: "-" is `there`, "+" is `here`, as in a diff."""
     lines = []
     for key in dict.fromkeys((*there, *here)):
         old, new = there.get(key), here.get(key)

@@ -1,4 +1,4 @@
-"""Flags of the command line, and `--config.KEY=VALUE`, which replaces keys of a config."""
+"""Parsing of command-line flags, and of `--config.KEY=VALUE`, which overrides keys of a config."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ from ml_collections import ConfigDict, config_flags
 from mllmsubj.errors import ConfigError, nearest
 
 Overrides = dict[str, Any]
-"""Dotted keys of a config -> the values that they get."""
+"""Dotted keys of a config -> new values."""
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
-    """(the command's own words, `--config.…` overrides)."""
+    """Splits command-line arguments into (the command's own, `--config.…` overrides)."""
     overrides = [arg for arg in argv[1:] if arg.startswith("--config.")]
     return [arg for arg in argv if arg not in overrides], overrides
 
 
 def apply_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
-    """The config with `--config.KEY=VALUE` applied; raises UserError for a key that does not exist."""
+    """Returns the config with `--config.KEY=VALUE` applied; raises UserError for an unknown key or invalid value."""
     for override in overrides:
         key, node = override.removeprefix("--config.").partition("=")[0], config
         for name in key.split("."):
@@ -37,7 +37,7 @@ def apply_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
 
 
 def parse(values: flags.FlagValues, argv: list[str]) -> None:
-    """Reads flags; raises UserError for one that is unknown, and for words that are no flags."""
+    """Parses flags into `values`; raises UserError for an unknown flag or an argument that is not a flag."""
     try:
         words = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:

@@ -1,4 +1,4 @@
-"""Config section `sampling`: every key with its type, default and unit, checked in one place."""
+"""Config section `sampling`: every key with its type, default and unit."""
 
 import math
 from dataclasses import dataclass
@@ -15,34 +15,35 @@ MAX_SIDE = 4096
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Settings of one sampling run; raises UserError for values that are out of range."""
+    """Settings of sampling; raises UserError for values out of range."""
 
     height: int = 512
-    """Pixels, a multiple of 16."""
+    """Height of images in pixels, a multiple of 16."""
     width: int = 512
-    """Pixels, a multiple of 16."""
+    """Width of images in pixels, a multiple of 16."""
     steps: int = 28
-    """Steps of the sampler."""
+    """Number of sampling steps."""
     tau1: float = 0.95
-    """MLLM alone while t >= tau1; t = 1 is noise, t = 0 the image, after the shift."""
+    """Steps with t >= tau1 use MLLM tokens alone; t = 1 is noise, t = 0 the image, after the shift."""
     tau2: float = 0.85
-    """MLLM and VAE while tau2 <= t < tau1, then the VAE alone."""
+    """Steps with tau2 <= t < tau1 use MLLM and VAE tokens; later steps are those of `last_stage`."""
     last_stage: LastStage = "drop_all"
-    """"drop_all": the last stage has the VAE's tokens alone; "keep_text": it keeps the MLLM's text tokens."""
+    """Tokens of the last stage: "drop_all": VAE tokens alone; "keep_text": also the MLLM's text tokens."""
     conditions: Conditions = "staged"
-    """"staged", or "both", "mllm", "vae": the same at every step, whatever tau1 and tau2."""
+    """"staged": by tau1 and tau2; "both", "mllm" or "vae": the same tokens at every step."""
     guidance: float = 2.5
     """Value of the distilled guidance embedding."""
     text_guidance: float = 1.0
-    """Scale of classifier-free guidance on the MLLM's tokens; 1: off."""
+    """Scale of classifier-free guidance on MLLM tokens; 1: off."""
     reference_guidance: float = 1.0
-    """Scale of classifier-free guidance on the VAE's tokens; 1: off."""
+    """Scale of classifier-free guidance on VAE tokens; 1: off."""
     stepper: Name = "euler"
-    """"euler", or "dpmpp_2m": DPM-Solver++(2M), of second order, with as many evaluations of the transformer."""
+    """Sampler step: "euler", or "dpmpp_2m" for DPM-Solver++(2M), second order with the same number of evaluations."""
     batch_size: int = 4
-    """Images that are denoised together."""
+    """Number of images that are denoised together."""
 
     def __post_init__(self) -> None:
+        """Raises ConfigError for values out of range."""
         for name in ("height", "width"):
             value = getattr(self, name)
             if value % TOKEN_PIXELS or not TOKEN_PIXELS <= value <= MAX_SIDE:
@@ -61,16 +62,16 @@ class SamplingConfig:
             raise ConfigError(f"{taus}: they must satisfy 0 <= tau2 <= tau1 <= 1 (the paper: 0.95, 0.85)")
 
     def stages(self, times: np.ndarray) -> tuple[Stage, ...]:
-        """See `plan_stages`."""
+        """Returns the stages of the timesteps; see `plan_stages`."""
         return plan_stages(times, self.tau1, self.tau2, self.last_stage, self.conditions)
 
     @property
     def uses_cfg(self) -> bool:
-        """Whether the velocity is a mix of several evaluations; scales of 1 are the plain velocity."""
+        """Whether classifier-free guidance combines several evaluations; scales of 1 need only one."""
         return (self.text_guidance, self.reference_guidance) != (1.0, 1.0)
 
     @property
     def all_guidance(self) -> str:
-        """All guidance scales in words, for reports."""
+        """All guidance scales as text, for reports."""
         cfg = f", classifier-free guidance {self.text_guidance:g} (text), {self.reference_guidance:g} (reference)"
         return f"guidance {self.guidance:g}{cfg if self.uses_cfg else ''}"

@@ -1,4 +1,4 @@
-"""The config: every key with its type, default and unit. Sections of many keys have files of their own beside this one.
+"""Config: every key with its type, default and unit; large sections are defined in the other files of this package.
 
 `--config.KEY=VALUE` sets a key; `mllmsubj config` prints all of them.
 """
@@ -24,22 +24,22 @@ from mllmsubj.parallel.target import platform
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How the model runs; see `models.layers.Compute`."""
+    """Numerics and execution of the model; see `models.layers.Compute`."""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of activations and frozen weights; "auto": bfloat16 on accelerators, float32 on CPUs."""
+    """Dtype of activations and frozen weights; "auto": bfloat16 on accelerators, float32 on CPUs."""
     remat: bool = True
     """Whether blocks are recomputed in the backward pass."""
     attention: Implementation = "auto"
-    """"xla", "heads" (CPUs), "cudnn" (NVIDIA), "splash" (TPUs); "auto" chooses."""
+    """Attention implementation: "xla", "heads" (CPUs), "cudnn" (NVIDIA) or "splash" (TPUs); "auto" chooses one."""
     layers: Literal["auto", "scan", "unrolled"] = "auto"
-    """"scan": one compiled block in a loop; "unrolled": for small models on CPUs."""
+    """"scan": one compiled block in a loop; "unrolled": every block compiled, for small models on CPUs."""
     offload: bool = False
-    """Whether parameters wait in host memory while images are generated; only those of the running program are on the
-    devices."""
+    """Whether parameters are kept in host memory while images are generated; only the parameter group of the running
+    program is on the devices."""
 
     def resolve(self) -> Compute:
-        """Where it says "auto": bfloat16 and scanned layers on accelerators, float32 and unrolled layers on CPUs."""
+        """Resolves "auto" to bfloat16 and scanned layers on accelerators, and float32 and unrolled layers on CPUs."""
         on_cpu = platform() == "cpu"
         dtype = ("float32" if on_cpu else "bfloat16") if self.dtype == "auto" else self.dtype
         scan = not on_cpu if self.layers == "auto" else self.layers == "scan"
@@ -48,7 +48,7 @@ class ComputeConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one may be -1."""
+    """Number of devices along each mesh axis; one may be -1, for all remaining devices."""
 
     data: int = 1
     fsdp: int = -1
@@ -57,10 +57,10 @@ class MeshConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Every key of a config. `model`, the sizes of every part, is the only section without defaults."""
+    """All keys of a config. `model`, the sizes of every component, is the only section without defaults."""
 
     seed: int = 0
-    """Of initial parameters, data order, noise and times."""
+    """Seed of initial parameters, data order, noise and timesteps."""
     model: SubjectConfig
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
@@ -74,25 +74,28 @@ class Experiment:
     log: LogConfig = LogConfig()
     evals: EvalsConfig = EvalsConfig()
     pretrain: FrozenDict[str, Any] | None = None
-    """Of toyworld's components, read by `toyworld.pretrain`; None: they cannot be pretrained with this config."""
+    """Pretraining of toyworld's components, read by `toyworld.pretrain`; None: not possible with this config."""
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Experiment":
-        """Raises UserError for an unknown, missing or mistyped key, and for sizes that do not fit together."""
+        """Returns the type-checked config.
+
+        Raises UserError for an unknown, missing or mistyped key, and for sizes that do not fit together.
+        """
         experiment = typed(cls, config, "config")
         _check(experiment.model)
         return experiment
 
 
 def default_config() -> ConfigDict:
-    """The defaults of all keys, as a config file changes them; `model` has only the keys that have a default."""
+    """Returns the defaults of all keys, which config files change; `model` has only the keys with a default."""
     config = ConfigDict(_defaults(Experiment))
     config.model = ConfigDict(_defaults(SubjectConfig))
     return config
 
 
 def _defaults(cls: Any) -> dict[str, Any]:
-    """The fields of a dataclass that have a default, sections as dicts."""
+    """Returns the fields of a dataclass that have a default, with sections as dicts."""
     found = {each.name: each.default for each in fields(cls) if each.default is not MISSING}
     return {
         name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

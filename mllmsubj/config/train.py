@@ -11,7 +11,7 @@ Optimizer = Literal["adamw", "muon"]
 
 @dataclass(frozen=True)
 class ModesConfig:
-    """How often an example is trained with which condition; the four sum to 1. Each is one that the sampler uses."""
+    """Fractions of examples trained with each condition mode; they sum to 1. Sampling uses the same modes."""
 
     both: float = 0.0
     mllm: float = 0.9
@@ -19,6 +19,7 @@ class ModesConfig:
     none: float = 0.1
 
     def __post_init__(self) -> None:
+        """Raises ConfigError if a fraction is negative or their sum is not 1."""
         if min(astuple(self)) < 0 or not math.isclose(sum(astuple(self)), 1.0, abs_tol=1e-6):
             raise ConfigError(
                 f"condition modes {astuple(self)} (both, mllm, vae, none) must be at least 0 and sum to 1"
@@ -27,19 +28,20 @@ class ModesConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One of the two stages: each starts a fresh optimizer and warm-up from the parameters that it finds."""
+    """One of the two training stages; each starts a new optimizer and warm-up from the current parameters."""
 
     steps: int = 0
-    """Updates."""
+    """Number of updates."""
     warmup_steps: int = 500
-    """First updates, over which learning rates grow from 0."""
+    """Number of first updates, over which learning rates grow from 0."""
     decay_steps: int = 0
-    """Last updates, over which learning rates fall to 0; all, if the stage is shorter."""
+    """Number of last updates, over which learning rates fall to 0; all updates if the stage is shorter."""
     learning_rates: tuple[tuple[str, float | None], ...] = (("dla/.*", 1e-4), (".*/lora_[ab]", 5e-5))
-    """Pairs (regex of the whole parameter path, peak learning rate); the first match counts; None: frozen."""
+    """Pairs (regex of the whole parameter path, peak learning rate); the first match applies; None: frozen."""
     modes: ModesConfig = ModesConfig()
 
     def __post_init__(self) -> None:
+        """Raises ConfigError for negative counts."""
         counts = dict(steps=self.steps, warmup_steps=self.warmup_steps, decay_steps=self.decay_steps)
         if min(counts.values()) < 0:
             said = ", ".join(f"{name}={count}" for name, count in counts.items())
@@ -48,34 +50,34 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class TimeConfig:
-    """Where on the way from picture (t = 0) to noise (t = 1) training looks."""
+    """Distribution of the timesteps t in training, from image (t = 0) to noise (t = 1)."""
 
     density: Literal["logit_normal", "shifted_uniform"] = "logit_normal"
-    """Of t; "shifted_uniform" is shifted by the number of tokens, as in sampling."""
+    """Density of t; "shifted_uniform" is shifted by the number of tokens, as in sampling."""
     mean: float = 0.0
-    """Of the logit of t, "logit_normal" only."""
+    """Mean of the logit of t, "logit_normal" only."""
     std: float = 1.0
-    """Of the logit of t, "logit_normal" only."""
+    """Standard deviation of the logit of t, "logit_normal" only."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The run."""
+    """Settings of training: weights, batches, stages and optimizer."""
 
     weights: str = ""
-    """Checkpoint folder of the frozen weights and of the trained ones to start from, "tiny", or "random"."""
+    """Checkpoint folder with the frozen weights and the initial trained ones, "tiny", or "random"."""
     warm_start: bool = False
     """Whether `weights` "tiny" starts with its pretrained DLA, not a random one."""
     start_from: str = ""
     """Workdir or checkpoint folder whose trained parameters replace those of `weights`; "": none."""
     batch_size: int = 64
-    """Examples of an update, over all devices."""
+    """Examples per update, over all devices."""
     grad_accum_steps: int = 1
-    """Parts of a batch whose gradients are summed before the update."""
+    """Number of microbatches whose gradients are summed before an update."""
     stage1: StageConfig = StageConfig(steps=25_000)
-    """MLLM tokens alone."""
+    """Stage 1: MLLM tokens alone."""
     stage2: StageConfig = StageConfig(steps=10_000, modes=ModesConfig(both=0.6, mllm=0.15, vae=0.15, none=0.1))
-    """MLLM and VAE tokens."""
+    """Stage 2: MLLM and VAE tokens."""
     time: TimeConfig = TimeConfig()
     guidance: float = 1.0
     """Value of the guidance embedding in training."""
@@ -86,15 +88,16 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     weight_decay: float = 0.01
-    """Of matrices."""
+    """Weight decay of matrices; other parameters have none."""
     clip_norm: float = 1.0
-    """Largest global norm of the gradient."""
+    """Maximum global norm of the gradient."""
     ema_decay: float = 0.999
-    """Of the running mean of the trained parameters; 0: none."""
+    """Decay of the running mean of the trained parameters; 0: no running mean."""
     max_nonfinite_steps: int = 10
-    """Consecutive updates with NaN or Inf, each left out, at which training stops."""
+    """Number of consecutive updates with NaN or Inf at which training stops; each of them is skipped."""
 
     def __post_init__(self) -> None:
+        """Raises ConfigError for values out of range."""
         for name in ("batch_size", "grad_accum_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"config key train.{name} is {getattr(self, name)}; it must be at least 1")
@@ -115,77 +118,80 @@ class TrainConfig:
 
     @property
     def steps(self) -> int:
-        """Of both stages."""
+        """Number of updates of both stages."""
         return self.stage1.steps + self.stage2.steps
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When a run saves itself and what it keeps; 0 or empty switches one off."""
+    """When a run saves checkpoints, and which of them it keeps."""
 
     every_steps: int = 1000
-    """0: off."""
+    """Updates between saves; 0: off."""
     every_minutes: float = 15.0
-    """0: off."""
+    """Minutes between saves; 0: off."""
     grace_seconds: float = 120.0
-    """After SIGTERM, for the save that is then made; what is not written by then is given up."""
+    """Seconds after SIGTERM for a last save; a save that is not complete by then is abandoned."""
     keep_last: int = 2
-    """Newest saves that are kept."""
+    """Number of newest saves that are kept."""
     keep_every_steps: int = 5000
-    """Saves at multiples of this are kept for good; 0: none."""
+    """Saves at multiples of this number of updates are kept permanently; 0: none."""
     keep_best: int = 0
-    """Number of saves with the best `best` that are kept, too."""
+    """Number of saves with the best value of `best` that are also kept."""
     best: str = "loss/all"
-    """Name of an evaluator's number."""
+    """Name of a number from an evaluator."""
     best_is: Literal["min", "max"] = "min"
+    """Whether the smallest or the largest value of `best` is the best."""
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Where a run is watched."""
+    """Logging and profiling of a run."""
 
     every_steps: int = 50
-    """Updates between two log points."""
+    """Updates between two log entries."""
     tensorboard: bool = True
     """Whether event files for TensorBoard are written."""
     wandb: str = ""
-    """Project of Weights & Biases, or empty."""
+    """Project of Weights & Biases; "": none."""
     profile_start: int = 10
-    """Update of this start at which a profile begins."""
+    """Number of updates, from each start of the run, after which a profile begins."""
     profile_steps: int = 0
-    """Updates that are profiled; 0: no profile."""
+    """Number of updates that are profiled; 0: no profile."""
 
     def __post_init__(self) -> None:
+        """Raises ConfigError if `every_steps` is below 1."""
         if self.every_steps < 1:
             raise ConfigError(f"config key log.every_steps is {self.every_steps}; it must be at least 1")
 
 
 @dataclass(frozen=True)
 class LossEvalConfig:
-    """Loss on held-out examples, with noise and times that never change."""
+    """Loss on held-out examples, with fixed noise and timesteps."""
 
     every_steps: int = 1000
-    """0: off."""
+    """Updates between evaluations; 0: off."""
     examples: int = 256
+    """Number of examples."""
 
 
 @dataclass(frozen=True)
 class SamplesEvalConfig:
-    """Pictures of the first held-out examples, always with the same noise."""
+    """Sample images of the first held-out examples, always with the same noise."""
 
     every_steps: int = 2500
-    """0: off."""
+    """Updates between evaluations; 0: off."""
     count: int = 4
-    """Images."""
+    """Number of images."""
     steps: int = 0
-    """Of the sampler; 0: as in `sampling`."""
+    """Number of sampling steps; 0: as in `sampling`."""
 
 
 @dataclass(frozen=True)
 class EvalsConfig:
-    """Evaluators during training; `every_steps` 0 switches one off. They run at the end too."""
+    """Evaluators that run during and at the end of training; `every_steps` 0 switches one off."""
 
     source: str = ""
-    """As data.source; "": the test split of the same source (registered sources and TFDS)."""
+    """Held-out data, as in data.source; "": the test split of data.source (registered sources and TFDS)."""
     loss: LossEvalConfig = LossEvalConfig()
     samples: SamplesEvalConfig = SamplesEvalConfig()

@@ -1,1 +1,1 @@
-"""Pictures and prompts in, arrays of fixed shapes out; never imports a model's parameters."""
+"""Input pipeline: from images and prompts to batches of fixed shapes; it never imports a model's parameters."""

@@ -1,4 +1,4 @@
-"""The tiny model's tokenizers: bytes, special tokens, and merges learned from texts, in transformers' own files."""
+"""The tiny model's tokenizers: byte-level BPE with merges learned from texts, saved in transformers' format."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 MLLM_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_START, IMAGE_END, IMAGE_TOKEN)
 CLIP_SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 VOCABULARY = 1024
-"""Tokens at most; fewer where the texts have fewer words."""
+"""Maximum number of tokens; texts with few words give fewer."""
 
 
 def save_tokenizers(folder: Path, texts: Iterable[str] = ()) -> None:
@@ -43,7 +43,7 @@ def _alphabet() -> list[str]:
 
 
 def _merges(texts: list[str]) -> list[tuple[str, str]]:
-    """Pairs that byte-pair encoding joins, the most frequent first; none without texts."""
+    """Learns the merges of byte-pair encoding, most frequent first; returns none without texts."""
     import json
 
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers

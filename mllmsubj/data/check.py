@@ -1,4 +1,4 @@
-"""Reads every example of a source and decodes every picture: what is there, and what is broken."""
+"""Validation of a source: reads every example, decodes every image, and reports statistics and errors."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,25 +13,25 @@ from mllmsubj.data.pixels import decode, decode_mask
 
 T = TypeVar("T")
 MASK_LEAST = 128
-"""A mask without a pixel this bright shows no subject."""
+"""Minimum value of a mask's brightest pixel; a darker mask has no subject."""
 
 
 @dataclass
 class Report:
-    """What a source holds."""
+    """Statistics and errors of a source."""
 
     examples: int = 0
     broken: list[str] = field(default_factory=list)
-    """One line each, with where it comes from."""
+    """Error messages of unusable examples, one line each, with the origin."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """(width, height) of readable targets."""
+    """Number of readable examples by (width, height) of the target."""
     references: Counter[int] = field(default_factory=Counter)
-    """How many a readable example has."""
+    """Number of readable examples by number of references."""
     scores: dict[str, list[float]] = field(default_factory=dict)
 
 
 def examine(source: Source, threads: int, advance: Callable[[], object]) -> Report:
-    """Reads all; `advance` is called once an example. A target's size must be what the index says."""
+    """Reads all examples and compares their target sizes with the index; `advance` is called once per example."""
     index, report = source.index(), Report()
 
     def read(number: int) -> tuple[Example, tuple[int, int]] | Unreadable:
@@ -63,7 +63,7 @@ def examine(source: Source, threads: int, advance: Callable[[], object]) -> Repo
 
 
 def check_example(example: Example) -> tuple[int, int]:
-    """(width, height) of the target; raises Unreadable if any picture is unusable or a mask shows nothing."""
+    """Returns (width, height) of the target; raises Unreadable if an image is unusable or a mask is empty."""
     for i, reference in enumerate(example.references):
         decode(reference, f"{example.origin}, reference {i}")
     for i, mask in enumerate(example.masks):
@@ -75,7 +75,7 @@ def check_example(example: Example) -> tuple[int, int]:
 
 
 def in_order(work: Callable[[int], T], numbers: Iterable[int], threads: int) -> Iterator[T]:
-    """`work` of each number, done in threads a bounded way ahead, in the numbers' order."""
+    """Yields `work(number)` for each number, in order; threads compute a bounded number of results ahead."""
     pool = ThreadPoolExecutor(threads)
     ahead: deque[Future[T]] = deque()
     try:

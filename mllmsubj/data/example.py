@@ -1,4 +1,4 @@
-"""What a dataset is: examples with random access, and an index that batches are planned from without reading them."""
+"""Interface of datasets: examples with random access, and an index from which batches are planned."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,54 +9,58 @@ import numpy as np
 from mllmsubj.errors import UserError
 
 Pixels = bytes | np.ndarray
-"""A picture: a whole file as Pillow reads it (JPEG, PNG, WebP, …), or 8-bit [height, width, 3]
+"""An image: the contents of a file that Pillow reads (JPEG, PNG, WebP, …), or a uint8 array [height, width, 3]
 (masks: [height, width])."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """Pictures of a subject, a prompt about it, and a picture that follows the prompt."""
+    """Reference images of a subject, a prompt, and the target image of the subject that matches the prompt."""
 
     references: tuple[Pixels, ...]
-    """At least one."""
+    """Reference images, at least one."""
     prompt: str
     target: Pixels
     subject: str = ""
-    """Its class, such as "dog"; empty where nobody said."""
+    """The subject's class, such as "dog"; empty if unknown."""
     masks: tuple[Pixels | None, ...] = ()
-    """Where the subject is in each reference, white on black; none at all, or one entry a reference."""
+    """Mask of the subject in each reference, white on black: an empty tuple, or one entry per reference."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """Quality by name, such as "dino" or "aesthetic"; filters read them from the index."""
+    """Quality scores by name, such as "dino" or "aesthetic"; filters read them from the index."""
     origin: str = ""
-    """Where it came from, for messages: "pairs.jsonl:12" or "train-00003.parquet, row 7"."""
+    """Origin for error messages: "pairs.jsonl:12" or "train-00003.parquet, row 7"."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """What is known of every example without reading its pictures."""
+    """Properties of all examples that batches are planned from."""
 
     width: np.ndarray
-    """[n] int32, pixels of the target after EXIF rotation; 0 where it is known to be unreadable."""
+    """[n] int32: target width in pixels after EXIF rotation; 0 if the target is known to be unreadable."""
     height: np.ndarray
-    """[n] int32."""
+    """[n] int32: target height in pixels, likewise."""
     references: np.ndarray
-    """[n] int32, how many."""
+    """[n] int32: number of references."""
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """[n] float32 by name, NaN where an example lacks it."""
+    """[n] float32 by name; NaN for examples without that score."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A dataset; `repr` names it for good: the same text, the same examples in the same order."""
+    """A dataset with random access; sources with equal `repr` have the same examples in the same order."""
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int, /) -> Example:
-        """Raises Unreadable if it cannot be read."""
+    def __len__(self) -> int:
+        """Returns the number of examples."""
         ...
 
-    def index(self) -> Index: ...
+    def __getitem__(self, number: int, /) -> Example:
+        """Returns an example; raises Unreadable if it cannot be read."""
+        ...
+
+    def index(self) -> Index:
+        """Returns the index of all examples."""
+        ...
 
 
 class Unreadable(UserError):
-    """One example that cannot be used: names where it came from and why; a run skips and counts it."""
+    """An example cannot be used; the message contains its origin and the reason. Training skips and counts it."""

@@ -1,4 +1,4 @@
-"""Any picture that Pillow reads -> upright 8-bit RGB -> the arrays that the MLLM and the VAE want."""
+"""Conversion of images that Pillow reads to upright 8-bit RGB, and preprocessing for the MLLM and the VAE."""
 
 import warnings
 from collections.abc import Iterator
@@ -15,15 +15,15 @@ from mllmsubj.ops.patchify import TOKEN_PIXELS
 from mllmsubj.ops.pixels import from_uint8, to_uint8
 from mllmsubj.typing import Float
 
-# Of damaged metadata and large files: the pixels are what counts. For good, since `catch_warnings` is not for threads.
+# Warnings of damaged metadata and large files are irrelevant here; `catch_warnings` would not be thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _TURNED = range(2, 9)
-"""EXIF orientations that are not upright; files hold others too, which mean nothing."""
+"""EXIF orientations other than upright; files may contain other, invalid values."""
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """The picture in a file, as `to_rgb` gives it. Raises UserError if it is missing or no picture."""
+    """Opens an image file and converts it with `to_rgb`; raises UserError if it is missing or not an image."""
     path = Path(path).expanduser()
     name = f"reference image {str(path)!r}"
     if not path.is_file():
@@ -34,26 +34,26 @@ def open_image(path: str | Path) -> Image.Image:
 
 @contextmanager
 def reading(what: str, kind: type[UserError] = UserError) -> Iterator[None]:
-    """Whatever Pillow raises of the picture called `what` becomes one line, an error of that kind."""
+    """Converts any exception of Pillow to an error of type `kind` with a one-line message about `what`."""
     try:
         yield
     except Image.DecompressionBombError as error:
         raise kind(f"{what} has too many pixels; scale it down first") from error
     except UnidentifiedImageError as error:
         raise kind(f"{what} is no picture, or in a format that Pillow does not read") from error
-    except Exception as error:  # decoders raise anything: OSError, SyntaxError, RuntimeError, struct.error, …
+    except Exception as error:  # decoders raise many types: OSError, SyntaxError, RuntimeError, struct.error, …
         reason = " ".join(str(error).split()) or type(error).__name__
         raise kind(f"{what} cannot be read as a picture: {reason}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """First frame, turned upright by its EXIF orientation, 8-bit RGB; transparency lies on white.
+    """Converts the first frame to upright 8-bit RGB by its EXIF orientation, with transparency composited on white.
 
-    A picture that is all this already is returned as it is.
+    An image that already has this form is returned unchanged.
     """
     image.seek(0)
     image.load()
-    if is_turned(image):  # else `exif_transpose` copies
+    if is_turned(image):  # without this check, `exif_transpose` would copy upright images
         image = ImageOps.exif_transpose(image)
     image = eight_bits(image)
     if image.has_transparency_data:
@@ -64,12 +64,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether its EXIF orientation is not upright."""
+    """Returns whether an image's EXIF orientation is other than upright."""
     return image.getexif().get(ExifTags.Base.Orientation) in _TURNED
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """Wider grey to 8 bits: 16-bit modes by their range; "I" and "F" name none, so by the values' own."""
+    """Converts wider gray modes to 8 bits: 16-bit modes by their range, "I" and "F" by that of their values."""
     mode = image.mode
     if mode not in ("I", "I;16", "I;16B", "I;16L", "I;16N", "F"):
         return image
@@ -80,7 +80,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def normalised(pixels: Any, config: ReferenceConfig) -> Any:
-    """8-bit tiles, [*shape, 3], as the MLLM wants them, float32; arrays of NumPy or of JAX."""
+    """Normalizes 8-bit tiles [*shape, 3], NumPy or JAX arrays, to float32 for the MLLM."""
     mean, std = (np.asarray(each, np.float32) for each in (config.mean, config.std))
     return (pixels.astype(np.float32) / np.float32(255.0) - mean) / std
 
@@ -88,12 +88,12 @@ def normalised(pixels: Any, config: ReferenceConfig) -> Any:
 def mllm_tile(
     image: Image.Image, size: tuple[int, int], config: ReferenceConfig
 ) -> Float[np.ndarray, "height width 3"]:
-    """One tile of `size` (height, width), normalised."""
+    """Returns one normalized tile of `size` (height, width)."""
     return normalised(np.asarray(squeeze(image, size)), config)
 
 
 def squeeze(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """To fit a tile of `size` (height, width), as InternVL does with a single tile.
+    """Resizes an image to a tile of `size` (height, width), without regard to its aspect.
 
     Source: InternVL's `dynamic_preprocess` with one tile; bicubic.
     """
@@ -101,12 +101,12 @@ def squeeze(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def vae_picture(image: Image.Image, several: bool, config: ReferenceConfig) -> Float[np.ndarray, "height width 3"]:
-    """The reference in [-1, 1] at the VAE branch's size."""
+    """Returns a reference in [-1, 1] at the size for the VAE."""
     return from_uint8(np.asarray(fit(image, several, config)))
 
 
 def fit(image: Image.Image, several: bool, config: ReferenceConfig) -> Image.Image:
-    """At the VAE branch's size."""
+    """Resizes a reference to the size for the VAE; returns it unchanged if it has that size."""
     size = fit_size(image.size, several, config)
     if image.size == size:
         return image  # Pillow would copy it
@@ -114,19 +114,19 @@ def fit(image: Image.Image, several: bool, config: ReferenceConfig) -> Image.Ima
 
 
 def fit_size(size: tuple[int, int], several: bool, config: ReferenceConfig) -> tuple[int, int]:
-    """(width, height) for the VAE branch: long side as configured, sides multiples of 16."""
+    """Returns (width, height) for the VAE: the long side as configured, both sides multiples of 16."""
     scale = config.vae_side(several) / max(size)
     width, height = (max(TOKEN_PIXELS, round(side * scale / TOKEN_PIXELS) * TOKEN_PIXELS) for side in size)
     return width, height
 
 
 def check_references(images: list[Image.Image], config: ReferenceConfig) -> None:
-    """Raises UserError for none, too many, or one too long and thin."""
+    """Raises UserError for no images, too many images, or an aspect ratio above `max_aspect`."""
     check_sizes([image.size for image in images], config)
 
 
 def check_sizes(sizes: list[tuple[int, int]], config: ReferenceConfig) -> None:
-    """`check_references` by their (width, height)."""
+    """Checks references as `check_references` does, given their (width, height)."""
     if not sizes:
         raise DataError("no reference image; give at least one with --reference=IMAGE")
     if len(sizes) > config.max_references:
@@ -140,5 +140,5 @@ def check_sizes(sizes: list[tuple[int, int]], config: ReferenceConfig) -> None:
 
 
 def to_pil(pixels: Float[np.ndarray, "height width 3"]) -> Image.Image:
-    """A picture from [-1, 1], clipped and rounded. Source: diffusers `VaeImageProcessor`."""
+    """Converts an image in [-1, 1] to 8 bits, clipped and rounded. Source: diffusers `VaeImageProcessor`."""
     return Image.fromarray(to_uint8(pixels))

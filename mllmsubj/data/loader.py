@@ -1,4 +1,4 @@
-"""Source -> batches, read ahead by threads; where it stands is one number, the step."""
+"""Loader of batches, which threads prefetch; its state is one number, the step."""
 
 import logging
 import threading
@@ -20,52 +20,56 @@ from mllmsubj.errors import DataError
 logger = logging.getLogger("mllmsubj")
 
 _TRIES = 20
-"""Examples in a row that may be unreadable for one row of a batch."""
+"""Maximum number of consecutive unreadable examples for one row of a batch."""
 _AT_ONCE = 2
-"""Batches that are read at the same time: the second one keeps all threads busy while the first one ends."""
+"""Number of batches read at once: the second one keeps all threads busy while the first one ends."""
 _STEPS = 1 << 40
-"""More than any run has."""
+"""Upper bound on the steps of any run."""
 
 
 @runtime_checkable
 class Numbered(Protocol):
-    """What examples of any kind come from; see `data.example.Source`, whose are pictures and a prompt."""
+    """A dataset of any kind of examples; `data.example.Source` is that of images and a prompt."""
 
-    def __getitem__(self, number: int, /) -> Any: ...
+    def __getitem__(self, number: int, /) -> Any:
+        """Returns an example; raises Unreadable if it cannot be read."""
+        ...
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """What fills rows of batches with such examples; safe in threads. See `RowReader`."""
+    """A thread-safe writer of examples to rows of batches, such as `RowReader`."""
 
     @property
-    def config(self) -> DataConfig: ...
+    def config(self) -> DataConfig:
+        """Settings of the data."""
+        ...
 
     def augmentation(self) -> str:
-        """What a row depends on besides its example and the plan."""
+        """Returns a description of everything that a row depends on, besides its example and the plan."""
         ...
 
     def empty(self, bucket: Bucket, rows: int) -> Any:
-        """A batch (`Rows`) to be filled."""
+        """Returns a batch (`Rows`) with uninitialized arrays."""
         ...
 
     def read(self, example: Any, bucket: Bucket, rng: np.random.Generator, batch: Any, row: int) -> None:
-        """Fills all of a row but `example` and `skipped`. Raises Unreadable."""
+        """Fills all fields of a row but `example` and `skipped`; raises Unreadable if it cannot."""
         ...
 
 
 class Loader:
-    """Batches of one step after the other, without end; each holds this host's rows only.
+    """Endless iterator over the batches of consecutive steps, each with this host's rows only.
 
-    What a batch holds depends on plan, reader and step alone: neither on threads nor on where reading began.
+    A batch depends on the plan, the reader and the step alone, not on threads or on the first step that was read.
     """
 
     def __init__(self, source: Numbered, plan: Plan, reader: Reader, rows: np.ndarray, first_step: int = 0) -> None:
-        """`rows`: which rows of the batch this host reads; several hosts may read the same one."""
+        """Starts at `first_step`; `rows` are the rows of the batch that this host reads, which others may read too."""
         self.plan, self.rows = plan, rows
         self._source, self._reader = source, reader
         self.made_of = {"source": repr(source), "plan": plan.describe(), "augmentation": reader.augmentation()}
-        """Equal where all batches are; JSON can hold it."""
+        """Description of the data, JSON-serializable; if it is equal, so are all batches."""
         self._told: set[int] = set()
         self._lock = threading.Lock()
         config = reader.config
@@ -75,25 +79,26 @@ class Loader:
         self._seek(first_step)
 
     def __iter__(self) -> Iterator[Any]:
+        """Returns itself."""
         return self
 
     def __next__(self) -> Any:
-        """Raises UserError if a row finds only unreadable examples."""
+        """Returns the next batch; raises UserError after too many unreadable examples in a row."""
         return next(self._batches)
 
     @property
     def step(self) -> int:
-        """Of the next batch."""
+        """Step of the next batch."""
         return self._batches.get_state()["next_index"]
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on, on any number of hosts; JSON can hold it."""
+        """Returns all that is needed to resume on any number of hosts; JSON-serializable."""
         return {"step": self.step, "data": self.made_of}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken; no earlier batch is read.
+        """Resumes from a `state`, without reading earlier batches.
 
-        Raises UserError if the batches would be others from there on.
+        Raises UserError if the data has changed, so that the batches would differ.
         """
         was = state.get("data", {})
         changed = [
@@ -107,7 +112,7 @@ class Loader:
         self._seek(state["step"])
 
     def close(self) -> None:
-        """Stops reading ahead."""
+        """Stops prefetching."""
         self._batches.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -122,7 +127,7 @@ class Loader:
         return batch
 
     def _read_row(self, planned: PlannedBatch, batch: Rows, place: int, row: int) -> None:
-        """Row `row` of the whole batch into `place` of this host's part."""
+        """Reads row `row` of the global batch into row `place` of this host's batch."""
         number = int(planned.examples[row])
         for attempt in range(_TRIES):
             rng = self.plan.generator(planned.step, row)
@@ -137,7 +142,7 @@ class Loader:
         raise DataError(f"{_TRIES} examples in a row cannot be used; the last: {last}")
 
     def _tell(self, number: int, error: Unreadable) -> None:
-        """Once an example."""
+        """Logs a warning, once per example."""
         with self._lock:
             new = number not in self._told
             self._told.add(number)
@@ -148,5 +153,5 @@ class Loader:
 def make_loader(
     source: Source, reader: RowReader, batch_size: int, rows: np.ndarray, seed: int, first_step: int = 0
 ) -> Loader:
-    """A loader of `source` by the reader's settings."""
+    """Returns a loader of `source` with the settings of `reader`."""
     return Loader(source, Plan(source.index(), reader.config, batch_size, seed), reader, rows, first_step)

@@ -1,4 +1,4 @@
-"""Writes packs (see sources/array_record.py): any source in, whole shards out; stopped and run again, it goes on."""
+"""Packing of any source into ArrayRecord shards (see sources/array_record.py); interrupted runs resume by shard."""
 
 import io
 import json
@@ -31,19 +31,19 @@ from mllmsubj.errors import DataError
 from mllmsubj.io import replacing
 
 EXAMPLES_A_SHARD = 2000
-"""Unless told how many shards: about a gigabyte of 512-pixel JPEG pairs at most."""
+"""Examples per shard by default: at most about a gigabyte of 512-pixel JPEG pairs."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Who is told: of examples done, and of each that was skipped and why."""
+    """Callbacks: `done` with a number of finished examples, `skipped` with the reason for each skipped example."""
 
     done: Callable[[int], object]
     skipped: Callable[[str], object]
 
 
 def pack(source: Source, folder: Path, shards: int | None, threads: int, progress: Progress) -> PackSource:
-    """Every readable example of the source. Raises UserError for a folder that holds anything else."""
+    """Packs every readable example of a source; raises UserError if the folder contains anything else."""
     plan = _plan(source, folder, shards)
     if (folder / FINISHED).exists():
         progress.done(plan["examples"])
@@ -77,7 +77,7 @@ def pack(source: Source, folder: Path, shards: int | None, threads: int, progres
 
 
 def _plan(source: Source, folder: Path, shards: int | None) -> dict[str, Any]:
-    """What the folder is becoming, which is what it was becoming when a run before this one was stopped."""
+    """Returns the pack's source, examples and shards: those stored by an interrupted run, or new ones."""
     begun = next((folder / name for name in (FINISHED, UNFINISHED) if (folder / name).exists()), None)
     if begun is None:
         if folder.is_dir() and any(folder.iterdir()):
@@ -102,7 +102,7 @@ def _plan(source: Source, folder: Path, shards: int | None) -> dict[str, Any]:
 
 
 def _write_shard(source: Source, numbers: range, path: Path, threads: int, progress: Progress) -> None:
-    """The shard's part of the index is there before it is: a shard with its own name is complete."""
+    """Writes a shard, after its part of the index, so that a shard under its final name is complete."""
 
     def read(number: int) -> tuple[Example, bytes, tuple[int, int]] | Unreadable:
         try:
@@ -114,7 +114,7 @@ def _write_shard(source: Source, numbers: range, path: Path, threads: int, progr
 
     kept, sizes = [], []
     with replacing(path) as partial:
-        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")  # pictures are compressed already
+        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")  # images are compressed already
         with closing(writer):
             for result in in_order(read, numbers, threads):
                 if isinstance(result, Unreadable):
@@ -140,7 +140,7 @@ def _as_files(example: Example) -> Example:
 
 
 def _as_file(pixels: Pixels) -> bytes:
-    """A file as it is, an array as PNG."""
+    """Returns a file unchanged and an array as PNG."""
     if isinstance(pixels, bytes):
         return pixels
     file = io.BytesIO()
@@ -153,7 +153,7 @@ def _part(shard: Path) -> Path:
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """One index: a score that a part does not know is NaN there."""
+    """Concatenates indexes; a score that is missing from a part is NaN there."""
     names = {name for part in parts for name in part}
     joined = {}
     for name in sorted(names):

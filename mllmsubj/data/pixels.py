@@ -1,4 +1,4 @@
-"""An example's pictures -> Pillow images, or Unreadable with the reason. Safe in threads."""
+"""Thread-safe decoding of an example's images; all functions raise Unreadable, with the reason, if they cannot."""
 
 import io
 import os
@@ -13,11 +13,11 @@ from mllmsubj.data.example import Pixels, Unreadable
 from mllmsubj.data.images import eight_bits, reading, to_rgb
 
 _TRANSPOSED = (5, 6, 7, 8)
-"""EXIF orientations that exchange width and height."""
+"""EXIF orientations that swap width and height."""
 
 
 def decode(pixels: Pixels, what: str) -> Image.Image:
-    """Upright 8-bit RGB as `to_rgb` gives it. `what` names the picture, such as "pairs.jsonl:12, target"."""
+    """Decodes an image with `to_rgb`; `what` names it in errors, such as "pairs.jsonl:12, target"."""
     if isinstance(pixels, np.ndarray):
         _check(pixels, what, channels=True)
         return Image.fromarray(pixels)
@@ -26,7 +26,7 @@ def decode(pixels: Pixels, what: str) -> Image.Image:
 
 
 def decode_rgb(pixels: Pixels, what: str) -> UInt8[np.ndarray, "height width 3"]:
-    """`decode` as an array, which may be `pixels` itself."""
+    """Decodes an image as `decode` does, to an array, which may be `pixels` itself."""
     if isinstance(pixels, np.ndarray):
         _check(pixels, what, channels=True)
         return pixels
@@ -35,7 +35,7 @@ def decode_rgb(pixels: Pixels, what: str) -> UInt8[np.ndarray, "height width 3"]
 
 
 def decode_mask(pixels: Pixels, what: str) -> Image.Image:
-    """Upright 8-bit grey (mode "L"), 255 on the subject; what is transparent is not the subject."""
+    """Decodes a mask to upright 8-bit gray (mode "L"): 255 on the subject, 0 where it is transparent."""
     if isinstance(pixels, np.ndarray):
         _check(pixels, what, channels=False)
         return Image.fromarray(pixels)
@@ -50,15 +50,15 @@ def decode_mask(pixels: Pixels, what: str) -> Image.Image:
 
 
 def size_of(pixels: Pixels | os.PathLike[str], what: str) -> tuple[int, int]:
-    """(width, height) of a picture or a picture's file once upright, from its header alone.
+    """Returns (width, height) of an image or image file after EXIF rotation, from its header alone.
 
-    Orientation that a PNG tells after its pixels is not seen: that would be reading all of it.
+    An orientation that a PNG stores after its pixels is ignored, since finding it requires reading the whole file.
     """
     if isinstance(pixels, np.ndarray):
         _check(pixels, what, channels=pixels.ndim == 3)
         return pixels.shape[1], pixels.shape[0]
     with reading(what, Unreadable), _opened(pixels) as file, Image.open(file) as image:
-        known = image.format != "PNG" or "exif" in image.info  # else Pillow decodes a PNG to look for more
+        known = image.format != "PNG" or "exif" in image.info  # otherwise Pillow decodes a PNG to find later metadata
         orientation = image.getexif().get(ExifTags.Base.Orientation) if known else None
         width, height = image.size
     return (height, width) if orientation in _TRANSPOSED else (width, height)

@@ -1,9 +1,9 @@
-"""Which examples make which batch: a pure function of (index, settings, seed, step), the same on every host.
+"""Assignment of examples to batches: a pure function of (index, settings, seed, step), equal on all hosts.
 
-A bucket's examples are an endless stream: one permutation after the other, an epoch each. Its batch j is positions
-j·B … (j+1)·B of the stream, across the joints, so no example is dropped and none comes twice before all came once,
-however small the bucket. In epoch e a bucket of n examples has the batches ⌊e·n/B⌋ … ⌊(e+1)·n/B⌋, and the batches
-of all buckets are shuffled together. Three examples a, b, c and B = 2:
+A bucket's examples form an endless stream of permutations, one per epoch. Its batch j is positions j·B … (j+1)·B of
+the stream, across the ends of permutations, so no example is dropped and each occurs once per permutation, however
+small the bucket. In epoch e a bucket of n examples has the batches ⌊e·n/B⌋ … ⌊(e+1)·n/B⌋, and the batches of all
+buckets are shuffled together. Three examples a, b, c and B = 2:
 
     epoch  0      1      2
     stream b c a  a c b  c b a …
@@ -27,32 +27,32 @@ from mllmsubj.errors import DataError, nearest
 T = TypeVar("T")
 
 _ORDER, _STREAM, _ROW = range(3)
-"""What a random number is for; a word of its seed, so that no two purposes share one."""
+"""Purposes of random numbers; each is a word of the seed, so that their streams are independent."""
 
 
 @dataclass(frozen=True, order=True)
 class Bucket:
-    """What all rows of a batch have in common."""
+    """Target size and number of references, which all rows of a batch share."""
 
     height: int
-    """Pixels of the target."""
+    """Height of the target in pixels."""
     width: int
     references: int
 
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """Rows of one step."""
+    """The examples of one step's batch."""
 
     step: int
     epoch: int
     bucket: Bucket
     examples: np.ndarray
-    """[batch_size] int32, numbers in the source."""
+    """[batch_size] int32: numbers in the source."""
 
 
 class Plan:
-    """The batches of all steps; safe in threads, and steps may be asked for in any order."""
+    """The batches of all steps, with random access; safe in threads."""
 
     def __init__(self, index: Index, config: DataConfig, batch_size: int, seed: int) -> None:
         """Raises UserError if the settings leave no example."""
@@ -61,51 +61,51 @@ class Plan:
         self.batch_size, self.seed = batch_size, seed
         self._buckets, self._members = _sort(index, config)
         self._sizes = [len(members) for members in self._members]
-        # Two of each: batches are made ahead across the end of an epoch.
+        # Two of each are kept, since batches are prefetched across the end of an epoch.
         self._orders: _Recent[tuple[np.ndarray, np.ndarray]] = _Recent(2)
         self._streams = [_Recent[np.ndarray](2) for _ in self._buckets]
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
-        """All that occur."""
+        """Buckets with at least one example, in order."""
         return self._buckets
 
     @property
     def examples(self) -> int:
-        """How many are left to train on."""
+        """Number of examples after filtering."""
         return sum(self._sizes)
 
     def batch(self, step: int) -> PlannedBatch:
-        """Rows of `step`, counted from 0."""
+        """Returns the batch of `step`, counted from 0."""
         epoch, k, number = self._find(step)
         return PlannedBatch(step, epoch, self._buckets[k], self._stream(k, number * self.batch_size, self.batch_size))
 
     def replacement(self, step: int, row: int, attempt: int) -> int:
-        """What stands in for an unreadable example: the same row of the bucket's next batches, `attempt` from 0."""
+        """Returns a substitute for an unreadable example: the same row of the bucket's batch `attempt` + 1 later."""
         _, k, number = self._find(step)
         return int(self._stream(k, (number + 1 + attempt) * self.batch_size + row, 1)[0])
 
     def generator(self, step: int, row: int) -> np.random.Generator:
-        """Randomness of one row, whoever reads it."""
+        """Returns the random generator of one row, equal on all hosts."""
         return np.random.default_rng([self.seed, _ROW, step, row])
 
     def fingerprint(self) -> str:
-        """Equal where all batches are: hosts compare it, since each has read its own copy of the index."""
+        """Returns 16 hex digits that identify all batches; hosts compare them, since each reads its own index."""
         digest = hashlib.sha256(repr((self.batch_size, self.seed, self._buckets, self._sizes)).encode())
         for members in self._members:
             digest.update(members.data)
         return digest.hexdigest()[:16]
 
     def describe(self) -> str:
-        """For people, with the fingerprint in it."""
+        """Returns a readable description that includes the fingerprint."""
         return f"{self.examples} examples in batches of {self.batch_size}, seed {self.seed} ({self.fingerprint()})"
 
     def _before(self, epoch: int) -> int:
-        """Batches in all epochs before."""
+        """Returns the number of batches in all epochs before `epoch`."""
         return sum(epoch * size // self.batch_size for size in self._sizes)
 
     def _find(self, step: int) -> tuple[int, int, int]:
-        """Epoch, bucket, and number of the batch in its bucket."""
+        """Returns a step's epoch, bucket, and the number of its batch within the bucket."""
         if step < 0:
             raise IndexError(f"step {step}; they are counted from 0")
         low, high = 0, (step + 1 + len(self._sizes)) * self.batch_size // self.examples + 1
@@ -118,7 +118,7 @@ class Plan:
         return low, k, low * self._sizes[k] // self.batch_size + int(rank[place])
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Bucket of each batch of an epoch, and how many of that bucket came before it."""
+        """Returns the bucket of each batch of an epoch, and the number of earlier batches of that bucket in it."""
         counts = [(epoch + 1) * n // self.batch_size - epoch * n // self.batch_size for n in self._sizes]
         order = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         np.random.default_rng([self.seed, _ORDER, epoch, 0]).shuffle(order)
@@ -128,7 +128,7 @@ class Plan:
         return order, rank
 
     def _stream(self, k: int, start: int, count: int) -> np.ndarray:
-        """That part of a bucket's stream."""
+        """Returns `count` example numbers of a bucket's stream, from position `start`."""
         members, parts = self._members[k], []
         while count:
             epoch, place = divmod(start, len(members))
@@ -142,7 +142,7 @@ class Plan:
 
 
 class _Recent(Generic[T]):
-    """The few last values that were made; two threads never make the same one."""
+    """Thread-safe cache of the most recently used values; concurrent threads compute a value only once."""
 
     def __init__(self, keep: int) -> None:
         self._keep, self._lock = keep, threading.Lock()
@@ -159,10 +159,10 @@ class _Recent(Generic[T]):
 
 
 def _sort(index: Index, config: DataConfig) -> tuple[tuple[Bucket, ...], list[np.ndarray]]:
-    """Buckets that occur, in order, and the numbers of each one's examples."""
+    """Returns the non-empty buckets, in order, and the example numbers of each."""
     keep = (index.width > 0) & (index.height > 0) & (index.references > 0)
     for name, least in config.min_scores:
-        keep &= _score(index.scores, name) >= least  # NaN is not
+        keep &= _score(index.scores, name) >= least  # False for NaN
     numbers = np.flatnonzero(keep).astype(np.int32)
     if not len(numbers):
         filters = ", ".join(f"{name} >= {least:g}" for name, least in config.min_scores)

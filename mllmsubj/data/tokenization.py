@@ -1,4 +1,4 @@
-"""Prompt and number of references -> token ids with a fixed layout, for the MLLM and for CLIP."""
+"""Tokenization of a prompt with references into token ids of a fixed layout, for the MLLM and for CLIP."""
 
 import json
 import os
@@ -21,27 +21,27 @@ IMAGE_START, IMAGE_TOKEN, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """One prompt; ids are int32 [1, length]."""
+    """Tokens of one prompt; ids are int32 [1, length]."""
 
     input_ids: Int[Array, "1 s"]
     attention_mask: Array
     clip_ids: Int[Array, "1 u"]
     text: tuple[int, int]
-    """Start and stop of the prompt's tokens, the template's tail and the padding."""
+    """Start and stop in `input_ids` of the prompt, the end of the template, and the padding."""
     images: tuple[tuple[int, int], ...]
-    """Start and stop of each reference's visual tokens."""
+    """Start and stop in `input_ids` of each reference's visual tokens."""
 
 
 class PromptEncoder:
-    """The two tokenizers of a checkpoint and its template.
+    """Encoder of prompts with a checkpoint's two tokenizers and its template.
 
-    Only the template's special tokens are special: "<|im_end|>" in a prompt is ten letters like any other.
+    Special tokens are recognized in the template only: "<|im_end|>" in a prompt is encoded as plain text.
     """
 
     def __init__(
         self, mllm_folder: Path, clip_folder: Path, config: PromptConfig, *, image_tokens: int, image_token_id: int
     ) -> None:
-        """`image_tokens`: visual tokens of one reference, `image_token_id` each."""
+        """Reads both tokenizers; a reference is `image_tokens` times the visual token `image_token_id`."""
         self.config, self.image_tokens = config, image_tokens
         self._mllm, self._pad = _read_tokenizer(mllm_folder)
         self._mllm.no_truncation()
@@ -50,7 +50,7 @@ class PromptEncoder:
         self._clip.enable_truncation(config.clip_tokens)
         self._clip.enable_padding(pad_id=pad, pad_token=self._clip.id_to_token(pad), length=config.clip_tokens)
         self._clip.encode_special_tokens = True
-        self._lock = threading.Lock()  # `_ids` sets an option of the tokenizer: no other thread may read meanwhile
+        self._lock = threading.Lock()  # `_ids` sets an option of the tokenizer, which all threads share
         ids = self.ids(IMAGE_TOKEN)
         if ids != [image_token_id] or image_token_id in self._plain_ids(IMAGE_TOKEN):
             raise DataError(
@@ -62,9 +62,9 @@ class PromptEncoder:
         self._no_clip_ids = self._clip_ids("") if config.pooled == "empty" else None
 
     def __call__(self, prompt: str, references: int, text_tokens: int | None = None) -> PromptTokens:
-        """Ids of `<system> <references> prompt <tail>`; raises UserError for a prompt that is too long.
+        """Encodes `<system> <references> prompt <tail>`; raises UserError for a prompt that is too long.
 
-        With `text_tokens`, prompt and tail are padded to exactly that many, so that all prompts are equally long.
+        With `text_tokens`, prompt and tail are padded to exactly that number of tokens, so that all lengths are equal.
         """
         head, images = self._head(references)
         lead = "\n" if references else ""
@@ -83,12 +83,12 @@ class PromptEncoder:
         return PromptTokens(ids, mask, clip_ids, (len(head), ids.shape[1]), images)
 
     def layout(self, references: int, text_tokens: int) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
-        """`text` and `images` of every prompt that is padded to `text_tokens`."""
+        """Returns `text` and `images` of all prompts that are padded to `text_tokens`."""
         head, images = self._head(references)
         return (len(head), len(head) + text_tokens), images
 
     def _head(self, references: int) -> tuple[list[int], tuple[tuple[int, int], ...]]:
-        """Ids of `<system> <references>`, and where each reference lies in them; made once."""
+        """Returns the cached ids of `<system> <references>`, and the start and stop of each reference in them."""
         if references not in self._heads:
             head = self.ids(f"<|im_start|>system\n{self.config.system}<|im_end|>\n<|im_start|>user\n")
             start, token, end = (self.ids(name) for name in (IMAGE_START, IMAGE_TOKEN, IMAGE_END))
@@ -102,11 +102,11 @@ class PromptEncoder:
         return self._heads[references]
 
     def ids(self, text: str) -> list[int]:
-        """The MLLM's ids of a text whose special tokens are meant."""
+        """Returns the MLLM's ids of a text in which special tokens are recognized."""
         return self._ids(text, plain=False)
 
     def _plain_ids(self, text: str) -> list[int]:
-        """Ids of a user's text, which holds no special tokens."""
+        """Returns the MLLM's ids of a user's text, in which special tokens are plain text."""
         return self._ids(text, plain=True)
 
     def _ids(self, text: str, plain: bool) -> list[int]:
@@ -120,14 +120,14 @@ class PromptEncoder:
 
 NAMED_TOKENS = {"bos_token", "eos_token", "pad_token", "unk_token"}
 SELF_CONTAINED = {"backend", "model_max_length", "tokenizer_class", *NAMED_TOKENS}
-"""Keys of the tokenizer_config.json of a tokenizer whose ids its tokenizer.json defines alone."""
+"""Keys of tokenizer_config.json that do not change the ids that tokenizer.json defines."""
 
 
 def _read_tokenizer(folder: Path) -> "tuple[Tokenizer, int]":
-    """The tokenizer in a folder as transformers saves it, and the id of its padding token.
+    """Returns the tokenizer in a folder saved by transformers, and the id of its padding token.
 
-    transformers takes a second to import, and its `AutoTokenizer` imports PyTorch where that is installed: each is
-    imported only for a folder that needs it.
+    transformers takes a second to import, and its `AutoTokenizer` imports PyTorch if it is installed, so each is
+    imported only for a folder that requires it.
     """
     names, settings = {path.name for path in folder.glob("*.json")}, folder / "tokenizer_config.json"
     if not names & {"tokenizer.json", settings.name}:
@@ -138,12 +138,12 @@ def _read_tokenizer(folder: Path) -> "tuple[Tokenizer, int]":
             return alone
         loaded = _tokenizer_class(config, names).from_pretrained(str(folder), local_files_only=True)
         return loaded.backend_tokenizer, loaded.pad_token_id
-    except Exception as error:  # what a damaged file raises depends on which and where
+    except Exception as error:  # damaged files raise many types
         raise DataError(f"cannot read the tokenizer in {folder}: {' '.join(str(error).split())}") from error
 
 
 def _read_alone(folder: Path, config: dict[str, Any]) -> "tuple[Tokenizer, int] | None":
-    """What tokenizer.json holds; None where transformers would add to it."""
+    """Returns the tokenizer from tokenizer.json alone, or None if transformers would change it."""
     if config.get("tokenizer_class") != "TokenizersBackend" or config.keys() - SELF_CONTAINED:
         return None
     from tokenizers import Tokenizer
@@ -156,11 +156,11 @@ def _read_alone(folder: Path, config: dict[str, Any]) -> "tuple[Tokenizer, int] 
 
 
 def _tokenizer_class(config: dict[str, Any], names: set[str]) -> Any:
-    """The class in transformers that reads a folder.
+    """Returns the class in transformers that reads a folder.
 
-    For the two names here `AutoTokenizer` would choose the same, except beside a model's config.json.
+    For the two names below, `AutoTokenizer` would choose the same class unless the folder has a model's config.json.
     """
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises PyTorch, which tokenizers do not need
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # tokenizers need no PyTorch
     import transformers
 
     name = str(config.get("tokenizer_class", "")).removesuffix("Fast")

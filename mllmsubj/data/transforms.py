@@ -1,4 +1,4 @@
-"""One example -> its row of a batch. What a reference becomes is what inference makes of it (`images.py`)."""
+"""Conversion of an example to a row of a batch, with the same preprocessing as in inference (`images.py`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,15 +19,16 @@ from mllmsubj.ops.patchify import TOKEN_PIXELS
 
 @dataclass(frozen=True)
 class RowReader:
-    """Fills rows of batches; safe in threads."""
+    """Thread-safe conversion of examples to rows of batches."""
 
     config: DataConfig
     reference: ReferenceConfig
     encoder: PromptEncoder
     tile: int
-    """Pixels of the side of the MLLM's tile."""
+    """Side of the MLLM's tile in pixels."""
 
     def __post_init__(self) -> None:
+        """Raises UserError if the settings allow more references than the model."""
         if self.config.max_references > self.reference.max_references:
             raise DataError(
                 f"config key data.max_references is {self.config.max_references}, above reference.max_references, "
@@ -35,7 +36,7 @@ class RowReader:
             )
 
     def augmentation(self) -> str:
-        """What a row depends on besides its example and the plan."""
+        """Returns a description of everything that a row depends on, besides its example and the plan."""
         data = self.config
         return (
             f"swap {data.swap:g}, flip {data.flip:g}, crop {data.crop:g}, "
@@ -43,7 +44,7 @@ class RowReader:
         )
 
     def empty(self, bucket: Bucket, rows: int) -> Batch:
-        """A batch to be filled: arrays of the right shapes, whatever is in them."""
+        """Returns a batch of `rows` rows with uninitialized arrays."""
         r, tile, side = bucket.references, self.tile, self.reference.square_side(bucket.references > 1)
         text, images = self.encoder.layout(r, self.config.prompt_tokens)
         return Batch(
@@ -61,9 +62,9 @@ class RowReader:
         )
 
     def read(self, example: Example, bucket: Bucket, rng: np.random.Generator, batch: Batch, row: int) -> None:
-        """Fills all of a row but `example` and `skipped`.
+        """Fills all fields of a row but `example` and `skipped`.
 
-        Raises Unreadable, which may leave the row half-filled.
+        Raises Unreadable if the example cannot be used; the row may then be partly filled.
         """
         self._write_prompt(example, bucket, batch, row)
         references, target = self._pictures(example, bucket, rng)
@@ -87,9 +88,9 @@ class RowReader:
     def _pictures(
         self, example: Example, bucket: Bucket, rng: np.random.Generator
     ) -> tuple[list[np.ndarray], np.ndarray]:
-        """References and target, augmented, uint8 [height, width, 3].
+        """Returns the augmented references and the target, uint8 [height, width, 3].
 
-        Each chance is drawn whether or not the others come true.
+        The random numbers that are generated do not depend on each other's outcomes.
         """
         count, origin = bucket.references, example.origin
         if len(example.references) < count:
@@ -119,7 +120,7 @@ class RowReader:
 
 
 def on_white(picture: np.ndarray, mask: Image.Image, name: str) -> np.ndarray:
-    """The masked subject of a picture, white around it; a soft mask blends."""
+    """Composites the masked subject of an image on white; intermediate values of the mask blend."""
     width, height = size = _size(picture)
     if mask.size != size:
         raise Unreadable(f"{name} is {width}x{height} and its mask {mask.width}x{mask.height}; make them equal")
@@ -127,7 +128,7 @@ def on_white(picture: np.ndarray, mask: Image.Image, name: str) -> np.ndarray:
 
 
 def crop(picture: np.ndarray, smallest: float, rng: np.random.Generator) -> np.ndarray:
-    """A part of the same aspect at a random place, from `smallest` of the area to all of it."""
+    """Crops an image at random, with the same aspect and at least the fraction `smallest` of its area."""
     share, across, down = rng.random(3)
     scale, whole = np.sqrt(smallest + (1 - smallest) * share), _size(picture)
     width, height = (max(1, round(side * scale)) for side in whole)
@@ -136,7 +137,7 @@ def crop(picture: np.ndarray, smallest: float, rng: np.random.Generator) -> np.n
 
 
 def cover(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle of a picture at `size` (height, width): as much of it as that shape holds."""
+    """Resizes the largest centered crop with the aspect of `size` (height, width) to that size."""
     (height, width), whole = size, _size(picture)
     scale = min(whole[0] / width, whole[1] / height)
     across, down = (whole[0] - width * scale) / 2, (whole[1] - height * scale) / 2
@@ -147,7 +148,7 @@ def cover(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def place_all(pictures: Sequence[Image.Image], config: ReferenceConfig, squares: np.ndarray, mask: np.ndarray) -> None:
-    """`place`s the references of one row, at the VAE's size: `squares` is [r, side, side, 3], `mask` [r · n]."""
+    """Resizes one row's references for the VAE and `place`s them; `squares` is [r, side, side, 3], `mask` [r · n]."""
     _place_each([np.asarray(fit(picture, len(pictures) > 1, config)) for picture in pictures], squares, mask)
 
 
@@ -158,9 +159,9 @@ def _place_each(pictures: Sequence[np.ndarray], squares: np.ndarray, mask: np.nd
 
 
 def place(pixels: np.ndarray, square: np.ndarray, mask: np.ndarray) -> None:
-    """Writes a picture into the top left corner of a square and repeats its last row and column to the borders.
+    """Writes an image to the top left corner of a square and repeats its last row and column to the borders.
 
-    `mask`: of the square's tokens, row by column; True where the picture is.
+    `mask` [rows, columns] of the square's tokens is set to True for those of the image, else to False.
     """
     height, width = pixels.shape[:2]
     square[:height, :width] = pixels
@@ -171,12 +172,12 @@ def place(pixels: np.ndarray, square: np.ndarray, mask: np.ndarray) -> None:
 
 
 def _resized(picture: np.ndarray, size: tuple[int, int], filter: Image.Resampling) -> np.ndarray:
-    """`size`: (height, width)."""
+    """Resizes an image to `size` (height, width), unless it has that size."""
     if picture.shape[:2] == size:
         return picture
     return np.asarray(Image.fromarray(picture).resize(size[::-1], filter))
 
 
 def _size(picture: np.ndarray) -> tuple[int, int]:
-    """(width, height), as Pillow has it."""
+    """Returns (width, height), the order that Pillow uses."""
     return picture.shape[1], picture.shape[0]

@@ -1,4 +1,4 @@
-"""What `mllmsubj evaluate` can judge a checkpoint by.
+"""Benchmarks with which `mllmsubj evaluate` evaluates a checkpoint.
 
 Other packages, toyworld among them, add benchmarks as entry points of the group `mllmsubj.benchmarks`.
 """
@@ -22,38 +22,39 @@ GROUP = "mllmsubj.benchmarks"
 
 @dataclass(frozen=True)
 class Request:
-    """What to judge a checkpoint by."""
+    """Settings of one evaluation of a checkpoint."""
 
     benchmark: str
-    """One of `names()`."""
+    """Name of the benchmark, one of `names()`."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
     limit: int | None = None
-    """Number of examples, where the benchmark lets it be chosen; None: its usual number."""
+    """Number of examples, if the benchmark supports the choice; None: its default."""
     probe: Path | None = None
-    """Folder of the network that judges, where the benchmark has one; None: the shipped one."""
+    """Folder of the probe network, if the benchmark uses one; None: the shipped one."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A benchmark on one checkpoint, before its weights are read."""
+    """Benchmark of one checkpoint, prepared before its weights are read."""
 
     evaluators: "Callable[[Setup], Sequence[Evaluator]]"
     counted: str
-    """Name of the evaluator whose examples are the benchmark's."""
+    """Name of the evaluator whose number of examples is reported as the benchmark's."""
     drawing: str
     """Name of the evaluator that generates images."""
     data: str
+    """Name of the data source."""
     steps: int
-    """Of its sampler."""
+    """Number of sampling steps."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A way to judge a checkpoint. Its module imports JAX only when `plan` is called."""
+    """Way to evaluate a checkpoint. Its module imports JAX only when `plan` is called."""
 
     plan: "Callable[[Request, Experiment], Plan]"
-    """Raises UserError for what cannot be judged."""
+    """Plans an evaluation; raises UserError if the checkpoint cannot be evaluated."""
 
 
 def _plan_heldout(request: Request, experiment: "Experiment") -> Plan:
@@ -62,33 +63,33 @@ def _plan_heldout(request: Request, experiment: "Experiment") -> Plan:
     from mllmsubj.evals.held_out import SEED, held_out
 
     data = held_out(experiment)
-    open_source(data, SEED)  # raises what is wrong with it
+    open_source(data, SEED)  # raises UserError before any weights are read
     steps = experiment.evals.samples.steps or experiment.sampling.steps
     return Plan(lambda setup: suite.all_evaluators(setup, request.seed), "loss", "samples", data.source, steps)
 
 
 HELDOUT = Benchmark(_plan_heldout)
-"""The config's held-out data: training loss by condition mode, and sample images."""
+"""Evaluation on the config's held-out data: training loss by condition mode, and sample images."""
 
 
 @cache
 def registered() -> dict[str, EntryPoint]:
-    """Benchmarks that are registered, by name; nothing is imported."""
+    """Returns the registered benchmarks by name, without importing them."""
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
 def names() -> tuple[str, ...]:
-    """Names of all benchmarks."""
+    """Returns the names of all benchmarks."""
     return ("heldout", *sorted(registered()))
 
 
 def benchmark(name: str) -> Benchmark:
-    """The benchmark of one of `names()`."""
+    """Returns the benchmark called `name`, one of `names()`."""
     return HELDOUT if name == "heldout" else registered()[name].load()
 
 
 def check_benchmark(name: str | None) -> None:
-    """Raises UserError for a benchmark that does not exist, or None."""
+    """Raises UserError if `name` is None or not the name of a benchmark."""
     known = names()
     if name not in known:
         wrong = f"unknown benchmark {name!r}{nearest(name, known)}" if name else "no benchmark"

@@ -1,4 +1,4 @@
-"""A checkpoint judged by a benchmark: what `mllmsubj evaluate` does between its flags and its files."""
+"""Evaluation of a checkpoint with a benchmark, as `mllmsubj evaluate` runs it."""
 
 import logging
 from collections import ChainMap
@@ -25,9 +25,9 @@ log = logging.getLogger("mllmsubj")
 
 
 def evaluate_checkpoint(checkpoint: str | Path, config: ConfigDict, request: Request) -> Results:
-    """What all evaluators of the benchmark say of a checkpoint, judged with `config`.
+    """Returns the results of all evaluators of the benchmark on a checkpoint, evaluated with `config`.
 
-    Raises UserError for what cannot be judged, before weights are read, and as `checkpoint.restore` does.
+    Raises UserError, before weights are read, if the checkpoint cannot be evaluated, and as `setup.restored` does.
     """
     folder = checkpoints.folder_of(checkpoint)
     experiment = Experiment.from_config(config)
@@ -62,7 +62,7 @@ def evaluate_checkpoint(checkpoint: str | Path, config: ConfigDict, request: Req
 
 
 def _sampler(experiment: Experiment, steps: int) -> str:
-    """On one line."""
+    """Returns a one-line description of the sampler."""
     sampling = experiment.sampling
     size, sees = f"{sampling.width} × {sampling.height}", f"{sampling.conditions} at every step"
     if sampling.conditions == "staged":

@@ -1,4 +1,4 @@
-"""Examples that training does not see."""
+"""Held-out examples, which are not used in training."""
 
 from dataclasses import dataclass, replace
 
@@ -15,13 +15,16 @@ from mllmsubj.parallel import multihost
 from mllmsubj.train.setup import Setup
 
 EXAMPLES = 10_000
-"""Examples of a registered source's test split; whoever judges by fewer takes the first ones of a fixed order."""
+"""Examples in a registered source's test split; smaller evaluations use the first ones of a fixed order."""
 SEED = 0
-"""Seed of a registered source and of that order, whatever the run's: runs are compared."""
+"""Seed of a registered source and of that order; independent of the run's seed, so that runs are comparable."""
 
 
 def held_out(experiment: Experiment) -> DataConfig:
-    """The data to judge on, nothing about it random. Raises UserError where nobody said which."""
+    """Returns the config of the held-out data, without augmentation and score filters.
+
+    Raises UserError if the experiment names none and its source has no test split.
+    """
     data, source = experiment.data, experiment.evals.source
     if not source and not (data.source in registered() or data.source.startswith("tfds:")):
         raise UserError(f"{data.source!r} has no test split; name held-out data with --config.evals.source=…")
@@ -40,7 +43,7 @@ def held_out(experiment: Experiment) -> DataConfig:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The first `count` examples of a data set, opened once for however many evaluations."""
+    """First `count` examples of a data set, opened once for any number of evaluations."""
 
     setup: Setup
     data: DataConfig
@@ -49,9 +52,9 @@ class HeldOut:
 
     @classmethod
     def open(cls, setup: Setup, data: DataConfig, count: int, key: str) -> "HeldOut":
-        """Fewer than `count`, which config key `key` says, where there are no more.
+        """Opens `data`; its number of examples caps `count`, which is the value of config key `key`.
 
-        Raises UserError if the source cannot be opened.
+        Raises UserError if `count` is below 1 or the source cannot be opened.
         """
         if count < 1:
             raise UserError(f"config key {key} is {count}; it must be at least 1")
@@ -59,18 +62,21 @@ class HeldOut:
         return cls(setup, data, source, min(count, len(source)))
 
     def batch_size(self, least: int) -> int:
-        """At least `least`, and such that every device has the same number of rows."""
+        """Returns the smallest batch size from `least` up that gives every device the same number of rows."""
         unit = self.setup.mesh.shape["data"] * self.setup.mesh.shape["fsdp"]
         return max(1, -(-least // unit)) * unit
 
     def loader(self, batch_size: int) -> Loader:
-        """From the first example on; the same order for every batch size, as far as pictures are of one size."""
+        """Returns a loader that starts at the first example.
+
+        The order is the same for every batch size, provided that all targets have one size.
+        """
         return self.setup.loader(self.data, batch_size, self.source, SEED)
 
     def spread(self, batch: Batch, loader: Loader, batch_size: int) -> Batch:
-        """The whole batch on the mesh."""
+        """Returns the global batch on the mesh, made from this process's rows."""
         return multihost.make_global_batch(batch, loader.rows, batch_size, self.setup.mesh)
 
     def prompts(self, examples: np.ndarray) -> tuple[str, ...]:
-        """Of the examples with these numbers."""
+        """Returns the prompts of the examples with these numbers."""
         return tuple(self.source[int(number)].prompt for number in examples)

@@ -1,4 +1,4 @@
-"""Pictures of held-out examples as inference draws them, for whoever judges them."""
+"""Images of held-out examples, generated as in inference, for evaluators."""
 
 from dataclasses import replace
 
@@ -19,15 +19,16 @@ from mllmsubj.typing import Params
 
 
 class ImageSampler:
-    """Draws whole batches; picture i is what inference draws from the noise of (seed, i)."""
+    """Generates images for whole batches; image i is the one that inference generates from the noise of (seed, i)."""
 
     def __init__(self, setup: Setup, settings: SamplingConfig, seed: int) -> None:
+        """`seed`: seed of the noise."""
         self.settings, self._setup, self._seed = settings, setup, seed
         self._inputs = jax.jit(replace(setup.stages[1].encoder, with_references=True).inputs)
         self._generator = Generator(setup.model, setup.experiment.shift)
 
     def __call__(self, params: Params, batch: Batch, first: int = 0) -> UInt8[np.ndarray, "b height width 3"]:
-        """On every process; `first`: number of the first row's picture."""
+        """Returns the images of a batch on every process; `first`: number of the first row's image."""
         settings, generator, size = self.settings, self._generator, len(batch.example)
         grid = token_grid(settings.height, settings.width)
         times = time_grid(settings.steps, grid[0] * grid[1], self._setup.experiment.shift)
@@ -48,7 +49,7 @@ class ImageSampler:
 
 
 def gathered(array: jax.Array) -> np.ndarray:
-    """All of it, on every process."""
+    """Returns the whole array on every process."""
     if jax.process_count() > 1:
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     return np.asarray(array)

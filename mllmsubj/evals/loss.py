@@ -1,4 +1,4 @@
-"""The training loss on held-out examples, for each condition mode, with noise and times that never change."""
+"""Training loss on held-out examples for each condition mode, with fixed noise and timesteps."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -28,15 +28,15 @@ MEANINGS: Mapping[str, str] = {
 
 
 class HeldOutLoss:
-    """ "loss/both", "loss/mllm", "loss/vae", "loss/none": the same examples and noise, other tokens masked.
+    """Evaluator of "loss/both", "loss/mllm", "loss/vae" and "loss/none": same examples and noise, other tokens masked.
 
-    "loss/all" is their mean by the shares that the last stage trains them with: the number to compare runs by.
+    "loss/all" is their mean, weighted by the last stage's shares of the modes: the number for comparing runs.
     """
 
     name = "loss"
 
     def __init__(self, setup: Setup, data: DataConfig, config: LossEvalConfig, seed: int = 0) -> None:
-        """`seed`: of the noise, not the run's, since runs are compared. Raises UserError if `data` cannot be opened."""
+        """`seed`: seed of the noise, independent of the run's. Raises UserError if `data` cannot be opened."""
         train, last = setup.experiment.train, setup.stages[1].step
         self.every_steps, self.meanings = config.every_steps, MEANINGS
         self._held_out = HeldOut.open(setup, data, config.examples, "evals.loss.examples")
@@ -67,9 +67,9 @@ class HeldOutLoss:
             yield f"loss/{name}", float(mean)
 
     def _sums(self, params: Params, encoded: Encoded, first: Int[Array, ""]) -> Float[Array, " modes"]:
-        """Losses summed over those rows of a batch that are asked for; `first`: number of its first example."""
+        """Returns losses summed over the rows within `examples`; `first`: number of the batch's first example."""
         part = jax.tree.map(lambda x: x[0], encoded)
-        part = replace(part, row=part.row + first)  # noise goes with the example, however large batches are
+        part = replace(part, row=part.row + first)  # noise depends on the example, not the batch size
         random_inputs = self._step.draw(part, jnp.asarray(0))
         counts = part.row < self.examples
 

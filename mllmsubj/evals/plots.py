@@ -1,4 +1,4 @@
-"""Pictures of a run and of what a model draws, for notebooks; they need matplotlib, of the extra "notebooks"."""
+"""Plots of training runs and generated images for notebooks; they need matplotlib, of the extra "notebooks"."""
 
 import io
 import json
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HEIGHT = 2.2
-"""Inches of a picture in a row."""
+"""Height of an image in a row, inches."""
 LETTERS = 11
-"""Of its name, in an inch."""
+"""Letters of an image's name per inch."""
 DPI = 110
 SMOOTHED = 10
-"""The running mean's window is this part of all points."""
+"""Number of all points divided by the window of the running mean."""
 HELD_OUT = {
     "loss/both": "MLLM and VAE",
     "loss/mllm": "the MLLM",
@@ -31,11 +31,11 @@ HELD_OUT = {
     "loss/none": "neither",
     "loss/all": "(mean, by shares)",
 }
-"""What `evals.loss` writes -> what the model sees."""
+"""Metric of `evals.loss` -> tokens that the model attends to, as in the legend."""
 
 
 def image_row(pictures: Mapping[str, Image.Image]) -> Image.Image:
-    """One row, equally high, each below its name."""
+    """Returns the images in one row, equally high, each below its name."""
     widths = [HEIGHT * picture.width / picture.height for picture in pictures.values()]
     names = [textwrap.fill(name, round(LETTERS * width)) for name, width in zip(pictures, widths, strict=True)]
     figure = _figure(sum(widths), HEIGHT + 0.2 * (1 + max(name.count("\n") for name in names)))
@@ -48,9 +48,9 @@ def image_row(pictures: Mapping[str, Image.Image]) -> Image.Image:
 
 
 def loss_curves(workdir: str | Path) -> Image.Image:
-    """A run's loss in training and, beside it, on held-out examples for each condition mode, where it was judged.
+    """Returns a plot of a run's training loss and, if evaluated, its held-out loss for each condition mode.
 
-    Raises UserError for a folder that is no run's workdir.
+    Raises UserError if the folder is not the workdir of a run.
     """
     workdir = Path(workdir)
     try:
@@ -74,14 +74,14 @@ def loss_curves(workdir: str | Path) -> Image.Image:
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of one name."""
+    """Returns the steps and finite values of one metric."""
     points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
     steps, values = np.asarray(points, np.float64).reshape(-1, 2).T
     return steps, values
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Each with those before it, a tenth of all at most."""
+    """Returns the mean of each value and those before it, over at most a tenth of all values."""
     window, sums = max(1, len(values) // SMOOTHED), np.cumsum(np.append(0.0, values))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
@@ -96,7 +96,7 @@ def _finish(axes: "Axes", title: str, border: int) -> None:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """An empty one, apart from whatever backend a notebook has chosen; inches."""
+    """Returns an empty figure that does not use the notebook's backend; sizes in inches."""
     from matplotlib.figure import Figure
 
     return Figure((width, height), dpi=DPI, layout="constrained")

@@ -1,4 +1,4 @@
-"""Results as one HTML page that needs nothing else: no network, no scripts, pictures inside."""
+"""Self-contained HTML page of results: no network, no scripts, embedded images."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from PIL import Image
 from mllmsubj.evals.results import Results, lines
 
 COLUMNS = ("reference", "drawn", "target")
-"""What a picture shows, in equal parts."""
+"""Columns of a sample image, equally wide, from left to right."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5f666e; --line: #dfe2e6; --paper: #fff; --note: #fff6dc; }
@@ -49,7 +49,7 @@ pre { overflow-x: auto; padding: 1rem; border: 1px solid var(--line); border-rad
 
 
 def page(results: Results) -> str:
-    """The whole report."""
+    """Returns the whole report as HTML."""
     title = f"{results.benchmark} · {results.checkpoint}"
     parts = [
         f"<h1>{escape(results.benchmark)}</h1>",
@@ -65,7 +65,7 @@ def page(results: Results) -> str:
 
 
 def document(title: str, parts: Iterable[str], style: str = "") -> str:
-    """A page of these parts, HTML; empty ones are left out. `style`: CSS beside the usual."""
+    """Returns an HTML page of these parts, without empty ones; `style`: CSS added to the default."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -109,7 +109,7 @@ def _settings(results: Results) -> Iterable[str]:
 
 
 def data_uri(picture: np.ndarray) -> str:
-    """A picture [height, width, 3] of 8 bits as an `img`'s source."""
+    """Returns an 8-bit image [height, width, 3] as a data URI for the `src` of an `img`."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

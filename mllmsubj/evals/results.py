@@ -1,4 +1,4 @@
-"""A benchmark's results as a folder: `metrics.json`, `samples.png` and `report.html`, written whole or not at all."""
+"""Results folder of a benchmark: `metrics.json`, `samples.png` and `report.html`, written whole or not at all."""
 
 import json
 import math
@@ -19,30 +19,30 @@ SIDES = ("low", "high", "real")
 
 @dataclass(frozen=True)
 class Results:
-    """What was judged, by what, and what came out."""
+    """Results of a benchmark on one checkpoint, and the settings behind them."""
 
     benchmark: str
     checkpoint: str
-    """As it was named."""
+    """Path or name, as the user gave it."""
     fingerprint: str
     seed: int
     examples: int
     settings: Mapping[str, str]
-    """What else a reader needs to know, by name: data, sampler, …"""
+    """Other settings that the report lists, by name: data, sampler, …"""
     config: str
-    """All of it, as text."""
+    """Whole config, as text."""
     numbers: Mapping[str, float]
     pictures: Mapping[str, np.ndarray]
-    """Name -> [n, height, width, 3], 8 bits."""
+    """Name -> images [n, height, width, 3], 8 bits."""
     texts: Mapping[str, tuple[str, ...]]
-    """Name of pictures -> what stands beside each."""
+    """Name of images -> caption of each."""
     meanings: Mapping[str, str]
-    """Of numbers and pictures."""
+    """Description of each number and each set of images."""
     caution: str = ""
-    """What makes the numbers say less than they seem to."""
+    """Warning on the validity of the numbers, or empty."""
 
     def metrics(self) -> dict[str, str | int | float | None]:
-        """Flat; None where a number is not finite, which JSON cannot say."""
+        """Returns a flat dict; numbers that are not finite, which JSON cannot represent, are None."""
         return {
             "benchmark": self.benchmark,
             "checkpoint": self.fingerprint,
@@ -54,17 +54,18 @@ class Results:
 
 @dataclass(frozen=True)
 class Line:
-    """A number, with those named NAME/low, NAME/high and NAME/real, if there are such."""
+    """Number, with those named NAME/low, NAME/high and NAME/real where they exist."""
 
     name: str
     value: float
     interval: str
-    """In words, so `beside`: the 95 % interval, and what real pictures get."""
+    """95 % interval as text, or empty."""
     beside: str
+    """Value of real images as text, or empty."""
 
 
 def lines(numbers: Mapping[str, float]) -> Iterator[Line]:
-    """For people."""
+    """Yields the numbers, with their intervals, as lines of a report."""
     for name, value in numbers.items():
         base, _, side = name.rpartition("/")
         if base in numbers and side in SIDES:
@@ -76,9 +77,9 @@ def lines(numbers: Mapping[str, float]) -> Iterator[Line]:
 
 
 def output_folder(output: str | None) -> Path:
-    """The path in `--output`; raises UserError if no results could be written there.
+    """Returns the folder named in `--output`; raises UserError if no results could be written there.
 
-    It may be missing, empty, or hold earlier results, which are then replaced.
+    The folder may be missing, empty, or contain earlier results, which are then replaced.
     """
     if not output:
         raise UserError("no output; name the folder to write with --output=DIR")
@@ -94,7 +95,10 @@ def output_folder(output: str | None) -> Path:
 
 
 def write(results: Results, page: str, folder: Path) -> None:
-    """Under a temporary name, then renamed; `page` is the report. Raises UserError if it cannot be written."""
+    """Writes the results under a temporary name, then renames the folder; `page`: HTML of the report.
+
+    Raises UserError if the folder cannot be written.
+    """
     try:
         with replacing_folder(folder) as partial:
             (partial / "metrics.json").write_text(json.dumps(results.metrics(), indent=2, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""Pictures of the first held-out examples, always from the same noise: to be looked at."""
+"""Sample images of the first held-out examples, always from the same noise, for visual inspection."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -22,19 +22,19 @@ MEANINGS: Mapping[str, str] = {
 
 
 class Samples:
-    """ "samples": a row an example with its reference, what the model draws, and the target, side by side.
+    """Evaluator of "samples": one row per example with its reference, generated image and target side by side.
 
-    The text beside each is its prompt. Picture i is what inference draws for it from the noise of (seed, i).
+    The caption of a row is its prompt. Image i is the one that inference generates from the noise of (seed, i).
     """
 
     name = "samples"
 
     def __init__(self, setup: Setup, data: DataConfig, config: SamplesEvalConfig, seed: int = 0) -> None:
-        """`seed`: of the noise. Raises UserError if `data` cannot be opened."""
+        """`seed`: seed of the noise. Raises UserError if `data` cannot be opened."""
         sampling = setup.experiment.sampling
         self.every_steps, self.meanings = config.every_steps, MEANINGS
         self.settings = replace(sampling, steps=config.steps or sampling.steps)
-        # One size, so that what is compared is drawn in one batch.
+        # One size, so that all images are generated in one batch.
         data = replace(data, sizes=((sampling.height, sampling.width),), max_references=1)
         self._held_out = HeldOut.open(setup, data, config.count, "evals.samples.count")
         self.examples = self._held_out.count
@@ -52,6 +52,6 @@ class Samples:
 
 
 def _fit(references: UInt8[np.ndarray, "b side side 3"], settings: SamplingConfig) -> np.ndarray:
-    """Squares made as high as the pictures, by repeating or leaving out pixels."""
+    """Resizes square references to the height of the images, by repeating or dropping pixels."""
     rows = np.arange(settings.height) * references.shape[1] // settings.height
     return references[:, rows][:, :, rows]

@@ -1,4 +1,4 @@
-"""The evaluators that a config asks for."""
+"""Evaluators of a config."""
 
 import logging
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from mllmsubj.train.setup import Setup
 log = logging.getLogger("mllmsubj")
 
 EVALUATORS: dict[str, Callable[..., Evaluator]] = {"loss": HeldOutLoss, "samples": Samples}
-"""Section of the config's `evals` -> evaluator, in the order in which they run."""
+"""Section of the config's `evals` -> evaluator, in running order."""
 
 
 def evaluators(setup: Setup) -> list[Evaluator]:
-    """Those that have a cadence in training; none, and a line, where nobody said what to judge on."""
+    """Returns the evaluators that run during training; none, with a warning, if there is no held-out data."""
     sections = _sections(setup)
     due = [name for name in EVALUATORS if sections[name].every_steps]
     if not due:
@@ -32,7 +32,7 @@ def evaluators(setup: Setup) -> list[Evaluator]:
 
 
 def all_evaluators(setup: Setup, seed: int) -> list[Evaluator]:
-    """All, whatever their cadence; `seed`: of their noise. Raises UserError where nobody said what to judge on."""
+    """Returns all evaluators, with `seed` for their noise; raises UserError if there is no held-out data."""
     data, sections = held_out(setup.experiment), _sections(setup)
     return [make(setup, data, sections[name], seed) for name, make in EVALUATORS.items()]
 

@@ -1,4 +1,4 @@
-"""Sweeps: many runs of one experiment, told apart by overrides. What a sweep file needs is here."""
+"""Sweeps: many runs of one experiment with different overrides. Sweep files import what they need from here."""
 
 from mllmsubj.config.overrides import Overrides
 from mllmsubj.sweeps.axes import grid, listed, product, zipped

@@ -1,4 +1,4 @@
-"""Lists of runs, each a dict from a config's dotted keys to values: what a sweep file's `get_sweep(config)` returns."""
+"""Lists of runs, dicts from dotted config keys to values, as a sweep file's `get_sweep(config)` returns."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -8,14 +8,14 @@ from mllmsubj.errors import UserError
 
 
 def listed(key: str, values: Iterable[Any]) -> list[Overrides]:
-    """A run for each value of one key."""
+    """Returns one run per value of a key."""
     return [{key: value} for value in values]
 
 
 def zipped(axes: Mapping[str, Sequence[Any]]) -> list[Overrides]:
-    """A run for each place in the lists: the first values together, then the second ones, …
+    """Returns one run per index: the first values of all lists together, then the second ones, and so on.
 
-    Raises UserError if the lists are not of one length.
+    Raises UserError if the lists differ in length.
     """
     lengths = {key: len(values) for key, values in axes.items()}
     if len(set(lengths.values())) > 1:
@@ -24,12 +24,15 @@ def zipped(axes: Mapping[str, Sequence[Any]]) -> list[Overrides]:
 
 
 def grid(axes: Mapping[str, Iterable[Any]]) -> list[Overrides]:
-    """A run for each combination of values; those of the last key change fastest."""
+    """Returns one run per combination of values; those of the last key change fastest."""
     return product(*(listed(key, values) for key, values in axes.items()))
 
 
 def product(*parts: Iterable[Overrides]) -> list[Overrides]:
-    """Each run of the first part with each of the second, and so on. Raises UserError for a key that two parts set."""
+    """Returns each run of the first part combined with each of the second, and so on.
+
+    Raises UserError for a key that two parts set.
+    """
     runs: list[Overrides] = [{}]
     for part in parts:
         added = list(part)

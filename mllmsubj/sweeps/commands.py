@@ -1,4 +1,4 @@
-"""What each run of a sweep has to do: commands of this program, and whether they have been carried out."""
+"""Commands that each run of a sweep requires, as jobs that detect whether they are done."""
 
 import json
 import shlex
@@ -16,32 +16,32 @@ from mllmsubj.sweeps.plan import Record, Run
 from mllmsubj.train.workdir import is_locked
 
 HERE = (sys.executable, "-m")
-"""Before a command that runs on this machine, in this Python."""
+"""Prefix of a command that runs on this machine, in this Python."""
 CALL = "evaluation.json"
-"""How `eval/` was called, since its metrics do not say it all: a call of other words is made again."""
+"""File with the command behind `eval/`, which its metrics do not fully record; a different command is run again."""
 
 
 @dataclass(frozen=True)
 class Commands:
-    """How a sweep was called."""
+    """Arguments of a sweep, and the commands made from them."""
 
     workdir: Path
     config: str | None
     """FILE[:VARIANT], or None with a checkpoint."""
     checkpoint: str | None
     common: tuple[str, ...]
-    """`--config.KEY=VALUE` for all runs."""
+    """`--config.KEY=VALUE` overrides of all runs."""
     benchmark: str
     limit: int | None
 
     def train(self, run: Run) -> tuple[str, ...]:
-        """The training that a run judges."""
+        """Returns the command that trains the model of a run."""
         own = [word(key, value) for key, value in run.trained.items()]
         workdir = f"--workdir={self.workdir / run.training}"
         return ("mllmsubj", "train", f"--config={self.config}", workdir, *self.common, *own)
 
     def evaluate(self, run: Run) -> tuple[str, ...]:
-        """How it judges it."""
+        """Returns the command that evaluates the model of a run."""
         own = [word(key, value) for key, value in run.judged.items()]
         own += [f"--limit={self.limit}"] if self.limit else []
         output = f"--output={self.workdir / run.name / 'eval'}"
@@ -50,7 +50,7 @@ class Commands:
 
 
 def make_jobs(record: Record, commands: Commands) -> list[Job]:
-    """All, each training before what judges it."""
+    """Returns all jobs, each training before its evaluations."""
     jobs: list[Job] = []
     trainings: dict[str, Job] = {}
     for run in record.runs:
@@ -62,12 +62,15 @@ def make_jobs(record: Record, commands: Commands) -> list[Job]:
 
 
 def due(jobs: Sequence[Job]) -> list[Job]:
-    """Those that could start now."""
+    """Returns the jobs that could start now."""
     return [job for job in jobs if not job.is_done() and (job.after is None or job.after.is_done())]
 
 
 def launched(jobs: Sequence[Job], launcher: str) -> list[Job]:
-    """Those that are due, behind a launcher's words, in which `{}` becomes the job's place among all, from 1."""
+    """Returns the jobs that could start now, each command prefixed with the launcher's words.
+
+    `{}` in these words is replaced by the job's position among all jobs, from 1.
+    """
     words, ready = shlex.split(launcher), {job.name for job in due(jobs)}
     return [
         replace(job, words=(*(each.replace("{}", str(place)) for each in words), *job.words), after=None)
@@ -82,7 +85,7 @@ def _training(record: Record, commands: Commands, run: Run) -> Job:
     def is_done() -> bool:
         if not (folder / "model" / "config.json").is_file():
             return False
-        # Of the keys that may change between two starts, only the last stage's length makes another result.
+        # Of the keys that may change when a run resumes, only the last stage's length changes the result.
         made = checkpoint.read_config(folder / "model").train.stage2.steps
         return made == run.trained.get("train.stage2.steps", record.config.train.stage2.steps)
 

@@ -1,4 +1,4 @@
-"""What `sweep` and `reproduce` share: runs that are checked before the first begins, then carried out in a workdir."""
+"""Code shared by `sweep` and `reproduce`: runs are checked before the first begins, then run in a workdir."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def checked_runs(
     config: ConfigDict, sweep: Sequence[Overrides], given: Collection[str] = (), checkpoint: str | None = None
 ) -> "tuple[Run, ...]":
-    """The runs, each of which is a config that can be run and no other's.
+    """Returns the runs of a sweep after checking that each config is valid and differs from all others.
 
-    `config`: of the run without overrides; `given`: keys that no run may set; `checkpoint`: if one is judged in all
-    runs, and none trained. Raises UserError naming run and key.
+    `config`: config without overrides; `given`: keys that no run may set; `checkpoint`: checkpoint that all runs
+    evaluate without training. Raises UserError naming run and key.
     """
     from mllmsubj.checkpoints.format import config_text
     from mllmsubj.config.load import flat
@@ -57,7 +57,10 @@ def checked_runs(
 def run_sweep(
     workdir: Path, record: "Record", jobs: "Sequence[Job]", parallel: int, before: tuple[str, ...], unit: str
 ) -> "Outcome":
-    """Runs the jobs of what the workdir then remembers; see `run_jobs`. Raises UserError if it cannot be written."""
+    """Writes the sweep's record to the workdir and runs the jobs while the workdir is locked; see `run_jobs`.
+
+    Raises UserError if the workdir cannot be written.
+    """
     from mllmsubj.sweeps.jobs import run_jobs
     from mllmsubj.sweeps.plan import write_record
     from mllmsubj.train.workdir import locked

@@ -1,4 +1,4 @@
-"""Commands as processes of their own, one after another or n at once, each after the one that it waits for."""
+"""Commands run as separate processes, one or several at once, each after the one that it depends on."""
 
 import shlex
 import signal
@@ -16,9 +16,9 @@ from typing import TextIO
 from mllmsubj.errors import UserError
 
 SECONDS = 0.2
-"""Between two looks at the processes."""
+"""Seconds between two polls of the processes."""
 STOPPED = (143, -signal.SIGTERM, -signal.SIGKILL)
-"""Exit codes of processes that did what they were told: training saves and says 143, others just end."""
+"""Exit codes of processes stopped by a signal: training saves and exits with 143, others are terminated."""
 
 
 def _never() -> bool:
@@ -31,31 +31,31 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """One command."""
+    """One command with its dependency and completion check."""
 
     name: str
-    """What it does, for people."""
+    """Description for users, such as "train RUN"."""
     words: tuple[str, ...]
     log: Path
-    """What it says is added here."""
+    """File that its output is appended to."""
     after: "Job | None" = None
-    """Must have been done before."""
+    """Job that must be done before this one starts."""
     is_done: Callable[[], bool] = _never
-    """Whether there is nothing left to do; asked when it could start."""
+    """Returns whether there is nothing left to do; called when the job could start."""
     is_busy: Callable[[], bool] = _never
-    """Whether a process that is not ours is still at it, as after this one's predecessor was killed."""
+    """Returns whether a process of another sweep still runs the job, such as after that sweep was killed."""
     prepare: Callable[[], None] = _nothing
-    """Called right before it starts."""
+    """Function that is called right before the job starts."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of the jobs."""
+    """Result of running the jobs."""
 
     failures: dict[str, str]
-    """Name of a job -> why it failed, on one line. Those that waited for it never began."""
+    """Name of a job -> reason of its failure, on one line. Jobs that depend on it are not started."""
     signal: int | None
-    """The one that ended it all."""
+    """First signal that stopped the jobs, or None."""
 
 
 def run_jobs(
@@ -65,12 +65,12 @@ def run_jobs(
     unit: str = "runs done",
     stream: TextIO | TextIOBase | None = None,
 ) -> Outcome:
-    """Runs them, at most `parallel` at once, and says on `stream` (stderr) when something changes.
+    """Runs the jobs, at most `parallel` at once, and prints every change of progress to `stream` (default stderr).
 
-    `before`: words in front of every command's, as to run a module; `unit`: what jobs that no other waits for count as.
-    SIGINT and SIGTERM reach the processes as SIGTERM, on which training saves; a second one kills them. They are in
-    sessions of their own, so that Ctrl-C on a terminal does not reach them by another way. Raises UserError if a
-    command or its log cannot be opened; what runs is stopped first.
+    `before`: words before every command, such as those that run a module; `unit`: what the progress line calls finished
+    jobs that no other depends on. SIGINT and SIGTERM are forwarded to the processes as SIGTERM, on which training
+    saves; a second signal kills them. The processes have sessions of their own, so that Ctrl-C on a terminal does not also
+    reach them directly. Raises UserError, after stopping all processes, if a command or its log cannot be opened.
     """
     return _Runner(jobs, parallel, before, unit, stream or sys.stderr)()
 
@@ -98,14 +98,14 @@ class _Runner:
                     self._say()
                     if self._running or self._waiting:
                         time.sleep(SECONDS)
-            finally:  # only after an error is anything left
+            finally:  # processes are left only after an error
                 self._tell(signal.SIGTERM)
                 for _, process in self._running.values():
                     process.wait()
         return Outcome(self._failures, self._told[0] if self._told else None)
 
     def _start(self) -> None:
-        """All that can start: what is done already only counts; what waits for a failure is given up."""
+        """Starts the jobs that can start; done ones are only counted, and those that depend on a failure are dropped."""
         busy = 0
         for job in list(self._waiting):
             if job.after is not None and job.after.name in self._given_up:
@@ -122,7 +122,7 @@ class _Runner:
                 else:
                     self._waiting.remove(job)
                     self._running[job.name] = job, _started(job, self._before)
-        if self._told:  # just now, when the last one was not yet known
+        if self._told:  # a signal may have come before the newest process was registered
             self._tell(signal.SIGTERM)
 
     def _reap(self) -> None:
@@ -169,7 +169,7 @@ class _Runner:
 
 
 def last_line(log: Path) -> str:
-    """The last thing that a command said."""
+    """Returns the last non-empty line of a command's log."""
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 

@@ -1,4 +1,4 @@
-"""How a run is called, and how its overrides are written on a command line."""
+"""Names of runs, and their overrides in command-line form."""
 
 import hashlib
 import json
@@ -11,17 +11,17 @@ import numpy as np
 from mllmsubj.config.overrides import Overrides
 
 BASE = "base"
-"""The run without overrides."""
+"""Name of the run without overrides."""
 LONGEST = 120
-"""Characters of a name; file systems take 255 bytes, and paths go on below."""
+"""Maximum length of a name in characters; file systems allow 255 bytes."""
 DIGITS = 8
 
 
 def run_name(overrides: Overrides, keys: Collection[str]) -> str:
-    """Such as "dla.width=64,tau1=0.9": a folder's name, the same whenever the overrides are.
+    """Returns a folder name such as "dla.width=64,tau1=0.9", which is the same for the same overrides.
 
-    `keys`: all of the config's; a key is shortened to the ending that no other has. What cannot be said in a few
-    characters that file systems take is cut, and told apart by a hash of all.
+    `keys`: all keys of the config; a key is shortened to its shortest unique ending. Names that are too long or
+    ambiguous are cut and end in a hash of all overrides.
     """
     if not overrides:
         return BASE
@@ -35,7 +35,7 @@ def run_name(overrides: Overrides, keys: Collection[str]) -> str:
 
 
 def short_key(key: str, keys: Collection[str]) -> str:
-    """The shortest ending of a dotted key that no other key of the config has."""
+    """Returns the shortest ending of a dotted key that no other key of the config has."""
     parts = key.split(".")
     for start in reversed(range(len(parts))):
         ending = ".".join(parts[start:])
@@ -45,13 +45,13 @@ def short_key(key: str, keys: Collection[str]) -> str:
 
 
 def word(key: str, value: Any) -> str:
-    """The override as every command takes it."""
+    """Returns the override in command-line form, `--config.KEY=VALUE`."""
     value = as_plain(value)
     return f"--config.{key}={str(value).lower() if isinstance(value, bool) else value}"
 
 
 def as_plain(value: Any) -> Any:
-    """numpy's numbers as Python's, lists as tuples, which is what a config has."""
+    """Converts NumPy scalars to Python's and lists to tuples, the types that a config contains."""
     if isinstance(value, np.generic):
         return value.item()
     return tuple(map(as_plain, value)) if isinstance(value, list | tuple) else value
@@ -64,7 +64,7 @@ def _text(value: Any) -> str:
 
 
 def _said_whole(value: Any) -> bool:
-    """Whether another value of the same key has another text."""
+    """Returns whether the text in the name identifies the value among those of the same key."""
     if isinstance(value, tuple):
         return bool(value) and all(isinstance(item, int | float) for item in value)
     return not isinstance(value, str) or re.fullmatch(r"[\w.+-]+", value, re.ASCII) is not None

@@ -1,4 +1,4 @@
-"""A sweep's runs: which they are, what each has to train, and what a workdir says of them."""
+"""Runs of a sweep: their overrides, the training that each needs, and the record of them in a workdir."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -18,47 +18,47 @@ from mllmsubj.sweeps.names import as_plain, run_name
 from mllmsubj.train.workdir import forbidden_changes
 
 UNTRAINED = ("sampling.", "evals.")
-"""Keys that change how a trained model is judged, not how it is trained: runs that differ in these share a training."""
+"""Prefixes of keys that affect evaluation but not training; runs that differ only in these share a training."""
 RECORD = "sweep.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One set of overrides, judged once."""
+    """One set of overrides, evaluated once."""
 
     name: str
     overrides: Overrides
     training: str
-    """Name of the run whose training is judged: this one's, or that of its overrides without `UNTRAINED` ones."""
+    """Name of the run whose model is evaluated: the one with these overrides, apart from `UNTRAINED` keys."""
 
     @property
     def trained(self) -> Overrides:
-        """The overrides that are trained with."""
+        """Overrides that apply in training."""
         return _trained(self.overrides)
 
     @property
     def judged(self) -> Overrides:
-        """The others."""
+        """Overrides that apply in evaluation only."""
         return {key: value for key, value in self.overrides.items() if key not in self.trained}
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a sweep's workdir remembers, as `sweep.json`."""
+    """Record of a sweep in its workdir, stored as `sweep.json`."""
 
     sweep: str
-    """Name of its file, without folder and ending."""
+    """Name of the sweep file, without folder and extension."""
     checkpoint: str | None
-    """The one that all runs judge; None: they train their own."""
+    """Checkpoint that all runs evaluate; None: runs train their own."""
     config: ConfigDict
-    """Of the run without overrides."""
+    """Config of the run without overrides."""
     runs: tuple[Run, ...]
 
 
 def load_sweep(file: str, config: ConfigDict) -> list[Overrides]:
-    """What `get_sweep(config)` of a sweep file, or of a shipped one by its name, yields.
+    """Returns the runs from `get_sweep(config)` of a sweep file, which is given by its path or a shipped one's name.
 
-    Raises UserError if that is nothing or the file cannot be loaded.
+    Raises UserError if there are no runs or the file cannot be loaded.
     """
     path = find_config(file, "sweeps")
     runs = from_file(path, f"sweep file {file!r}", lambda names: list(names["get_sweep"](config)))
@@ -70,7 +70,7 @@ def load_sweep(file: str, config: ConfigDict) -> list[Overrides]:
 
 
 def plan(sweep: Iterable[Overrides], keys: Collection[str]) -> tuple[Run, ...]:
-    """The runs in order; `keys`: all of the config's. Raises UserError for two with the same overrides."""
+    """Returns the runs in order; `keys`: all keys of the config. Raises UserError if two runs are the same."""
     runs: dict[str, Run] = {}
     for overrides in sweep:
         name = run_name(overrides, keys)
@@ -81,7 +81,7 @@ def plan(sweep: Iterable[Overrides], keys: Collection[str]) -> tuple[Run, ...]:
 
 
 def read_record(workdir: Path) -> Record:
-    """Raises UserError if the folder is not a sweep's."""
+    """Returns the record in a workdir; raises UserError if the folder is not a sweep's."""
     path = workdir / RECORD
     if not path.is_file():
         raise UserError(f"{workdir} holds no sweep: it has no {RECORD}")
@@ -97,7 +97,7 @@ def read_record(workdir: Path) -> Record:
 
 
 def check_record(workdir: Path, record: Record) -> None:
-    """Raises UserError if the folder holds another sweep, or the same one over another config, naming the keys."""
+    """Raises UserError if the folder contains another sweep, or the same one with another config; names the keys."""
     if not (workdir / RECORD).exists():
         return
     there = read_record(workdir)
@@ -109,7 +109,7 @@ def check_record(workdir: Path, record: Record) -> None:
 
 
 def write_record(workdir: Path, record: Record) -> None:
-    """Raises UserError if it cannot be written."""
+    """Writes the record to the workdir; raises UserError if it cannot be written."""
     said: Mapping[str, Any] = {
         "sweep": record.sweep,
         "checkpoint": record.checkpoint,
@@ -124,7 +124,7 @@ def write_record(workdir: Path, record: Record) -> None:
 
 
 def value_of(config: ConfigDict, key: str) -> Any:
-    """The value at a dotted key, lists as tuples; None where there is none."""
+    """Returns the value at a dotted key, with lists as tuples, or None if there is no such key."""
     node: Any = config
     for name in key.split("."):
         with suppress(AttributeError, KeyError, TypeError):

@@ -1,6 +1,6 @@
-"""A sweep's summary as one picture: a panel for each metric, in it a line for each run with a dot at its value.
+"""Plot of a sweep's summary: one panel per metric, with one line per run and a dot at its value.
 
-Drawn with Pillow, which is there anyway.
+Rendered with Pillow, which is a dependency anyway.
 """
 
 import math
@@ -15,23 +15,23 @@ Units = int | float
 Point = tuple[Units, Units]
 
 SCALE = 2
-"""Pixels a unit; everything below is in units."""
+"""Pixels per unit; all sizes below are in units."""
 ACROSS = 3
-"""Panels side by side."""
+"""Maximum number of panels in a row."""
 PANEL, LINE, GAP, EDGE = 260, 22, 28, 20
 HEAD, FOOT = 44, 26
-"""Above and below a panel's lines: its title, its axis."""
+"""Heights above and below a panel's lines, for its title and its axis."""
 NUMBERS = 76
-"""For the values, at a panel's right."""
+"""Width for the values, at the right of a panel."""
 SIZE, SMALL = 13, 11
 DOT = 4
 INK, SOFT, RULE, ACCENT, PAPER = "#1c1e21", "#5f666e", "#dfe2e6", "#0b66c3", "#ffffff"
 LABEL = 420
-"""The widest label; longer ones are cut."""
+"""Maximum width of a label; longer ones are cut."""
 
 
 def draw(summary: Summary) -> Image.Image:
-    """Runs that have no metrics yet are left out. The best of each metric is in colour."""
+    """Returns the plot. Runs without metrics are left out; the best value of each metric is in color."""
     rows = [row for row in summary.rows if row.metrics]
     labels = _labels(summary, [row.settings for row in rows])
     gutter = min(LABEL, max((math.ceil(_font(SIZE).getlength(label) / SCALE) for label in labels), default=0)) + 12
@@ -51,7 +51,7 @@ def draw(summary: Summary) -> Image.Image:
 
 
 class _Canvas:
-    """Draws in units."""
+    """Canvas with coordinates in units."""
 
     def __init__(self, draw: ImageDraw.ImageDraw) -> None:
         self._draw = draw
@@ -91,7 +91,7 @@ def _panel(canvas: _Canvas, corner: Point, metric: str, values: Sequence[float |
 
 
 def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
-    """A little more than the range, and up to four round numbers in it."""
+    """Returns limits slightly wider than the range, and a few round numbers in it as ticks."""
     span = high - low or abs(high) * 0.1 or 1.0
     low, high = low - 0.1 * span, high + 0.1 * span
     power = 10.0 ** math.floor(math.log10((high - low) / 3))
@@ -100,7 +100,7 @@ def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
 
 
 def _labels(summary: Summary, settings: Sequence[Overrides]) -> list[str]:
-    """Of each run: what it sets."""
+    """Returns the label of each run: the settings that the sweep varies."""
     return [", ".join(f"{label} {one[key]}" for key, label in summary.labels.items()) for one in settings]
 
 

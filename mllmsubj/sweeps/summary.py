@@ -1,4 +1,4 @@
-"""What came of a sweep's runs: a table as text and as `summary.csv`."""
+"""Results of a sweep's runs, as a text table and as `summary.csv`."""
 
 import csv
 import io
@@ -16,18 +16,18 @@ from mllmsubj.sweeps.plan import Record, Run, value_of
 
 FINISHED = "finished"
 FINAL_LOSS = "train/loss"
-"""The loss of training's last report."""
+"""Metric for the loss in the last entry of the training log."""
 NO_METRICS = ("seed", "examples")
-"""Numbers in metrics.json that say how it was made."""
+"""Numbers in metrics.json that describe the evaluation and are not metrics."""
 LOWER = re.compile(r"loss|pose_copy")
-"""Metrics that are better when they are lower."""
+"""Metrics for which lower is better."""
 CHANCE = re.compile(r"_chance$")
-"""What guessing would give: no result of the run."""
+"""Metrics at chance level, which are not results of the run."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A run's settings and what came out."""
+    """Settings and metrics of one run."""
 
     run: str
     status: str
@@ -38,19 +38,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """A row for each run, in the sweep's order."""
+    """One row per run, in the sweep's order."""
 
     rows: tuple[Row, ...]
     labels: dict[str, str]
-    """Dotted key -> what it is called where there is little room."""
+    """Dotted key -> short label."""
 
     @property
     def metrics(self) -> list[str]:
-        """Those of any row."""
+        """Names of the metrics of all rows."""
         return list(dict.fromkeys(name for row in self.rows for name in row.metrics))
 
     def best(self, metric: str) -> float | None:
-        """None where all are the same, or none is better than another."""
+        """Returns the best value of a metric, or None if all values are equal or the metric has no better direction."""
         found = {row.metrics[metric] for row in self.rows if metric in row.metrics}
         if len(found) < 2 or better(metric) is None:
             return None
@@ -58,19 +58,19 @@ class Summary:
 
 
 def better(metric: str) -> Literal["lower", "higher"] | None:
-    """Told by its name."""
+    """Returns the better direction of a metric, derived from its name, or None."""
     if CHANCE.search(metric):
         return None
     return "lower" if LOWER.search(metric) else "higher"
 
 
 def shown(value: float) -> str:
-    """Four digits."""
+    """Returns the value with four significant digits."""
     return f"{value:#.4g}"
 
 
 def summarise(workdir: Path, record: Record) -> Summary:
-    """Reads what every run has left so far."""
+    """Returns a summary of the results that each run has written so far."""
     keys = list(dict.fromkeys(key for run in record.runs for key in run.overrides))
     rows = tuple(_row(workdir, record, run, keys) for run in record.runs)
     known = flat(record.config)
@@ -78,7 +78,7 @@ def summarise(workdir: Path, record: Record) -> Summary:
 
 
 def as_csv(summary: Summary) -> str:
-    """Full keys and all digits."""
+    """Returns the summary as CSV, with full keys and all digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     keys, metrics = list(summary.labels), summary.metrics
@@ -90,7 +90,7 @@ def as_csv(summary: Summary) -> str:
 
 
 def as_text(summary: Summary) -> str:
-    """Columns for a terminal; the best of each metric has a star."""
+    """Returns the summary as a table for a terminal; the best value of each metric has a star."""
     metrics, unfinished = summary.metrics, any(row.status != FINISHED for row in summary.rows)
     table = [[*summary.labels.values(), *metrics, *(["status"] if unfinished else [])]]
     for row in summary.rows:
@@ -119,13 +119,13 @@ def _row(workdir: Path, record: Record, run: Run, keys: Sequence[str]) -> Row:
 
 
 def _numbers(file: Path) -> dict[str, float]:
-    """The metrics of an evaluation, empty if there was none; what is not finite is null there, and left out."""
+    """Returns the finite metrics of an evaluation, empty if there was none; others are null in the file."""
     found = json.loads(file.read_text()) if file.is_file() else {}
     return {name: float(v) for name, v in found.items() if type(v) in (int, float) and name not in NO_METRICS}
 
 
 def _reports(file: Path) -> list[dict[str, Any]]:
-    """Training's, in order; the last line may still be being written."""
+    """Returns the entries of the training log in order, without a last line that is incomplete."""
     lines = file.read_text().splitlines() if file.is_file() else []
     found = [json.loads(line) for line in lines if line.endswith("}")]
     return [line for line in found if isinstance(line.get("loss"), float)]

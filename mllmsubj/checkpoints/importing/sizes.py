@@ -24,7 +24,7 @@ def with_sizes(config: ConfigDict, models: Mapping[str, Any]) -> ConfigDict:
         if model.dla.input_dim != text.hidden_size:
             _scale(model.dla, text.hidden_size, text.num_attention_heads)
         states = text.num_hidden_layers + 1
-        if model.dla.states == (0, model.dla.num_states):  # the range covers all states, so it is extended to all of the new model
+        if model.dla.states == (0, model.dla.num_states):  # all states before, so all states of the new MLLM
             model.dla.states = (0, states)
         model.dla.num_states = states
         model.dla.context_dim = models["transformer"].joint_attention_dim

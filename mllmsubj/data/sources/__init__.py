@@ -1,6 +1,6 @@
-"""Where training data comes from: one name in, random access and an index out.
+"""Sources of training data, which are opened by name.
 
-Other packages, toyworld among them, add sources as entry points of the group `mllmsubj.sources`: functions
+Packages such as toyworld register further sources as entry points of the group `mllmsubj.sources`: functions
 `(split, examples, size, seed) -> Source`.
 """
 
@@ -18,15 +18,16 @@ FILES = "FILE.jsonl, UNO-1M's FILE.json, a folder of ArrayRecord or parquet file
 
 
 def open_source(config: DataConfig, seed: int, split: str | None = None) -> Source:
-    """The data set that a config names; registered sources get the largest side of the config's sizes as size."""
+    """Opens the source in a config; the `size` of a registered source is the largest side of the config's sizes."""
     size = max(side for sides in config.sizes for side in sides)
     return open_named(config.source, split or config.split, config.examples, size, seed)
 
 
 def open_named(name: str, split: str, examples: int, size: int, seed: int) -> Source:
-    """`split` is of registered sources and TFDS; `examples`, `size` (pixels) and `seed` are of registered sources.
+    """Opens a source by name; raises UserError for an unknown name.
 
-    What a kind of source needs to be read is imported where it is opened. Raises UserError for a name of no form.
+    `split` applies to registered sources and TFDS; `examples`, `size` (in pixels) and `seed` to registered sources.
+    The libraries of each kind of source are imported when it is opened.
     """
     if name in registered():
         return registered()[name].load()(split, examples, size, seed)
@@ -41,13 +42,13 @@ def open_named(name: str, split: str, examples: int, size: int, seed: int) -> So
 
 
 def forms() -> str:
-    """What a source can be, for messages."""
+    """Returns the accepted forms of a source's name, for messages."""
     return ", ".join((*registered(), FILES))
 
 
 @cache
 def registered() -> dict[str, EntryPoint]:
-    """Sources that are registered, by name; nothing is imported."""
+    """Returns the registered sources by name, without importing them."""
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 

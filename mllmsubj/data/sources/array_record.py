@@ -1,11 +1,11 @@
-"""The pack: any dataset as a few large files with random access, the form that training from a bucket wants.
+"""The pack format: a dataset as a few large files with random access, suitable for training from a bucket.
 
     data-00000-of-00004.array_record …  the examples, `group_size:1`
-    index.npz                           width, height, references, score:NAME: what batches are planned from
+    index.npz                           width, height, references, score:NAME, from which batches are planned
     pack.json                           version, source, examples, skipped, shards; written last
 
 A record is a safetensors file: uint8 tensors `target`, `reference_0` …, `mask_0` … (missing where there is none), each
-the bytes of a picture's file, and `example` in its metadata: prompt, subject, scores and origin as JSON. Nothing is
+the bytes of an image file, and `example` in its metadata: prompt, subject, scores and origin as JSON. Nothing is
 unpickled, and any safetensors reader opens a record.
 """
 
@@ -24,47 +24,52 @@ from mllmsubj.errors import DataError
 
 VERSION = 1
 FINISHED, UNFINISHED, INDEX = "pack.json", "packing.json", "index.npz"
-"""Names in a pack's folder; the second is there while `data pack` is at work."""
+"""File names in a pack's folder; the second one exists only while the pack is unfinished."""
 
 
 class PackSource:
-    """A finished pack. Threads may read at once; a shard is opened when it is first read."""
+    """Source of a finished pack's examples; safe in threads, and each shard is opened when it is first read."""
 
     def __init__(self, folder: epath.Path) -> None:
+        """Opens a pack; raises UserError if it is unfinished, incomplete or damaged."""
         if not (folder / FINISHED).exists():
             raise DataError(f"{folder} has no {FINISHED}: it is no finished pack; run `mllmsubj data pack` on it again")
-        if "://" in str(folder):  # the reader is C++ and knows local files only
+        if "://" in str(folder):  # ArrayRecord's reader supports local files only
             raise DataError(f"{folder} is a pack in a bucket; mount it (gcsfuse) and give the mounted folder")
         self.about = _about(folder / FINISHED)
         self._index = _read_index(folder / INDEX, sum(self.about["shards"].values()))
         for name in self.about["shards"]:
             if not (folder / name).exists():
                 raise DataError(f"{folder} lacks {name}, which its {FINISHED} lists; copy it again or pack anew")
-        # The counts as part of the names save opening every shard to ask.
+        # With the counts in the names, the reader need not open every shard to get them.
         paths = [f"{folder / name}[0:{count}]" for name, count in self.about["shards"].items()]
         self._records = ArrayRecordDataSource(paths)
         self._folder = folder
 
     def __len__(self) -> int:
+        """Returns the number of examples."""
         return len(self._index.width)
 
     def __getitem__(self, number: SupportsIndex, /) -> Example:
+        """Reads an example; raises Unreadable if it cannot be read."""
         number = within(operator.index(number), len(self))
         try:
             return read_record(self._records[number])
-        except Exception as error:  # array_record raises several kinds, of shards that are damaged or gone
+        except Exception as error:  # ArrayRecord raises several types for damaged or missing shards
             reason = " ".join(str(error).split()) or type(error).__name__
             raise Unreadable(f"{self._folder}, record {number} cannot be read: {reason}") from error
 
     def index(self) -> Index:
+        """Returns the index that is stored in the pack."""
         return self._index
 
     def __repr__(self) -> str:
+        """Returns the name of the source (see `Source`)."""
         return f"pack of {len(self)} examples, {self.about['skipped']} skipped, from {self.about['source']}"
 
 
 def write_record(example: Example) -> bytes:
-    """An example whose pictures are bytes, as one record."""
+    """Serializes an example whose images are bytes to one record."""
     files = {"target": example.target}
     files |= {f"reference_{i}": each for i, each in enumerate(example.references)}
     files |= {f"mask_{i}": each for i, each in enumerate(example.masks) if each is not None}
@@ -81,7 +86,7 @@ def write_record(example: Example) -> bytes:
 
 
 def read_record(record: bytes) -> Example:
-    """What `write_record` wrote."""
+    """Reads an example from a record of `write_record`."""
     start = 8 + int.from_bytes(record[:8], "little")
     header = json.loads(record[8:start])
     about = json.loads(header.pop("__metadata__")["example"])
@@ -100,19 +105,19 @@ def read_record(record: bytes) -> Example:
 
 
 def index_arrays(index: Index) -> dict[str, np.ndarray]:
-    """The arrays of an index's file."""
+    """Returns the arrays of `index.npz` for an index."""
     scores = {f"score:{name}": values for name, values in index.scores.items()}
     return dict(width=index.width, height=index.height, references=index.references) | scores
 
 
 def index_of_arrays(arrays: dict[str, np.ndarray]) -> Index:
-    """What `index_arrays` was made of."""
+    """Returns the index for arrays of `index_arrays`."""
     scores = {name.removeprefix("score:"): each for name, each in arrays.items() if name.startswith("score:")}
     return Index(arrays["width"], arrays["height"], arrays["references"], scores)
 
 
 def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; nothing is unpickled."""
+    """Reads the arrays of an .npz file, without unpickling."""
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return dict(arrays)
 
@@ -133,7 +138,7 @@ def _read_index(path: epath.Path, count: int) -> Index:
     try:
         index = index_of_arrays(read_arrays(path))
         lengths = {len(each) for each in index_arrays(index).values()}
-    except Exception as error:  # a damaged zip raises many kinds
+    except Exception as error:  # a damaged zip file raises many types
         raise DataError(f"{path} is damaged ({type(error).__name__}); copy it again or pack anew") from error
     if lengths != {count}:
         raise DataError(f"{path} is of {max(lengths)} examples, {FINISHED} of {count}; copy both again or pack anew")

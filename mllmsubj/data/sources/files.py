@@ -1,4 +1,4 @@
-"""Examples whose pictures are files in a folder: what manifests and UNO-1M's labels become."""
+"""Source of examples whose images are files in a folder, for manifests and UNO-1M's labels."""
 
 import operator
 import posixpath
@@ -16,7 +16,7 @@ from mllmsubj.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An example as it is written down; paths are relative to the source's folder."""
+    """Description of one example; paths are relative to the source's folder."""
 
     references: tuple[str, ...]
     target: str
@@ -26,19 +26,22 @@ class Entry:
     masks: tuple[str | None, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
     size: tuple[int, int] | None = None
-    """(width, height) of the target, if written down."""
+    """(width, height) of the target, if known."""
 
 
 class FilesSource:
-    """A `Source` of entries; `name` stands for all of them (see `Source.__repr__`)."""
+    """Source of a list of entries."""
 
     def __init__(self, name: str, folder: epath.Path, entries: Sequence[Entry]) -> None:
+        """`name` identifies the entries, as the source's `repr` (see `Source`)."""
         self.name, self.folder, self.entries = name, folder, entries
 
     def __len__(self) -> int:
+        """Returns the number of examples."""
         return len(self.entries)
 
     def __getitem__(self, number: SupportsIndex, /) -> Example:
+        """Reads an example; raises Unreadable if it cannot be read."""
         entry = self.entries[within(operator.index(number), len(self))]
         return Example(
             references=tuple(self._read(path, f"{entry.origin}, reference") for path in entry.references),
@@ -51,10 +54,12 @@ class FilesSource:
         )
 
     def index(self) -> Index:
+        """Returns the index; unknown sizes of targets are read from their files' headers."""
         sizes = look(self._size, len(self))
         return make_index(sizes, [len(e.references) for e in self.entries], [e.scores for e in self.entries])
 
     def __repr__(self) -> str:
+        """Returns the name of the source (see `Source`)."""
         return self.name
 
     def _size(self, number: int) -> tuple[int, int]:
@@ -71,7 +76,7 @@ class FilesSource:
 
 
 def inside(path: str) -> str:
-    """The path, normalised; raises UserError if it leaves the folder that it is relative to."""
+    """Returns the path, normalized; raises UserError if it leaves the folder that it is relative to."""
     normal = posixpath.normpath(path)
     if not path or posixpath.isabs(path) or normal == ".." or normal.startswith("../"):
         raise DataError(f"path {path!r} does not stay inside the folder of the file; give it relative to that folder")

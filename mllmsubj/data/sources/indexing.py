@@ -1,4 +1,4 @@
-"""An index of what is known of each example; where nobody says how large the targets are, their headers do."""
+"""Construction of a source's index; threads read unknown sizes of targets from the headers of their files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,15 +8,15 @@ import numpy as np
 from mllmsubj.data.example import Index, Unreadable
 
 THREADS = 16
-"""That look at headers: most of their time is waiting for a disk or a network."""
+"""Number of threads that read headers; they mostly wait for a disk or a network."""
 _PART = 256
-"""Examples that a thread is given at once."""
+"""Number of examples in one task of a thread."""
 
 
 def make_index(
     sizes: Sequence[tuple[int, int]], references: Sequence[int], scores: Sequence[Mapping[str, float]]
 ) -> Index:
-    """One entry an example; sizes are (width, height)."""
+    """Returns an index from one entry per example; sizes are (width, height)."""
     wide = np.asarray(sizes, np.int32).reshape(-1, 2)
     names = sorted({name for each in scores for name in each})
     columns = {name: np.asarray([each.get(name, np.nan) for each in scores], np.float32) for name in names}
@@ -24,7 +24,7 @@ def make_index(
 
 
 def look(size: Callable[[int], tuple[int, int]], count: int) -> list[tuple[int, int]]:
-    """(width, height) of each number below `count`, (0, 0) where `size` raises Unreadable."""
+    """Returns `size(number)`, as (width, height), for all numbers below `count`; (0, 0) if it raises Unreadable."""
 
     def safely(number: int) -> tuple[int, int]:
         try:
@@ -40,7 +40,7 @@ def look(size: Callable[[int], tuple[int, int]], count: int) -> list[tuple[int, 
 
 
 def within(number: int, length: int) -> int:
-    """The number; raises IndexError outside [0, length), so that a source can be iterated over."""
+    """Returns the number; raises IndexError outside [0, length), which makes a source iterable."""
     if not 0 <= number < length:
         raise IndexError(f"index {number} is outside of the {length} examples")
     return number

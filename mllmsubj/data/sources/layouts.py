@@ -1,4 +1,4 @@
-"""How examples lie in the columns of parquet files: Subjects200K's layout and a general one, told apart by columns."""
+"""Layouts of examples in the columns of parquet files: Subjects200K's and a general one, detected by columns."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -17,24 +17,29 @@ Entry = tuple[tuple[int, int], int, dict[str, float]]
 
 @runtime_checkable
 class Layout(Protocol):
-    """One way to lay examples in columns."""
+    """Mapping from columns to examples."""
 
     name: str
     examples_a_row: int
     columns: tuple[str, ...]
-    """That an example is made of."""
+    """Columns required by `example`."""
     index_columns: tuple[str, ...]
+    """Columns required by `entry`."""
 
-    def example(self, row: Row, which: int, origin: str) -> Example: ...
+    def example(self, row: Row, which: int, origin: str) -> Example:
+        """Returns example number `which` of a row; raises Unreadable if it cannot be read."""
+        ...
 
-    def entry(self, row: Row) -> Entry: ...
+    def entry(self, row: Row) -> Entry:
+        """Returns the index entry of each of a row's examples."""
+        ...
 
 
 class Subjects200K:
-    """Yuanshi/Subjects200K: one composite picture a row, two views of a subject side by side, each described.
+    """Layout of Yuanshi/Subjects200K: one composite image per row, with two views of a subject and their descriptions.
 
-    A row gives two examples, in both directions, each with its target's description. Composites of the first two
-    collections are 1056x528 and hold 512-pixel squares at 8 and 528; other sizes as `square` says.
+    A row gives two examples, one per direction, each with its target's description. Composites of the first two
+    collections are 1056x528 and contain 512-pixel squares at x = 8 and 528; for other sizes see `square`.
     Source: the data set's card and OminiControl's `Subject200KDataset`.
     """
 
@@ -42,11 +47,13 @@ class Subjects200K:
     wanted = "image, description (with item, description_0, description_1)"
 
     def __init__(self, schema: pa.Schema) -> None:
+        """Selects the columns of a schema that fits."""
         graded = ("quality_assessment",) if "quality_assessment" in schema.names else ()
         self.columns = self.index_columns = ("image", "description", *graded)
 
     @staticmethod
     def fits(schema: pa.Schema) -> bool:
+        """Returns whether the schema has this layout."""
         if not {"image", "description"} <= set(schema.names):
             return False
         description = schema.field("description").type
@@ -54,6 +61,7 @@ class Subjects200K:
         return _is_picture(schema.field("image").type) and {"description_0", "description_1"} <= named
 
     def example(self, row: Row, which: int, origin: str) -> Example:
+        """Returns the example whose target is view `which` of the composite."""
         description, what = row["description"] or {}, f"{origin}, composite"
         prompt = description.get(f"description_{which}")
         if not prompt:
@@ -65,6 +73,7 @@ class Subjects200K:
         return Example((views[1 - which],), prompt, views[which], subject, scores=_grades(row), origin=origin)
 
     def entry(self, row: Row) -> Entry:
+        """Returns the index entry of both examples, from the composite's header."""
         try:
             side, _, _ = square(size_of(_file(row["image"], ""), ""), "")
         except Unreadable:
@@ -73,10 +82,10 @@ class Subjects200K:
 
 
 def square(size: tuple[int, int], what: str) -> tuple[int, tuple[int, int], int]:
-    """Side of the two squares of a composite of (width, height), their left edges and their top.
+    """Returns the side of a composite's two squares, their left edges, and their top; `size` is (width, height).
 
-    Padding p around squares of side s: s + 2p high and, where neighbours share a border, 2s + 3p wide. Twice as wide
-    as high is 1056x528 (p = 8, the last 16 columns unused) or a multiple of it, or squares without padding.
+    Squares of side s with padding p, shared between neighbors, give a height of s + 2p and a width of 2s + 3p.
+    Composites twice as wide as high are 1056x528 (p = 8, last 16 columns unused) or a multiple, or have no padding.
     """
     width, height = size
     padding = 2 * height - width
@@ -89,7 +98,7 @@ def square(size: tuple[int, int], what: str) -> tuple[int, tuple[int, int], int]
 
 
 class General:
-    """A column a part: pictures are binary, or structs with `bytes` as Hugging Face stores them."""
+    """Layout with one column per field; images are binary, or structs with `bytes` as Hugging Face stores them."""
 
     name, examples_a_row = "pairs", 1
     names: Mapping[str, tuple[str, ...]] = dict(
@@ -105,6 +114,7 @@ class General:
     wanted = "references|reference|image1 (pictures), target|image2 (picture), prompt|caption (text)"
 
     def __init__(self, schema: pa.Schema) -> None:
+        """Selects the columns of a schema that fits."""
         found = {part: self._column(schema, part) for part in self.names}
         self._of = {part: column for part, column in found.items() if column is not None}
         self.columns = tuple(self._of[part] for part in self._of if part not in ("width", "height"))
@@ -115,7 +125,7 @@ class General:
 
     @classmethod
     def _column(cls, schema: pa.Schema, part: str) -> str | None:
-        """The first column of a known name whose type is right."""
+        """Returns the first column with a known name and a suitable type, or None."""
         for name in cls.names[part]:
             if name in schema.names and _suits(schema.field(name).type, part):
                 return name
@@ -123,9 +133,11 @@ class General:
 
     @classmethod
     def fits(cls, schema: pa.Schema) -> bool:
+        """Returns whether the schema has columns for references, target and prompt."""
         return all(cls._column(schema, part) for part in ("references", "target", "prompt"))
 
     def example(self, row: Row, which: int, origin: str) -> Example:
+        """Returns the row's only example; raises Unreadable if a required field is missing."""
         references, masks = self._several(row, "references"), self._several(row, "masks")
         prompt = row[self._of["prompt"]]
         if not references or prompt is None:
@@ -143,6 +155,7 @@ class General:
         )
 
     def entry(self, row: Row) -> Entry:
+        """Returns the row's index entry; the target's size is (0, 0) if it cannot be read."""
         several = self._of["references"] in row
         references = len(self._several(row, "references")) if several else 1
         try:
@@ -166,7 +179,7 @@ LAYOUTS = (Subjects200K, General)
 
 
 def find_layout(schema: pa.Schema, path: str) -> Layout:
-    """The layout that the columns fit; raises UserError that names them and what each layout wants."""
+    """Returns the layout that fits the columns; raises UserError that lists them and each layout's columns."""
     for layout in LAYOUTS:
         if layout.fits(schema):
             return layout(schema)

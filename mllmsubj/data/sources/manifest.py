@@ -1,10 +1,10 @@
-"""A manifest: one example a line, as JSON; pictures are files below the manifest's folder.
+"""Manifests: one example per line, as JSON; images are files below the manifest's folder.
 
     {"references": ["a.jpg"], "target": "b.jpg", "prompt": "the dog on a beach", "subject": "dog",
      "masks": ["a_mask.png"], "scores": {"dino": 0.8}, "width": 1024, "height": 768}
 
-The first three are needed; "reference": "a.jpg" stands for a single one. `masks` has one entry a reference, null where
-there is none. `width` and `height` are the target's, upright: with them no picture is opened before training.
+The first three are required; "reference": "a.jpg" is short for a single one. `masks` has one entry per reference, null
+for none. `width` and `height` are the target's after EXIF rotation; with them no image is opened before training.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ from mllmsubj.errors import DataError, UserError, nearest
 
 KEYS = ("reference", "references", "target", "prompt", "subject", "masks", "scores", "width", "height")
 _LISTED = 10
-"""Numbers of wrong lines that an error lists besides the first."""
+"""Maximum number of invalid lines that an error lists besides the first."""
 
 
 def open_manifest(path: epath.Path) -> FilesSource:
-    """Reads every line; raises UserError that names the first wrong one and says which others are."""
+    """Reads a manifest; raises UserError with the first invalid line's problem and the numbers of the others."""
     entries, wrong, digest = [], [], hashlib.sha256()
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):

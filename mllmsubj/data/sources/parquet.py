@@ -1,9 +1,9 @@
-"""Folders of parquet files with pictures inside, as Hugging Face stores data sets.
+"""Source of folders of parquet files that contain images, as Hugging Face stores data sets.
 
-Random access is by row group: an example costs reading the row group that it is in, of which the last few are kept.
-In order that is cheap; in random order a group of a hundred rows of half a megabyte costs 50 MB an example, so for
-training use files with row groups of a few rows, or `mllmsubj data pack` once. The index reads the target column of all
-files unless they have width and height.
+Reading an example requires reading its row group, of which the last few are cached. Sequential access is cheap; in
+random order, groups of a hundred rows of half a megabyte cost 50 MB per example, so for training use files with row
+groups of a few rows, or run `mllmsubj data pack` once. The index is made from the target column of all files unless
+they have width and height.
 """
 
 import hashlib
@@ -25,13 +25,14 @@ from mllmsubj.data.sources.layouts import Layout, find_layout
 from mllmsubj.errors import DataError
 
 KEPT_GROUPS = 4
-"""Row groups in memory besides those that threads are at; one of Subjects200K is about 100 MB."""
+"""Number of cached row groups, besides those in use by threads; one of Subjects200K is about 100 MB."""
 
 
 class ParquetSource:
-    """All rows of files below a folder; threads may read at once."""
+    """Source of all rows of the files below a folder; safe in threads."""
 
     def __init__(self, folder: epath.Path, files: Sequence[epath.Path]) -> None:
+        """Reads the footers of all files; raises UserError if their columns do not fit or there are no rows."""
         self._files = files
         with ThreadPoolExecutor(THREADS) as pool:
             self._footers = list(pool.map(_footer, self._files))
@@ -53,9 +54,11 @@ class ParquetSource:
         )
 
     def __len__(self) -> int:
+        """Returns the number of examples."""
         return int(self._starts[-1]) * self._layout.examples_a_row
 
     def __getitem__(self, number: SupportsIndex, /) -> Example:
+        """Reads an example; raises Unreadable if it cannot be read."""
         number = within(operator.index(number), len(self))
         row, which = divmod(number, self._layout.examples_a_row)
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -65,6 +68,7 @@ class ParquetSource:
         return self._layout.example(values, which, origin)
 
     def index(self) -> Index:
+        """Returns the index, from the columns of all files that it requires."""
         sizes, references, scores = [], [], []
         with ThreadPoolExecutor(KEPT_GROUPS) as pool:
             for part in pool.map(self._index_group, range(len(self._groups))):
@@ -75,10 +79,11 @@ class ParquetSource:
         return make_index(sizes, references, scores)
 
     def __repr__(self) -> str:
+        """Returns the name of the source (see `Source`)."""
         return self._name
 
     def _agree(self) -> Layout:
-        """The layout of the first file, which all others must have as well."""
+        """Returns the layout of the first file; raises UserError if another file's columns differ."""
         schema = self._footers[0].schema.to_arrow_schema()
         layout = find_layout(schema, str(self._files[0]))
         for file, footer in zip(self._files, self._footers, strict=True):
@@ -96,7 +101,7 @@ class ParquetSource:
         return [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
 
     def _group(self, number: int) -> pa.Table:
-        """A row group, read once however many threads want it."""
+        """Returns a row group, which is read once even if several threads request it."""
         with self._lock:
             reading = self._kept.get(number)
             if mine := reading is None:
@@ -107,7 +112,7 @@ class ParquetSource:
         if mine:
             try:
                 reading.set_result(self._read(number, self._layout.columns))
-            except BaseException as error:  # whatever it is: others wait for it
+            except BaseException as error:  # of any type, since other threads wait for the result
                 reading.set_exception(error)
         return reading.result()
 
@@ -130,7 +135,7 @@ class ParquetSource:
 
 
 def files_below(folder: epath.Path) -> list[epath.Path]:
-    """Parquet files of a folder and the folders in it, by name; not of hidden ones, where downloads leave parts."""
+    """Returns the parquet files below a folder, sorted; hidden ones may be incomplete downloads and are skipped."""
     seen = [each for each in folder.iterdir() if not each.name.startswith(".")]
     below = [file for each in seen if each.is_dir() for file in files_below(each)]
     return sorted(below + [each for each in seen if each.suffix == ".parquet" and not each.is_dir()])

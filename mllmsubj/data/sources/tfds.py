@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets in ArrayRecord files, such as `data/tfds/subject_pairs` builds."""
+"""Source of TensorFlow Datasets in ArrayRecord files, such as those built by `data/tfds/subject_pairs`."""
 
 import functools
 import operator
@@ -24,15 +24,15 @@ NAMES: Mapping[str, tuple[str, ...]] = dict(
     width=("width",),
     height=("height",),
 )
-"""Part of an example -> features that may hold it, the first three needed."""
+"""Field of an example -> features that may contain it; the first three are required."""
 
 
 class TfdsSource:
-    """One split; threads may read at once."""
+    """Source of one split; safe in threads."""
 
     def __init__(self, name: str, split: str, data_dir: str | None = None) -> None:
-        """`name`: "subject_pairs", "subject_pairs/config" or with ":1.0.0"; never downloads."""
-        import tensorflow_datasets as tfds  # only who names such a data set needs it
+        """Opens a built data set without downloads; `name` is "NAME", "NAME/CONFIG", or either with ":VERSION"."""
+        import tensorflow_datasets as tfds  # imported late, since only this source requires it
 
         builder = _builder(tfds, name, data_dir)
         found = {part: next((n for n in names if n in builder.info.features), None) for part, names in NAMES.items()}
@@ -61,9 +61,11 @@ class TfdsSource:
         self._short = f"{name}, {split}"
 
     def __len__(self) -> int:
+        """Returns the number of examples."""
         return len(self._records)
 
     def __getitem__(self, number: SupportsIndex, /) -> Example:
+        """Reads an example; raises Unreadable if it cannot be read."""
         number = within(operator.index(number), len(self))
         origin = f"{self._short}, example {number}"
         row = self._row(number, origin)
@@ -79,7 +81,7 @@ class TfdsSource:
         )
 
     def index(self) -> Index:
-        """From width and height where the data set has them, else from headers; either way every record is read."""
+        """Returns the index, with sizes from the features or else from image headers; every record is read."""
         known: list[tuple[int, Mapping[str, float]]] = [(1, {})] * len(self)
 
         def size(number: int) -> tuple[int, int]:
@@ -93,19 +95,20 @@ class TfdsSource:
         return make_index(sizes, [count for count, _ in known], [scores for _, scores in known])
 
     def __repr__(self) -> str:
+        """Returns the name of the source (see `Source`)."""
         return self._name
 
     def _row(self, number: int, origin: str) -> dict[str, Any]:
         try:
             row = self._records[number]
-        except Exception as error:  # TFDS, protobuf and array_record each have their own
+        except Exception as error:  # TFDS, protobuf and ArrayRecord raise different types
             reason = " ".join(str(error).split()) or type(error).__name__
             raise Unreadable(f"{origin} cannot be read: {reason}") from error
         return {part: row[feature] for part, feature in self._of.items()}
 
 
 def open_tfds(text: str, split: str) -> TfdsSource:
-    """`NAME[:CONFIG][@DATA_DIR]`, or `NAME:VERSION` and `NAME/CONFIG:VERSION` as TFDS itself writes them."""
+    """Opens `NAME[:CONFIG][@DATA_DIR]`, or TFDS's own forms `NAME:VERSION` and `NAME/CONFIG:VERSION`."""
     name, _, data_dir = text.partition("@")
     if not name:
         raise DataError(f"source 'tfds:{text}' names no data set; write tfds:NAME[:CONFIG][@DATA_DIR]")
@@ -118,7 +121,7 @@ def _builder(tfds: ModuleType, name: str, data_dir: str | None) -> Any:
     where = f"in {data_dir}" if data_dir else "in TFDS's own folder"
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
-    except Exception as error:  # DatasetNotFoundError and what building a builder raises
+    except Exception as error:  # DatasetNotFoundError, and any type from the builder
         reason = " ".join(str(error).split()).partition(" Available datasets:")[0][:200]
         raise DataError(
             f"no TFDS data set {name!r} {where}: {reason}; give its folder as tfds:NAME@DATA_DIR"
@@ -130,7 +133,7 @@ def _builder(tfds: ModuleType, name: str, data_dir: str | None) -> Any:
 
 @functools.cache
 def _keep_file(tfds: ModuleType) -> Any:
-    """A decoder that leaves pictures as files; TFDS's own does not know sequences of them."""
+    """Returns a decoder that leaves images encoded; TFDS's own does not support sequences of images."""
 
     class KeepFile(tfds.decode.SkipDecoding):  # type: ignore[name-defined]
         def decode_batch_example_np(self, files: Any) -> Any:
@@ -145,7 +148,7 @@ def _holds_image(tfds: ModuleType, feature: Any) -> bool:
 
 
 def _several(value: Any) -> list[Any]:
-    """Of a sequence its items, of a single picture (a file, or an array) itself."""
+    """Returns the items of a sequence, or a list of one image (a file or an array)."""
     if value is None:
         return []
     single = isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim < 4)
@@ -157,7 +160,7 @@ def _picture(value: Any) -> Pixels:
 
 
 def _mask(value: Any) -> Pixels | None:
-    """An empty file stands for none."""
+    """Returns a mask, or None for an empty file."""
     return _picture(value) if len(value) else None
 
 
@@ -166,7 +169,7 @@ def _text(value: Any) -> str:
 
 
 def _scores(value: Any) -> dict[str, float]:
-    """From {"name": …, "value": …} sequences, or from one number a name."""
+    """Returns scores from {"name": …, "value": …} sequences, or from one number per name."""
     if not value:
         return {}
     if set(value) == {"name", "value"}:

@@ -1,8 +1,8 @@
-"""UNO-1M's labels: a JSON list of pairs, each picture with its own caption, so that a pair gives two examples.
+"""UNO-1M's labels: a JSON list of pairs of images with a caption each, so that a pair gives two examples.
 
 `{"img_path1", "img_path2", "caption": {"img_path1", "img_path2", "subject": […]}, "vlm_filter_cot": {"score_final"}}`;
-pictures are below the labels' folder, or in `images` there or beside it, as the data set comes. Labels are read whole:
-850 MB for all of them take some 8 GB, so large sets are better given by part (`labels/split1.json`) or packed once.
+images are below the labels' folder, or in `images` in it or next to it, as the data set is published. Labels are read
+into memory: all 850 MB take about 8 GB, so a large set should be split (`labels/split1.json`) or packed once.
 Source: the dataset card of bytedance-research/UNO-1M and its measured contents; Wu et al. 2025, arXiv 2504.02160.
 """
 
@@ -17,11 +17,11 @@ from mllmsubj.data.sources.files import Entry, FilesSource, inside
 from mllmsubj.errors import DataError, UserError
 
 SCORES = (0.0, 4.0)
-"""Range of `score_final`; what lies outside is a parsing accident of the set's makers, and no score."""
+"""Valid range of `score_final`; other values are parsing errors in the data set and are ignored."""
 
 
 def open_uno(path: epath.Path) -> FilesSource:
-    """Two examples a pair, in both directions; scores: `score_final`."""
+    """Opens a labels file, with two examples per pair, one per direction, and the score `score_final`."""
     text = path.read_bytes()
     try:
         pairs = json.loads(text)

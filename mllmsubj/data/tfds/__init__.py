@@ -1,1 +1,1 @@
-"""Data sets that `tfds build` makes."""
+"""Builders of TensorFlow Datasets, for `tfds build`."""

@@ -1,6 +1,6 @@
-"""`python -m mllmsubj.data.tfds FOLDER_OF_A_BUILDER --manual_dir=…` is `tfds build …`, without Apache Beam.
+"""Runs `tfds build` without Apache Beam: `python -m mllmsubj.data.tfds FOLDER_OF_A_BUILDER --manual_dir=…`.
 
-The program `tfds` of TFDS 4.9.10 imports Beam for its other commands, and stops where it is not installed.
+The program `tfds` of TFDS 4.9.10 imports Beam for its other commands, and fails if it is not installed.
 """
 
 from absl import app

@@ -1,1 +1,1 @@
-"""`tfds build mllmsubj/data/tfds/subject_pairs`."""
+"""The TensorFlow Dataset `subject_pairs`: `tfds build mllmsubj/data/tfds/subject_pairs`."""

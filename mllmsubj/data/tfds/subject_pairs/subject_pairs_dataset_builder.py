@@ -1,9 +1,9 @@
-"""A manifest and its pictures as a data set of TensorFlow Datasets, files as they are:
+"""Builds a TensorFlow Dataset from a manifest and its image files, which are stored unchanged.
 
 tfds build mllmsubj/data/tfds/subject_pairs --manual_dir=FOLDER --file_format=array_record --data_dir=DIR
 
-FOLDER holds `train.jsonl`, and `test.jsonl` if there is such a split (see data/sources/manifest.py). Examples whose
-pictures cannot be read stop the build; `mllmsubj data check --source=FOLDER/train.jsonl` finds all of them first.
+FOLDER contains `train.jsonl`, and optionally `test.jsonl` (see data/sources/manifest.py). Examples whose images
+cannot be read stop the build; `mllmsubj data check --source=FOLDER/train.jsonl` finds all of them first.
 """
 
 import io
@@ -20,7 +20,7 @@ from mllmsubj.errors import DataError
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Pictures of a subject, a prompt about it, and a picture that follows the prompt."""
+    """Reference images of a subject, a prompt, and the target image of the subject that matches the prompt."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (TFDS reads it from the class)
@@ -35,7 +35,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             target=tfds.features.Image(),
             prompt=tfds.features.Text(),
             subject=tfds.features.Text(),
-            masks=tfds.features.Sequence(tfds.features.Text()),  # files; empty where a reference has none
+            masks=tfds.features.Sequence(tfds.features.Text()),  # image files; empty if a reference has none
             scores=tfds.features.Sequence(scores),
             width=np.int32,
             height=np.int32,
