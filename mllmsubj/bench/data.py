@@ -16,7 +16,7 @@ from mllmsubj.checkpoints.format import TINY
 from mllmsubj.config.data import DataConfig, PromptConfig, ReferenceConfig
 from mllmsubj.data.example import Example, Index
 from mllmsubj.data.loader import make_loader
-from mllmsubj.data.pack import Progress, pack
+from mllmsubj.data.pack import PackCallbacks, pack
 from mllmsubj.data.sources.array_record import PackSource
 from mllmsubj.data.tokenization import PromptEncoder
 from mllmsubj.data.transforms import RowReader
@@ -68,7 +68,7 @@ def run(size: int, seconds: float) -> dict[str, object]:
     Values are medians over rounds. On a busy machine, only those per second of CPU time are reliable.
     """
     with tempfile.TemporaryDirectory() as folder:
-        source = pack(JpegPairs(size), Path(folder) / "pack", 1, 1, Progress(lambda _: None, lambda _: None))
+        source = pack(JpegPairs(size), Path(folder) / "pack", 1, 1, PackCallbacks(lambda _: None, lambda _: None))
         examples = [source[number] for number in range(PAIRS)]
         files = [file for e in examples for file in (*e.references, e.target) if isinstance(file, bytes)]
         cores = len(_cores())

@@ -54,7 +54,7 @@ def known_sizes(experiment: Experiment) -> dict[str, Size]:
 
 
 def random_params(shapes: Params) -> Params:
-    """Returns random parameters that keep activations near unit scale, with non-zero adapters and gradients."""
+    """Returns random parameters, kernels and adapters scaled by 1/√inputs, so that no gradient is zero."""
     rng = np.random.default_rng(0)
 
     def leaf(path: str, shape: tuple[int, ...]) -> jax.Array:

@@ -49,7 +49,7 @@ class Aggregator(nn.Module):
     """One half of the DLA: a norm for each state, LAP without refiner, the connector."""
 
     def __init__(self, config: DLAConfig) -> None:
-        """Supports only configs with `norm_states` and without input projection and refiner."""
+        """Requires `norm_states`, `width` equal to `input_dim`, and no refiner blocks."""
         super().__init__()
         assert config.norm_states
         assert (config.width, config.num_refiner_blocks) == (config.input_dim, 0)

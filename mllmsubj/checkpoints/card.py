@@ -14,7 +14,7 @@ PAPER = "https://arxiv.org/abs/2605.26111"
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseModel:
     """A published model whose sizes a component of the checkpoint has."""
 
     name: str
@@ -24,12 +24,12 @@ class Base:
     """Name of the license in the card's text."""
 
 
-DEV = Base(
+DEV = BaseModel(
     "black-forest-labs/FLUX.1-dev", "other", "FLUX.1-dev Non-Commercial License, as is all that is trained from it"
 )
-SCHNELL = Base("black-forest-labs/FLUX.1-schnell", "apache-2.0", "Apache-2.0")
-INTERNVL = Base("OpenGVLab/InternVL3-8B", "mit", "MIT; its Qwen2.5-7B part: Apache-2.0")
-CLIP = Base("openai/clip-vit-large-patch14", "mit", "MIT")
+SCHNELL = BaseModel("black-forest-labs/FLUX.1-schnell", "apache-2.0", "Apache-2.0")
+INTERNVL = BaseModel("OpenGVLab/InternVL3-8B", "mit", "MIT; its Qwen2.5-7B part: Apache-2.0")
+CLIP = BaseModel("openai/clip-vit-large-patch14", "mit", "MIT")
 
 
 def model_card(experiment: Experiment, metrics: Mapping[str, Any], fingerprint: str) -> str:
@@ -47,7 +47,7 @@ def model_card(experiment: Experiment, metrics: Mapping[str, Any], fingerprint: 
             *_use(experiment, flux),
             *_settings(experiment),
             *_metrics(metrics),
-            *_licences(flux, mllm),
+            *_licenses(flux, mllm),
         )
     )
 
@@ -63,7 +63,7 @@ def read_metrics(*folders: Path) -> dict[str, Any]:
     return {}
 
 
-def _flux(experiment: Experiment) -> Base | None:
+def _flux(experiment: Experiment) -> BaseModel | None:
     """Returns the FLUX.1 model with the transformer's sizes, or None for a model of other sizes."""
     dit = experiment.model.transformer
     if (dit.num_layers, dit.num_single_layers, dit.width) != (19, 38, 3072):
@@ -71,12 +71,12 @@ def _flux(experiment: Experiment) -> Base | None:
     return DEV if dit.guidance_embeds else SCHNELL
 
 
-def _mllm(experiment: Experiment) -> Base | None:
+def _mllm(experiment: Experiment) -> BaseModel | None:
     text = experiment.model.mllm.text
     return INTERNVL if (text.num_hidden_layers, text.hidden_size, text.vocab_size) == (28, 3584, 151_674) else None
 
 
-def _header(flux: Base | None, mllm: Base | None) -> Iterator[str]:
+def _header(flux: BaseModel | None, mllm: BaseModel | None) -> Iterator[str]:
     yield "---"
     if bases := [base.name for base in (flux, mllm) if base is not None]:
         yield from ("base_model:", *(f"  - {name}" for name in bases), "base_model_relation: adapter")
@@ -102,7 +102,7 @@ def _files(experiment: Experiment) -> Iterator[str]:
     yield ""
 
 
-def _use(experiment: Experiment, flux: Base | None) -> Iterator[str]:
+def _use(experiment: Experiment, flux: BaseModel | None) -> Iterator[str]:
     yield from ("## Use", "")
     if experiment.model.lora is not None:
         name = "your/transformer" if flux is None else flux.name
@@ -115,8 +115,8 @@ def _use(experiment: Experiment, flux: Base | None) -> Iterator[str]:
             "```",
             "",
             "**What that does not do.** The LoRA was trained with the DLA's tokens in the place of T5's, and with the",
-            "reference's tokens behind the picture's. diffusers alone has neither: with T5's `prompt_embeds` it draws,",
-            "but not the subject. Pass the DLA's tokens as `prompt_embeds`, or draw with mllmsubj.",
+            "reference's tokens behind the picture's. diffusers alone has neither: with T5's `prompt_embeds` it",
+            "generates images, but not of the subject. Pass the DLA's tokens as `prompt_embeds`, or use mllmsubj.",
             "",
         )
     yield from (
@@ -145,7 +145,7 @@ def _settings(experiment: Experiment) -> Iterator[str]:
         "steps": f"{sampling.steps} ({sampling.stepper})",
         "tau1, tau2": f"{sampling.tau1:g}, {sampling.tau2:g}; last stage {sampling.last_stage}",
         "guidance": f"{sampling.guidance:g} distilled, {train.guidance:g} in training",
-        "true guidance": f"text {sampling.text_guidance:g}, reference {sampling.reference_guidance:g}",
+        "classifier-free guidance": f"text {sampling.text_guidance:g}, reference {sampling.reference_guidance:g}",
     }
     yield from ("## Settings", "", "| setting | value |", "|---|---|")
     yield from (f"| {name} | {_cell(value)} |" for name, value in rows.items())
@@ -164,8 +164,8 @@ def _metrics(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def _licences(flux: Base | None, mllm: Base | None) -> Iterator[str]:
-    yield from ("## Licences", "", "| weights | licence |", "|---|---|")
+def _licenses(flux: BaseModel | None, mllm: BaseModel | None) -> Iterator[str]:
+    yield from ("## Licenses", "", "| weights | license |", "|---|---|")
     if flux is None and mllm is None:
         yield "| these, trained from weights of no published size | as those weights' |"
     for base in (flux, mllm, CLIP if flux else None):

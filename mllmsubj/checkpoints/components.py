@@ -18,7 +18,7 @@ from mllmsubj.io import replacing
 from mllmsubj.tree import flatten
 from mllmsubj.typing import Params
 
-PARTS = ("vae", "probe", "mllm", "dit", "dla")
+COMPONENTS = ("vae", "probe", "mllm", "dit", "dla")
 """Components that are trained before the method's stages, in an order in which they can be made."""
 SUBJECT = "subject"
 """Component that the method trains on top of them: the DLA and the LoRA adapters."""
@@ -41,7 +41,7 @@ def write(folder: Path, name: str, params: Params, provenance: Mapping[str, Any]
         partial.write_text(json.dumps(provenance, indent=2) + "\n")
 
 
-def read(folder: Path, names: tuple[str, ...] = PARTS) -> dict[str, np.ndarray]:
+def read(folder: Path, names: tuple[str, ...] = COMPONENTS) -> dict[str, np.ndarray]:
     """Returns path -> float32 array for the components that exist; raises UserError for a damaged file."""
     found: dict[str, np.ndarray] = {}
     for file in (path(folder, name) for name in names):

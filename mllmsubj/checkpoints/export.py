@@ -44,7 +44,7 @@ def trained_params(folder: Path, experiment: Experiment) -> Params:
     stored = {path: leaf for path, leaf in checkpoint.stored(folder).items() if path in wanted}
     if not stored:
         raise CheckpointError(f"checkpoint {folder} is not trained yet; export what mllmsubj train wrote")
-    if problems := checkpoint.differences(stored, wanted):
+    if problems := checkpoint.describe_differences(stored, wanted):
         raise CheckpointError(f"checkpoint {folder} does not fit its config: {problems}")
     target = unflatten(wanted)
     return checkpoint.read(folder, sharded_shapes(target, make_mesh()))

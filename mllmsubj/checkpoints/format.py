@@ -175,7 +175,7 @@ def _located(folder: str | Path, wanted: Mapping[str, Any]) -> dict[str, Path]:
     """Returns parameter path -> folder that contains it; raises UserError if they differ from those in `wanted`."""
     (_, own), *bases = chain = list(_chain(folder))
     found = {p: leaf for _, there in reversed(bases) for p, leaf in there.items() if p in wanted} | own
-    if problems := differences(found, wanted):
+    if problems := describe_differences(found, wanted):
         raise CheckpointError(f"checkpoint {folder} does not fit its config: {problems}")
     return {path: part for part, there in reversed(chain) for path in there}
 
@@ -198,7 +198,7 @@ def stored(folder: Path) -> dict[str, Any]:
     path = folder.absolute() / "params"  # Orbax requires an absolute path
     if not path.is_dir():
         raise CheckpointError(f"{folder} has no params folder")
-    if problem := damage(folder):
+    if problem := find_damage(folder):
         raise CheckpointError(f"checkpoint {folder} is damaged: {problem}; copy it again")
     import orbax.checkpoint as ocp  # imported late: it takes a third of a second
 
@@ -266,7 +266,7 @@ def _listing(folder: Path) -> dict[str, list[Any]]:
     return {name: [size, checksum(name)] for name, size in sizes(folder).items()}
 
 
-def damage(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """Returns a message about the first file in `files.json` that is missing or has another size, or None."""
     written, found = folder / "files.json", sizes(folder)
     try:
@@ -279,7 +279,7 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+def describe_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """Returns the first differences of two flat trees of shapes, on one line; empty if there are none."""
     problems = [f"lacks {path}" for path in sorted(set(expected) - set(found))]
     problems += [f"has unknown {path}" for path in sorted(set(found) - set(expected))]

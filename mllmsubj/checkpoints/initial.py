@@ -17,12 +17,12 @@ from mllmsubj.parallel.sharding import shardings_of
 from mllmsubj.tree import flatten, join, split, unflatten
 from mllmsubj.typing import Params
 
-MODEL_PARTS = ("mllm", "vae", "clip", "transformer", "dla")
-FROZEN = tuple(part for part in components.PARTS if part != "dla")
+MODEL_COMPONENTS = ("mllm", "vae", "clip", "transformer", "dla")
+FROZEN = tuple(part for part in components.COMPONENTS if part != "dla")
 """Components of "tiny" that stay frozen."""
-WARM_STARTED = components.PARTS
+WARM_STARTED = components.COMPONENTS
 """The frozen components and the DLA as trained before the method's stages."""
-ALL_COMPONENTS = (*components.PARTS, components.SUBJECT)
+ALL_COMPONENTS = (*components.COMPONENTS, components.SUBJECT)
 """All components of "tiny" that can be shipped."""
 
 
@@ -44,7 +44,7 @@ def tiny_params(model: SubjectModel, expected: Params, seed: int, names: tuple[s
     Raises UserError if their shapes differ from those in the config.
     """
     leaves, read = flatten(expected), components.read(checkpoint.TINY, names)
-    read = {path: array for path, array in read.items() if path.partition("/")[0] in MODEL_PARTS}
+    read = {path: array for path, array in read.items() if path.partition("/")[0] in MODEL_COMPONENTS}
     parts = {path.partition("/")[0] for path in read}
     with_adapters = any(map(is_lora, read))
     wanted = {
@@ -52,7 +52,7 @@ def tiny_params(model: SubjectModel, expected: Params, seed: int, names: tuple[s
         for path, leaf in leaves.items()
         if path.partition("/")[0] in parts and (with_adapters or not is_lora(path))
     }
-    if problems := checkpoint.differences(read, wanted):
+    if problems := checkpoint.describe_differences(read, wanted):
         raise CheckpointError(
             f"the shipped weights of {', '.join(sorted(parts))} do not fit the config: {problems}; take the sizes of "
             f"configs/tiny.py, or --config.train.weights=random, or for another DLA --config.train.warm_start=False"
@@ -63,12 +63,12 @@ def tiny_params(model: SubjectModel, expected: Params, seed: int, names: tuple[s
     return join(random_params(model, rest, seed), found)
 
 
-def untrained(folder: Path) -> tuple[str, ...]:
+def untrained_components(folder: Path) -> tuple[str, ...]:
     """Returns the components of a checkpoint that are random: those of "tiny" that are not shipped yet."""
     if folder != checkpoint.TINY:
         return ()
     there = {path.partition("/")[0] for path in components.read(folder, ALL_COMPONENTS)}
-    return tuple(part for part in MODEL_PARTS if part not in there)
+    return tuple(part for part in MODEL_COMPONENTS if part not in there)
 
 
 def load_params(folder: Path, model: SubjectModel, expected: Params, seed: int) -> Params:
@@ -95,7 +95,7 @@ def trained_groups(
 ) -> Iterator[dict[str, jax.Array]]:
     """Like `trained_params`, but yields one group of paths at a time; each is read when needed."""
     if folder == checkpoint.TINY:
-        if missing := untrained(folder):
+        if missing := untrained_components(folder):
             warnings.warn(
                 f"checkpoint 'tiny' has no trained weights yet for {', '.join(missing)}: these are random, from the "
                 f"config's seed, and so are the pictures",

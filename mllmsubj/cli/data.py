@@ -104,11 +104,11 @@ def pack(values: flags.FlagValues) -> None:
 
     from tqdm import tqdm
 
-    from mllmsubj.data.pack import Progress, pack
+    from mllmsubj.data.pack import PackCallbacks, pack
 
     try:
         with tqdm(total=len(source), unit=" examples", disable=None) as bar:
-            done = pack(source, output, values.shards, values.threads, Progress(bar.update, _report_skipped))
+            done = pack(source, output, values.shards, values.threads, PackCallbacks(bar.update, _report_skipped))
     except OSError as error:
         raise UserError(f"cannot write the pack {str(output)!r}: {error.strerror or error}") from error
     size = sum(each.stat().st_size for each in output.iterdir())
@@ -122,10 +122,10 @@ def check(values: flags.FlagValues) -> None:
 
     from tqdm import tqdm
 
-    from mllmsubj.data.check import examine
+    from mllmsubj.data.check import validate
 
     with tqdm(total=len(source), unit=" examples", disable=None) as bar:
-        report = examine(source, values.threads, bar.update)
+        report = validate(source, values.threads, bar.update)
     print("\n".join([*report.broken, *_summary(source, report)]))
     if report.broken:
         raise UserError(f"{len(report.broken)} of {report.examples} examples are broken; they are listed above")

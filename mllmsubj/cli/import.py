@@ -69,10 +69,10 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
 def _folders(values: flags.FlagValues) -> dict[str, Path]:
     """Returns component of the model -> folder of its files."""
-    from mllmsubj.checkpoints.importing.models import part_folder
+    from mllmsubj.checkpoints.importing.models import component_folder
 
     def given(name: str) -> Path:
-        return part_folder(name, Path(values[name].value or "").expanduser())
+        return component_folder(name, Path(values[name].value or "").expanduser())
 
     folders = {name: given(name) for name in ("mllm", "transformer", "vae")}
     if values.clip:

@@ -57,7 +57,7 @@ class Program:
 
 
 class DoesNotFit(Exception):
-    """Program that does not fit in memory; its arguments include the compiler's message, which `report` parses."""
+    """Raised if a program does not fit in memory; arguments: its name, the compiler's message, seconds until then."""
 
 
 def compile_programs(step: Step, experiment: Experiment, mesh: Mesh) -> Iterator[Program]:

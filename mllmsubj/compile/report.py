@@ -45,7 +45,7 @@ class Row:
 
 
 def report(step: Step, experiment: Experiment, where: Slice) -> dict[str, Any]:
-    """Returns the report of `mllmsubj compile`, which documents its keys.
+    """Returns the report that `mllmsubj compile` prints.
 
     Raises UserError for a mesh or batch that does not divide.
     """

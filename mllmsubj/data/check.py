@@ -12,7 +12,7 @@ from mllmsubj.data.example import Example, Source, Unreadable
 from mllmsubj.data.pixels import decode, decode_mask
 
 T = TypeVar("T")
-MASK_LEAST = 128
+MIN_MASK_BRIGHTNESS = 128
 """Minimum value of a mask's brightest pixel; a darker mask has no subject."""
 
 
@@ -30,7 +30,7 @@ class Report:
     scores: dict[str, list[float]] = field(default_factory=dict)
 
 
-def examine(source: Source, threads: int, advance: Callable[[], object]) -> Report:
+def validate(source: Source, threads: int, advance: Callable[[], object]) -> Report:
     """Reads all examples and compares their target sizes with the index; `advance` is called once per example."""
     index, report = source.index(), Report()
 
@@ -69,7 +69,7 @@ def check_example(example: Example) -> tuple[int, int]:
     for i, mask in enumerate(example.masks):
         if mask is not None:
             brightest = int(np.asarray(decode_mask(mask, f"{example.origin}, mask {i}")).max())
-            if brightest < MASK_LEAST:
+            if brightest < MIN_MASK_BRIGHTNESS:
                 raise Unreadable(f"{example.origin}, mask {i} shows no subject; its brightest pixel is {brightest}")
     return decode(example.target, f"{example.origin}, target").size
 

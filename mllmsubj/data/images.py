@@ -79,7 +79,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8))
 
 
-def normalised(pixels: Any, config: ReferenceConfig) -> Any:
+def normalize_tiles(pixels: Any, config: ReferenceConfig) -> Any:
     """Normalizes 8-bit tiles [*shape, 3], NumPy or JAX arrays, to float32 for the MLLM."""
     mean, std = (np.asarray(each, np.float32) for each in (config.mean, config.std))
     return (pixels.astype(np.float32) / np.float32(255.0) - mean) / std
@@ -89,10 +89,10 @@ def mllm_tile(
     image: Image.Image, size: tuple[int, int], config: ReferenceConfig
 ) -> Float[np.ndarray, "height width 3"]:
     """Returns one normalized tile of `size` (height, width)."""
-    return normalised(np.asarray(squeeze(image, size)), config)
+    return normalize_tiles(np.asarray(resize_to_tile(image, size)), config)
 
 
-def squeeze(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def resize_to_tile(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resizes an image to a tile of `size` (height, width), without regard to its aspect.
 
     Source: InternVL's `dynamic_preprocess` with one tile; bicubic.
@@ -100,12 +100,12 @@ def squeeze(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize(size[::-1], Image.Resampling.BICUBIC)
 
 
-def vae_picture(image: Image.Image, several: bool, config: ReferenceConfig) -> Float[np.ndarray, "height width 3"]:
+def vae_image(image: Image.Image, several: bool, config: ReferenceConfig) -> Float[np.ndarray, "height width 3"]:
     """Returns a reference in [-1, 1] at the size for the VAE."""
-    return from_uint8(np.asarray(fit(image, several, config)))
+    return from_uint8(np.asarray(resize_for_vae(image, several, config)))
 
 
-def fit(image: Image.Image, several: bool, config: ReferenceConfig) -> Image.Image:
+def resize_for_vae(image: Image.Image, several: bool, config: ReferenceConfig) -> Image.Image:
     """Resizes a reference to the size for the VAE; returns it unchanged if it has that size."""
     size = fit_size(image.size, several, config)
     if image.size == size:

@@ -13,22 +13,22 @@ import numpy as np
 from mllmsubj.config.data import DataConfig
 from mllmsubj.data.batch import Rows
 from mllmsubj.data.example import Source, Unreadable
-from mllmsubj.data.plan import Bucket, Plan, PlannedBatch
+from mllmsubj.data.plan import BatchPlan, Bucket, PlannedBatch
 from mllmsubj.data.transforms import RowReader
 from mllmsubj.errors import DataError
 
 logger = logging.getLogger("mllmsubj")
 
-_TRIES = 20
+_MAX_UNREADABLE = 20
 """Maximum number of consecutive unreadable examples for one row of a batch."""
-_AT_ONCE = 2
+_CONCURRENT_BATCHES = 2
 """Number of batches read at once: the second one keeps all threads busy while the first one ends."""
 _STEPS = 1 << 40
 """Upper bound on the steps of any run."""
 
 
 @runtime_checkable
-class Numbered(Protocol):
+class RandomAccess(Protocol):
     """A dataset of any kind of examples; `data.example.Source` is that of images and a prompt."""
 
     def __getitem__(self, number: int, /) -> Any:
@@ -64,17 +64,19 @@ class Loader:
     A batch depends on the plan, the reader and the step alone, not on threads or on the first step that was read.
     """
 
-    def __init__(self, source: Numbered, plan: Plan, reader: Reader, rows: np.ndarray, first_step: int = 0) -> None:
+    def __init__(
+        self, source: RandomAccess, plan: BatchPlan, reader: Reader, rows: np.ndarray, first_step: int = 0
+    ) -> None:
         """Starts at `first_step`; `rows` are the rows of the batch that this host reads, which others may read too."""
         self.plan, self.rows = plan, rows
         self._source, self._reader = source, reader
-        self.made_of = {"source": repr(source), "plan": plan.describe(), "augmentation": reader.augmentation()}
+        self.data_fingerprint = {"source": repr(source), "plan": plan.describe(), "augmentation": reader.augmentation()}
         """Description of the data, JSON-serializable; if it is equal, so are all batches."""
-        self._told: set[int] = set()
+        self._warned: set[int] = set()
         self._lock = threading.Lock()
         config = reader.config
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="rows")
-        options = grain.ReadOptions(min(_AT_ONCE, config.prefetch), config.prefetch)
+        options = grain.ReadOptions(min(_CONCURRENT_BATCHES, config.prefetch), config.prefetch)
         self._batches = iter(grain.MapDataset.range(_STEPS).map(self._read).to_iter_dataset(options))
         self._seek(first_step)
 
@@ -93,7 +95,7 @@ class Loader:
 
     def state(self) -> dict[str, Any]:
         """Returns all that is needed to resume on any number of hosts; JSON-serializable."""
-        return {"step": self.step, "data": self.made_of}
+        return {"step": self.step, "data": self.data_fingerprint}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Resumes from a `state`, without reading earlier batches.
@@ -102,7 +104,9 @@ class Loader:
         """
         was = state.get("data", {})
         changed = [
-            f"{name} was {was.get(name)} and is {now}" for name, now in self.made_of.items() if was.get(name) != now
+            f"{name} was {was.get(name)} and is {now}"
+            for name, now in self.data_fingerprint.items()
+            if was.get(name) != now
         ]
         if changed:
             raise DataError(
@@ -129,23 +133,23 @@ class Loader:
     def _read_row(self, planned: PlannedBatch, batch: Rows, place: int, row: int) -> None:
         """Reads row `row` of the global batch into row `place` of this host's batch."""
         number = int(planned.examples[row])
-        for attempt in range(_TRIES):
+        for attempt in range(_MAX_UNREADABLE):
             rng = self.plan.generator(planned.step, row)
             try:
                 self._reader.read(self._source[number], planned.bucket, rng, batch, place)
             except Unreadable as error:
-                self._tell(number, error)
+                self._warn_once(number, error)
                 last, number = error, self.plan.replacement(planned.step, row, attempt)
                 continue
             batch.example[place], batch.skipped[place] = number, attempt
             return
-        raise DataError(f"{_TRIES} examples in a row cannot be used; the last: {last}")
+        raise DataError(f"{_MAX_UNREADABLE} examples in a row cannot be used; the last: {last}")
 
-    def _tell(self, number: int, error: Unreadable) -> None:
+    def _warn_once(self, number: int, error: Unreadable) -> None:
         """Logs a warning, once per example."""
         with self._lock:
-            new = number not in self._told
-            self._told.add(number)
+            new = number not in self._warned
+            self._warned.add(number)
         if new:
             logger.warning("skipped: %s", error)
 
@@ -154,4 +158,4 @@ def make_loader(
     source: Source, reader: RowReader, batch_size: int, rows: np.ndarray, seed: int, first_step: int = 0
 ) -> Loader:
     """Returns a loader of `source` with the settings of `reader`."""
-    return Loader(source, Plan(source.index(), reader.config, batch_size, seed), reader, rows, first_step)
+    return Loader(source, BatchPlan(source.index(), reader.config, batch_size, seed), reader, rows, first_step)

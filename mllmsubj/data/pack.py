@@ -30,19 +30,19 @@ from mllmsubj.data.sources.indexing import make_index
 from mllmsubj.errors import DataError
 from mllmsubj.io import replacing
 
-EXAMPLES_A_SHARD = 2000
+EXAMPLES_PER_SHARD = 2000
 """Examples per shard by default: at most about a gigabyte of 512-pixel JPEG pairs."""
 
 
 @dataclass(frozen=True)
-class Progress:
+class PackCallbacks:
     """Callbacks: `done` with a number of finished examples, `skipped` with the reason for each skipped example."""
 
     done: Callable[[int], object]
     skipped: Callable[[str], object]
 
 
-def pack(source: Source, folder: Path, shards: int | None, threads: int, progress: Progress) -> PackSource:
+def pack(source: Source, folder: Path, shards: int | None, threads: int, progress: PackCallbacks) -> PackSource:
     """Packs every readable example of a source; raises UserError if the folder contains anything else."""
     plan = _plan(source, folder, shards)
     if (folder / FINISHED).exists():
@@ -84,7 +84,7 @@ def _plan(source: Source, folder: Path, shards: int | None) -> dict[str, Any]:
             raise DataError(f"{folder} is not empty and no pack; name a new folder with --output=DIR")
         if not len(source):
             raise DataError(f"{source!r} has no examples to pack")
-        shards = shards or -(-len(source) // EXAMPLES_A_SHARD)
+        shards = shards or -(-len(source) // EXAMPLES_PER_SHARD)
         if shards > len(source):
             raise DataError(f"{shards} shards for {len(source)} examples; use at most as many as examples")
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def _plan(source: Source, folder: Path, shards: int | None) -> dict[str, Any]:
     return plan
 
 
-def _write_shard(source: Source, numbers: range, path: Path, threads: int, progress: Progress) -> None:
+def _write_shard(source: Source, numbers: range, path: Path, threads: int, progress: PackCallbacks) -> None:
     """Writes a shard, after its part of the index, so that a shard under its final name is complete."""
 
     def read(number: int) -> tuple[Example, bytes, tuple[int, int]] | Unreadable:

@@ -2,7 +2,7 @@
 
 import io
 import os
-from typing import IO
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -64,7 +64,7 @@ def size_of(pixels: Pixels | os.PathLike[str], what: str) -> tuple[int, int]:
     return (height, width) if orientation in _TRANSPOSED else (width, height)
 
 
-def _opened(pixels: bytes | os.PathLike[str]) -> IO[bytes]:
+def _opened(pixels: bytes | os.PathLike[str]) -> Any:
     return io.BytesIO(pixels) if isinstance(pixels, bytes) else epath.Path(pixels).open("rb")
 
 

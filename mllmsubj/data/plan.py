@@ -51,7 +51,7 @@ class PlannedBatch:
     """[batch_size] int32: numbers in the source."""
 
 
-class Plan:
+class BatchPlan:
     """The batches of all steps, with random access; safe in threads."""
 
     def __init__(self, index: Index, config: DataConfig, batch_size: int, seed: int) -> None:
@@ -62,8 +62,8 @@ class Plan:
         self._buckets, self._members = _sort(index, config)
         self._sizes = [len(members) for members in self._members]
         # Two of each are kept, since batches are prefetched across the end of an epoch.
-        self._orders: _Recent[tuple[np.ndarray, np.ndarray]] = _Recent(2)
-        self._streams = [_Recent[np.ndarray](2) for _ in self._buckets]
+        self._orders: _LruCache[tuple[np.ndarray, np.ndarray]] = _LruCache(2)
+        self._streams = [_LruCache[np.ndarray](2) for _ in self._buckets]
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
@@ -141,7 +141,7 @@ class Plan:
         return np.random.default_rng([self.seed, _STREAM, epoch, k]).permutation(self._members[k])
 
 
-class _Recent(Generic[T]):
+class _LruCache(Generic[T]):
     """Thread-safe cache of the most recently used values; concurrent threads compute a value only once."""
 
     def __init__(self, keep: int) -> None:

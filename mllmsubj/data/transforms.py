@@ -9,7 +9,7 @@ from PIL import Image
 from mllmsubj.config.data import DataConfig, ReferenceConfig
 from mllmsubj.data.batch import Batch
 from mllmsubj.data.example import Example, Unreadable
-from mllmsubj.data.images import check_sizes, fit, fit_size
+from mllmsubj.data.images import check_sizes, fit_size, resize_for_vae
 from mllmsubj.data.pixels import decode_mask, decode_rgb
 from mllmsubj.data.plan import Bucket
 from mllmsubj.data.tokenization import PromptEncoder
@@ -74,7 +74,7 @@ class RowReader:
             width, height = fit_size(_size(reference), len(references) > 1, self.reference)
             fitted.append(_resized(reference, (height, width), Image.Resampling.LANCZOS))
         _place_each(fitted, batch.references[row], batch.reference_mask[row])
-        batch.target[row] = cover(target, (bucket.height, bucket.width))
+        batch.target[row] = center_crop_resize(target, (bucket.height, bucket.width))
 
     def _write_prompt(self, example: Example, bucket: Bucket, batch: Batch, row: int) -> None:
         try:
@@ -107,7 +107,7 @@ class RowReader:
         for (pixels, mask), name in zip(sources, names, strict=True):
             picture, chance = decode_rgb(pixels, name), rng.random()
             if mask is not None and chance < self.config.remove_background:
-                picture = on_white(picture, decode_mask(mask, f"{name}'s mask"), name)
+                picture = remove_background(picture, decode_mask(mask, f"{name}'s mask"), name)
             picture = crop(picture, self.config.crop, rng)
             if rng.random() < self.config.flip:
                 picture = picture[:, ::-1]
@@ -119,7 +119,7 @@ class RowReader:
         return references, decode_rgb(target, named)
 
 
-def on_white(picture: np.ndarray, mask: Image.Image, name: str) -> np.ndarray:
+def remove_background(picture: np.ndarray, mask: Image.Image, name: str) -> np.ndarray:
     """Composites the masked subject of an image on white; intermediate values of the mask blend."""
     width, height = size = _size(picture)
     if mask.size != size:
@@ -136,7 +136,7 @@ def crop(picture: np.ndarray, smallest: float, rng: np.random.Generator) -> np.n
     return picture[top : top + height, left : left + width]
 
 
-def cover(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def center_crop_resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes the largest centered crop with the aspect of `size` (height, width) to that size."""
     (height, width), whole = size, _size(picture)
     scale = min(whole[0] / width, whole[1] / height)
@@ -147,18 +147,18 @@ def cover(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 
-def place_all(pictures: Sequence[Image.Image], config: ReferenceConfig, squares: np.ndarray, mask: np.ndarray) -> None:
-    """Resizes one row's references for the VAE and `place`s them; `squares` is [r, side, side, 3], `mask` [r · n]."""
-    _place_each([np.asarray(fit(picture, len(pictures) > 1, config)) for picture in pictures], squares, mask)
+def pad_all(pictures: Sequence[Image.Image], config: ReferenceConfig, squares: np.ndarray, mask: np.ndarray) -> None:
+    """Resizes one row's references for the VAE and pads them to `squares` [r, side, side, 3]; `mask` is [r · n]."""
+    _place_each([np.asarray(resize_for_vae(picture, len(pictures) > 1, config)) for picture in pictures], squares, mask)
 
 
 def _place_each(pictures: Sequence[np.ndarray], squares: np.ndarray, mask: np.ndarray) -> None:
     side = squares.shape[1] // TOKEN_PIXELS
     for picture, square, tokens in zip(pictures, squares, mask.reshape(-1, side, side), strict=True):
-        place(picture, square, tokens)
+        pad_to_square(picture, square, tokens)
 
 
-def place(pixels: np.ndarray, square: np.ndarray, mask: np.ndarray) -> None:
+def pad_to_square(pixels: np.ndarray, square: np.ndarray, mask: np.ndarray) -> None:
     """Writes an image to the top left corner of a square and repeats its last row and column to the borders.
 
     `mask` [rows, columns] of the square's tokens is set to True for those of the image, else to False.

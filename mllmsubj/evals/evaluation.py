@@ -57,7 +57,7 @@ def evaluate_checkpoint(checkpoint: str | Path, config: ConfigDict, request: Req
         pictures=pictures,
         texts=texts,
         meanings=ChainMap(*(dict(each.meanings) for each in evaluators)),
-        caution=RANDOM.format(", ".join(missing)) if (missing := initial.untrained(folder)) else "",
+        caution=RANDOM.format(", ".join(missing)) if (missing := initial.untrained_components(folder)) else "",
     )
 
 

@@ -54,7 +54,7 @@ class HeldOutLoss:
         self._encode, self._evaluate = jax.jit(encoder.encode), jax.jit(self._sums)
 
     def run(self, params: Params) -> Iterator[tuple[str, Value]]:
-        """See `Evaluator.run`."""
+        """Yields the losses; see `Evaluator.run`."""
         sums = np.zeros(len(modes.NAMES))
         encoders = {name: params[name] for name in FROZEN_ENCODERS}
         with closing(self._held_out.loader(self._batch_size)) as loader:

@@ -41,7 +41,7 @@ class Samples:
         self._draw = ImageSampler(setup, self.settings, seed)
 
     def run(self, params: Params) -> Iterator[tuple[str, Value]]:
-        """See `Evaluator.run`."""
+        """Yields the images and their captions; see `Evaluator.run`."""
         size = self._held_out.batch_size(self.examples)
         with closing(self._held_out.loader(size)) as loader:
             batch = self._held_out.spread(next(loader), loader, size)

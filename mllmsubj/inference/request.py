@@ -8,9 +8,9 @@ from PIL import Image
 
 from mllmsubj.config.data import ReferenceConfig
 from mllmsubj.config.schema import Experiment
-from mllmsubj.data.images import check_references, mllm_tile, open_image, to_rgb, vae_picture
+from mllmsubj.data.images import check_references, mllm_tile, open_image, to_rgb, vae_image
 from mllmsubj.data.tokenization import PromptEncoder
-from mllmsubj.data.transforms import place_all
+from mllmsubj.data.transforms import pad_all
 from mllmsubj.errors import UserError
 from mllmsubj.models.subject import Layout, SubjectInputs
 from mllmsubj.ops.patchify import TOKEN_PIXELS
@@ -61,11 +61,11 @@ def _vae_images(images: list[Image.Image], config: ReferenceConfig) -> tuple[lis
     previous ones.
     """
     if len(images) == 1:
-        return [vae_picture(images[0], False, config)], None
+        return [vae_image(images[0], False, config)], None
     side = config.square_side(True)
     squares = np.empty((len(images), side, side, 3), np.uint8)
     mask = np.empty((1, len(images) * (side // TOKEN_PIXELS) ** 2), bool)
-    place_all(images, config, squares, mask[0])
+    pad_all(images, config, squares, mask[0])
     return list(from_uint8(squares)), mask
 
 

@@ -34,7 +34,7 @@ def is_lora(path: str) -> bool:
 
 @partial(jax.jit, static_argnames="layers_in_middle")
 def add_low_rank(kernel: Array, down: Array, up: Array, scale: float | Array, layers_in_middle: bool = False) -> Array:
-    """kernel + scale · down · up, computed in float32, in the kernel's dtype.
+    """Kernel + scale · down · up, computed in float32, in the kernel's dtype.
 
     `kernel` is [*layers, in, out], or [in, layers, out] with `layers_in_middle`; the factors have layers in front.
     """

@@ -69,8 +69,8 @@ def run_jobs(
 
     `before`: words before every command, such as those that run a module; `unit`: what the progress line calls finished
     jobs that no other depends on. SIGINT and SIGTERM are forwarded to the processes as SIGTERM, on which training
-    saves; a second signal kills them. The processes have sessions of their own, so that Ctrl-C on a terminal does not also
-    reach them directly. Raises UserError, after stopping all processes, if a command or its log cannot be opened.
+    saves; a second signal kills them. The processes have sessions of their own, so that Ctrl-C on a terminal does not
+    also reach them directly. Raises UserError, after stopping all processes, if a command or its log cannot be opened.
     """
     return _Runner(jobs, parallel, before, unit, stream or sys.stderr)()
 
@@ -105,7 +105,7 @@ class _Runner:
         return Outcome(self._failures, self._told[0] if self._told else None)
 
     def _start(self) -> None:
-        """Starts the jobs that can start; done ones are only counted, and those that depend on a failure are dropped."""
+        """Starts the jobs that can start; done ones are only counted, and those after a failure are dropped."""
         busy = 0
         for job in list(self._waiting):
             if job.after is not None and job.after.name in self._given_up:

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from mllmsubj.checkpoints.format import damage, differences, reason, sizes
+from mllmsubj.checkpoints.format import describe_differences, find_damage, reason, sizes
 from mllmsubj.config.train import CheckpointConfig
 from mllmsubj.errors import UserError
 from mllmsubj.parallel.multihost import on_first_process
@@ -100,7 +100,7 @@ class Checkpoints:
             raise UserError(f"checkpoint {folder} is damaged: {problem}; {advice}")
         try:
             found = ocp.StandardCheckpointHandler().metadata(folder / "state").tree
-            problem = differences(*(ocp.tree.to_flat_dict(tree, sep="/") for tree in (found, state)))
+            problem = describe_differences(*(ocp.tree.to_flat_dict(tree, sep="/") for tree in (found, state)))
             if not problem:
                 restored = self._manager.restore(
                     step,
@@ -232,7 +232,7 @@ class Checkpoints:
         return self.folder.glob("*.orbax-checkpoint-tmp*")
 
     def _damage(self, save: Path) -> str | None:
-        return damage(save) if (save / "files.json").is_file() else "files.json is missing"
+        return find_damage(save) if (save / "files.json").is_file() else "files.json is missing"
 
     def _list_files(self) -> None:
         """Writes `files.json`; orbax calls this in the background, just before it renames a complete save."""

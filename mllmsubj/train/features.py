@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from mllmsubj.config.data import ReferenceConfig
 from mllmsubj.data.batch import Batch
-from mllmsubj.data.images import normalised
+from mllmsubj.data.images import normalize_tiles
 from mllmsubj.models.subject import Features, Layout, SubjectInputs, SubjectModel
 from mllmsubj.ops.patchify import token_grid
 from mllmsubj.ops.pixels import from_uint8
@@ -81,7 +81,7 @@ class FeatureEncoder:
 
     def inputs(self, batch: Batch) -> SubjectInputs:
         """Returns the model's inputs from a batch with uint8 images, the same as in inference."""
-        tiles = normalised(batch.tiles, self.reference)
+        tiles = normalize_tiles(batch.tiles, self.reference)
         count = batch.references.shape[1] if self.with_references else 0
         return SubjectInputs(
             input_ids=batch.input_ids,

@@ -138,9 +138,9 @@ class Setup:
         rows = multihost.process_rows(batch_size, self.mesh)
         source = open_source(data, seed) if source is None else source
         loader = make_loader(source, reader, batch_size, rows, seed)
-        if (first := on_first_process(lambda: loader.made_of)) != loader.made_of:
+        if (first := on_first_process(lambda: loader.data_fingerprint)) != loader.data_fingerprint:
             raise UserError(
-                f"process {jax.process_index()} reads other data ({loader.made_of}) than process 0 ({first})"
+                f"process {jax.process_index()} reads other data ({loader.data_fingerprint}) than process 0 ({first})"
             )
         return loader
 

@@ -22,9 +22,9 @@ from safetensors.numpy import load_file, save_file
 from mllmsubj import convert
 from mllmsubj.bench.importing import write_models
 from mllmsubj.checkpoints import format as checkpoint
-from mllmsubj.checkpoints.importing import leaves, passing, run
-from mllmsubj.checkpoints.importing.leaves import LeafFiles, write_layer
-from mllmsubj.checkpoints.importing.models import open_model, part_folder
+from mllmsubj.checkpoints.importing import leaves, streaming, run
+from mllmsubj.checkpoints.importing.leaves import LeafLayout, write_layer
+from mllmsubj.checkpoints.importing.models import component_folder, open_model
 from mllmsubj.checkpoints.importing.sizes import with_sizes
 from mllmsubj.checkpoints.importing.tensors import list_tensors
 from mllmsubj.checkpoints.initial import load_params
@@ -56,11 +56,11 @@ def root(written, tmp_path):
     return shutil.copytree(written, tmp_path / "models")
 
 
-def imported(root, workdir, dtype=BFLOAT16, advance=lambda count: None):
+def imported(root, workdir, dtype=BFLOAT16, on_bytes_read=lambda count: None):
     models = [open_model(role, root / name, dtype) for role, name in FOLDERS.items()]
     config = with_sizes(small_config(), {model.role: model.config for model in models})
     tokenizers = {"tokenizer": root / "mllm", "clip_tokenizer": root / "tokenizer"}
-    run.import_models(workdir, config, models, tokenizers, dtype, advance)
+    run.import_models(workdir, config, models, tokenizers, dtype, on_bytes_read)
     return workdir
 
 
@@ -83,7 +83,7 @@ def assert_equal(found, want):
 @pytest.fixture
 def in_pieces(monkeypatch):
     """Splits small leaves into as many pieces as large ones."""
-    monkeypatch.setattr(leaves, "LEAST_PIECE", 8)
+    monkeypatch.setattr(leaves, "MIN_PIECE_BYTES", 8)
 
 
 @pytest.mark.parametrize("dtype", [BFLOAT16, np.dtype(np.float32)], ids=str)
@@ -132,13 +132,13 @@ def test_load_params_imported(written, tmp_path):
 def test_leaf_files_plan(tmp_path):
     """Each layer is a file, whose pieces are split along the "fsdp" axis."""
     spec = PartitionSpec(None, "tensor", "fsdp")
-    leaf = LeafFiles.plan("transformer/single_blocks/proj_out/kernel", (38, 15360, 3072), spec, BFLOAT16, 0)
+    leaf = LeafLayout.plan("transformer/single_blocks/proj_out/kernel", (38, 15360, 3072), spec, BFLOAT16, 0)
     assert (leaf.shard, leaf.piece) == ((1, 15360, 3072), (1, 15360, 48))
     assert leaf.file(7) == "transformer.single_blocks.proj_out.kernel/c/7/0/0"
     spec = PartitionSpec("fsdp", None, "tensor")
-    leaf = LeafFiles.plan("transformer/modulation/single/kernel", (3072, 38, 9216), spec, BFLOAT16, 1)
+    leaf = LeafLayout.plan("transformer/modulation/single/kernel", (3072, 38, 9216), spec, BFLOAT16, 1)
     assert (leaf.shard, leaf.piece, leaf.file(7)[-5:]) == ((3072, 1, 9216), (96, 1, 9216), "0/7/0")
-    assert LeafFiles.plan("mllm/text/norm/scale", (3584,), PartitionSpec(), BFLOAT16, None).pieces == 1
+    assert LeafLayout.plan("mllm/text/norm/scale", (3584,), PartitionSpec(), BFLOAT16, None).pieces == 1
 
 
 @pytest.mark.parametrize("source", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda kind: np.dtype(kind).name)
@@ -147,7 +147,7 @@ def test_leaf_files_plan(tmp_path):
 def test_write_layer_contents(tmp_path, source, dtype, laid_out):
     """A file has the pieces of a layer in order, then the index of their offsets and sizes."""
     layer = laid_out(np.random.default_rng(0).standard_normal((8, 600)).astype(source))
-    leaf = LeafFiles("x", (3, *layer.shape), dtype, 0, 2, 2)
+    leaf = LeafLayout("x", (3, *layer.shape), dtype, 0, 2, 2)
     size, digest = write_layer(tmp_path / "file", leaf, layer)
     raw = (tmp_path / "file").read_bytes()
     assert (size, digest) == (len(raw), hashlib.sha256(raw).hexdigest())
@@ -166,16 +166,16 @@ def after(count):
     """Returns a callback that stops an import after `count` tensors."""
     left = iter(range(count))
 
-    def advance(_):
+    def on_bytes_read(_):
         if next(left, None) is None:
             raise Stopped
 
-    return advance
+    return on_bytes_read
 
 
 def stop(root, workdir, count=70):
     with pytest.raises(Stopped):
-        imported(root, workdir, advance=after(count))
+        imported(root, workdir, on_bytes_read=after(count))
     assert not workdir.exists()
     return workdir.with_name(f".{workdir.name}.import")
 
@@ -255,13 +255,13 @@ def test_import_resume_mismatch(root, tmp_path, change):
 def test_import_locked_workdir(root, tmp_path):
     """A second import into the same workdir is an error."""
 
-    def advance(_):
+    def on_bytes_read(_):
         with pytest.raises(UserError, match="is being written by another import"):
             imported(root, tmp_path / "workdir")
         raise Stopped
 
     with pytest.raises(Stopped):
-        imported(root, tmp_path / "workdir", advance=advance)
+        imported(root, tmp_path / "workdir", on_bytes_read=on_bytes_read)
 
 
 def test_import_existing_workdir(written, tmp_path):
@@ -276,7 +276,7 @@ def test_import_disk_full(written, tmp_path, monkeypatch):
     workdir = tmp_path / "workdir"
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=run.SPARE))
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=run.SPARE_BYTES))
         with pytest.raises(UserError, match=r"has room for 0\.02 GB, the checkpoint needs .* GB more; make room"):
             imported(written, workdir)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -412,7 +412,7 @@ def nothing(root):
 def empty(root):
     for path in (root / "text_encoder").glob("*.safetensors"):
         path.unlink()
-    return r"text_encoder holds no \.safetensors file"
+    return r"text_encoder contains no \.safetensors file"
 
 
 BAD = (cut, cut_in_header, garbled_header, garbled_data, missing_shard, integers, eight_bits, transposed, extra_tensor)
@@ -459,16 +459,16 @@ def test_with_sizes_dla(written):
 
 
 def test_part_folder_flux(written):
-    assert part_folder("transformer", written) == written / "transformer"
-    assert part_folder("clip", written) == written / "text_encoder"
-    assert part_folder("vae", written / "vae") == written / "vae"
+    assert component_folder("transformer", written) == written / "transformer"
+    assert component_folder("clip", written) == written / "text_encoder"
+    assert component_folder("vae", written / "vae") == written / "vae"
 
 
 def test_import_memory_bound(written, tmp_path, monkeypatch):
     """No more bytes are in memory at once than the largest tensor has."""
     held, most = [0], [0]
 
-    class Counted(passing._Room):
+    class Counted(streaming._MemoryBudget):
         def take(self, tensor):
             data = super().take(tensor)
             held[0] += len(data)
@@ -479,8 +479,8 @@ def test_import_memory_bound(written, tmp_path, monkeypatch):
             held[0] -= size
             super().give(size)
 
-    monkeypatch.setattr(passing, "_Room", Counted)
-    monkeypatch.setattr(passing, "HELD", 0)
+    monkeypatch.setattr(streaming, "_MemoryBudget", Counted)
+    monkeypatch.setattr(streaming, "HELD", 0)
     imported(written, tmp_path / "workdir")
     largest = max(t.stop - t.start for name in FOLDERS.values() for t in list_tensors(written / name).values())
     assert most[0] == largest
@@ -517,7 +517,7 @@ def shapes_in(workdir):
 @pytest.mark.slow
 def test_restore_multihost_bytes_read(tmp_path, monkeypatch):
     """Each of two hosts reads about as many bytes as its own shards have."""
-    monkeypatch.setattr(leaves, "LEAST_PIECE", 1 << 16)
+    monkeypatch.setattr(leaves, "MIN_PIECE_BYTES", 1 << 16)
     sizes = small_model(lora=True).config
     wide = dict(num_attention_heads=4, attention_head_dim=128, axes_dims_rope=(16, 56, 56))
     write_models(tmp_path, replace(sizes, transformer=replace(sizes.transformer, **wide)))

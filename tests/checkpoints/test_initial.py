@@ -13,7 +13,7 @@ from mllmsubj.checkpoints.initial import (
     random_params,
     tiny_params,
     trained_params,
-    untrained,
+    untrained_components,
 )
 from mllmsubj.errors import UserError
 from mllmsubj.models.subject import SubjectModel, is_trained
@@ -77,8 +77,8 @@ def test_tiny_params_shipped(tiny, mesh, random):
 
 def test_trained_params_untrained_warning(tiny, mesh):
     """The warning names the components that are random."""
-    assert untrained(tiny) == ("mllm", "clip", "transformer", "dla")
-    assert untrained(tiny / "other") == ()
+    assert untrained_components(tiny) == ("mllm", "clip", "transformer", "dla")
+    assert untrained_components(tiny / "other") == ()
     ship(tiny, "mllm", "mllm/", 0.1)
     with pytest.warns(UserWarning, match="'tiny' has no trained weights yet for clip, transformer, dla: these"):
         drawn = trained_params(tiny, small_model(lora=True), small_model(lora=True).abstract_params(mesh), 0)
@@ -94,7 +94,7 @@ def test_trained_params_subject(tiny, mesh, random):
     frozen = {p: leaf for p, leaf in leaves.items() if p.startswith("transformer/") and p not in trained}
     components.write(tiny, "dit", unflatten(frozen), {})
     components.write(tiny, components.SUBJECT, unflatten(trained), {})
-    assert untrained(tiny) == ("clip",)
+    assert untrained_components(tiny) == ("clip",)
     with pytest.warns(UserWarning, match="for clip: these"):
         drawn = flatten(trained_params(tiny, model, model.abstract_params(mesh), 0))
     begun = flatten(tiny_params(model, model.abstract_params(mesh), 0))

@@ -13,7 +13,7 @@ from mllmsubj.checkpoints import components, initial
 from mllmsubj.checkpoints import format as checkpoint
 from mllmsubj.cli import main
 from mllmsubj.config.schema import Experiment
-from mllmsubj.data.plan import Plan
+from mllmsubj.data.plan import BatchPlan
 from mllmsubj.data.sources import open_source
 from mllmsubj.evals import suite
 from mllmsubj.evals.held_out import SEED, held_out
@@ -120,7 +120,7 @@ def test_evaluate_toyworld(folder, capsys):
 def shown_first(folder, count):
     """Indices of the first held-out examples, which the benchmark shows."""
     data = held_out(Experiment.from_config(config()))
-    return Plan(open_source(data, SEED).index(), data, count, SEED).batch(0).examples.tolist()
+    return BatchPlan(open_source(data, SEED).index(), data, count, SEED).batch(0).examples.tolist()
 
 
 def test_evaluate_probe_size_mismatch(folder, capsys):

@@ -6,7 +6,7 @@ import skimage.data
 from PIL import Image
 
 from mllmsubj.config.data import ReferenceConfig
-from mllmsubj.data.images import check_references, mllm_tile, open_image, to_pil, to_rgb, vae_picture
+from mllmsubj.data.images import check_references, mllm_tile, open_image, to_pil, to_rgb, vae_image
 from mllmsubj.errors import UserError
 
 CONFIG = ReferenceConfig(
@@ -250,15 +250,15 @@ def test_open_image_corrupted_bytes(tmp_path):
     ],
 )
 def test_vae_picture_sizes(size, several, want):
-    picture = vae_picture(Image.new("RGB", size, (255, 0, 51)), several, CONFIG)
+    picture = vae_image(Image.new("RGB", size, (255, 0, 51)), several, CONFIG)
     assert picture.shape == (*want, 3)
     assert picture.dtype == np.float32
     np.testing.assert_allclose(picture[0, 0], [1, -1, -0.6], atol=1e-6)
 
 
 def test_vae_picture_round_trip():
-    """`to_pil` inverts `vae_picture`."""
-    picture = vae_picture(Image.fromarray(skimage.data.astronaut()), False, CONFIG)
+    """`to_pil` inverts `vae_image`."""
+    picture = vae_image(Image.fromarray(skimage.data.astronaut()), False, CONFIG)
     np.testing.assert_array_equal(np.asarray(to_pil(picture)), skimage.data.astronaut())
 
 

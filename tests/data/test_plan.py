@@ -6,7 +6,7 @@ import pytest
 
 from mllmsubj.config.data import DataConfig
 from mllmsubj.data.example import Index
-from mllmsubj.data.plan import Bucket, Plan
+from mllmsubj.data.plan import BatchPlan, Bucket
 from mllmsubj.errors import UserError
 
 CONFIG = dict(
@@ -46,7 +46,7 @@ MIXED = index({(500, 500, 1): 37, (900, 600, 1): 11, (600, 900, 2): 3, (100, 101
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 64])
 def test_plan_epochs(batch_size):
     """After n · B steps every example was used equally often, those of the smallest bucket too."""
-    plan = Plan(MIXED, config(), batch_size, seed=3)
+    plan = BatchPlan(MIXED, config(), batch_size, seed=3)
     batches = [plan.batch(step) for step in range(3 * 52)]  # three times 52 · B rows: 3 · B epochs
     seen = Counter(number for batch in batches for number in batch.examples.tolist())
     assert seen == dict.fromkeys(range(52), 3 * batch_size)
@@ -56,7 +56,7 @@ def test_plan_epochs(batch_size):
 
 def test_plan_without_replacement():
     """In each bucket an example is not repeated before all others were used."""
-    plan = Plan(MIXED, config(), 4, seed=0)
+    plan = BatchPlan(MIXED, config(), 4, seed=0)
     streams = {bucket: [] for bucket in plan.buckets}
     for step in range(200):
         batch = plan.batch(step)
@@ -69,7 +69,7 @@ def test_plan_without_replacement():
 
 def test_plan_buckets():
     """Examples are assigned to buckets by aspect ratio and number of references."""
-    plan = Plan(MIXED, config(), 4, seed=0)
+    plan = BatchPlan(MIXED, config(), 4, seed=0)
     kinds = {Bucket(64, 64, 1), Bucket(64, 64, 2), Bucket(64, 96, 1), Bucket(96, 64, 2)}
     assert set(plan.buckets) == kinds
     want = {(500, 500): (64, 64), (900, 600): (64, 96), (600, 900): (96, 64), (100, 101): (64, 64)}
@@ -88,7 +88,7 @@ def test_plan_buckets():
 def test_plan_batch_random_access():
     """A batch depends on its step alone and not on the steps that were read before."""
     steps = np.random.default_rng(0).permutation(300)
-    plan, other = Plan(MIXED, config(), 4, seed=0), Plan(MIXED, config(), 4, seed=0)
+    plan, other = BatchPlan(MIXED, config(), 4, seed=0), BatchPlan(MIXED, config(), 4, seed=0)
     straight = [plan.batch(step) for step in range(300)]
     for step in steps.tolist():
         batch = other.batch(step)
@@ -98,14 +98,14 @@ def test_plan_batch_random_access():
 
 def test_plan_epoch_and_seed_orders():
     """The order differs from epoch to epoch and from seed to seed."""
-    plan, other = (Plan(index({(64, 64, 1): 64}), config(), 64, seed) for seed in (0, 1))
+    plan, other = (BatchPlan(index({(64, 64, 1): 64}), config(), 64, seed) for seed in (0, 1))
     orders = [plan.batch(0), plan.batch(1), other.batch(0), other.batch(1)]
     assert len({tuple(batch.examples) for batch in orders}) == 4
 
 
 def test_plan_buckets_shuffled():
     """The buckets of consecutive steps alternate at random."""
-    plan = Plan(index({(64, 64, 1): 400, (96, 64, 1): 400}), config(), 4, seed=0)
+    plan = BatchPlan(index({(64, 64, 1): 400, (96, 64, 1): 400}), config(), 4, seed=0)
     buckets = [plan.batch(step).bucket for step in range(200)]
     changes = sum(a != b for a, b in pairwise(buckets))
     assert 70 < changes < 130
@@ -113,7 +113,7 @@ def test_plan_buckets_shuffled():
 
 def test_plan_batch_large_step():
     """A batch of a very large step is computed without those before it; negative steps are an IndexError."""
-    plan = Plan(MIXED, config(), 4, seed=0)
+    plan = BatchPlan(MIXED, config(), 4, seed=0)
     batch = plan.batch(10**12 + 1)
     assert batch.epoch == pytest.approx(10**12 * 4 / 52, rel=1e-6)
     with pytest.raises(IndexError):
@@ -122,19 +122,19 @@ def test_plan_batch_large_step():
 
 def test_plan_million_examples():
     many = Index(np.full(10**6, 64, np.int32), np.full(10**6, 64, np.int32), np.ones(10**6, np.int32))
-    plan = Plan(many, config(), 8, seed=0)
+    plan = BatchPlan(many, config(), 8, seed=0)
     assert len({*plan.batch(124_999).examples, *plan.batch(125_000).examples, *plan.batch(3).examples}) >= 22
 
 
 def test_plan_fingerprint():
     """Fingerprints differ with the batch size, the seed, the sizes and the filter."""
-    same = [Plan(MIXED, config(), 4, 0).fingerprint() for _ in range(2)]
+    same = [BatchPlan(MIXED, config(), 4, 0).fingerprint() for _ in range(2)]
     scored = Index(MIXED.width, MIXED.height, MIXED.references, {"dino": np.linspace(0, 1, 52, dtype=np.float32)})
     others = [
-        Plan(MIXED, config(), 5, 0),
-        Plan(MIXED, config(), 4, 1),
-        Plan(MIXED, config(sizes=((64, 64),)), 4, 0),
-        Plan(scored, config(min_scores=(("dino", 0.1),)), 4, 0),
+        BatchPlan(MIXED, config(), 5, 0),
+        BatchPlan(MIXED, config(), 4, 1),
+        BatchPlan(MIXED, config(sizes=((64, 64),)), 4, 0),
+        BatchPlan(scored, config(min_scores=(("dino", 0.1),)), 4, 0),
     ]
     assert same[0] == same[1]
     assert len({same[0], *(plan.fingerprint() for plan in others)}) == 5
@@ -142,21 +142,21 @@ def test_plan_fingerprint():
 
 def test_plan_replacement():
     """Replacements belong to the bucket of the batch and are reproducible."""
-    plan = Plan(MIXED, config(), 4, seed=0)
+    plan = BatchPlan(MIXED, config(), 4, seed=0)
     for step in range(30):
         bucket = plan.batch(step).bucket
         stand_ins = [plan.replacement(step, 2, attempt) for attempt in range(8)]
-        assert stand_ins == [Plan(MIXED, config(), 4, seed=0).replacement(step, 2, a) for a in range(8)]
+        assert stand_ins == [BatchPlan(MIXED, config(), 4, seed=0).replacement(step, 2, a) for a in range(8)]
         heights = {Bucket(64, 96, 1): 600, Bucket(96, 64, 2): 900, Bucket(64, 64, 1): 500, Bucket(64, 64, 2): 101}
         assert {int(MIXED.height[number]) for number in stand_ins} == {heights[bucket]}
 
 
 def test_plan_generator():
     """Each row of each step has its own random numbers, which do not depend on the batch size."""
-    plan = Plan(MIXED, config(), 4, seed=0)
+    plan = BatchPlan(MIXED, config(), 4, seed=0)
     drawn = {plan.generator(step, row).random() for step in range(5) for row in range(5)}
     assert len(drawn) == 25
-    assert plan.generator(3, 1).random() == Plan(MIXED, config(), 8, seed=0).generator(3, 1).random()
+    assert plan.generator(3, 1).random() == BatchPlan(MIXED, config(), 8, seed=0).generator(3, 1).random()
 
 
 def test_plan_min_scores():
@@ -166,7 +166,7 @@ def test_plan_min_scores():
     what = Index(width, np.full(6, 64, np.int32), np.ones(6, np.int32), {k: np.float32(v) for k, v in scores.items()})
 
     def used(*least):
-        plan = Plan(what, config(min_scores=least), 2, seed=0)
+        plan = BatchPlan(what, config(min_scores=least), 2, seed=0)
         found = {int(number) for step in range(12) for number in plan.batch(step).examples}
         assert len(found) == plan.examples
         return found
@@ -188,12 +188,12 @@ def test_plan_min_scores():
 def test_plan_min_scores_invalid(scores, least, says):
     """Filters that no example passes and names of unknown scores are errors."""
     with pytest.raises(UserError, match=says):
-        Plan(index({(64, 64, 1): 1}, **scores), config(min_scores=least), 4, seed=0)
+        BatchPlan(index({(64, 64, 1): 1}, **scores), config(min_scores=least), 4, seed=0)
 
 
 def test_plan_no_examples():
     """A source without readable examples and a batch size of zero are errors."""
     with pytest.raises(UserError, match="of 5 in the source, none can be read"):
-        Plan(index({(0, 0, 1): 5}), config(), 4, seed=0)
+        BatchPlan(index({(0, 0, 1): 5}), config(), 4, seed=0)
     with pytest.raises(UserError, match="batch_size is 0"):
-        Plan(MIXED, config(), 0, seed=0)
+        BatchPlan(MIXED, config(), 0, seed=0)

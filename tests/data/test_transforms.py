@@ -10,10 +10,10 @@ from mllmsubj.config.data import PromptConfig
 from mllmsubj.config.schema import Experiment
 from mllmsubj.data.byte_tokenizer import save_tokenizers
 from mllmsubj.data.example import Example, Unreadable
-from mllmsubj.data.images import mllm_tile, vae_picture
+from mllmsubj.data.images import mllm_tile, vae_image
 from mllmsubj.data.plan import Bucket
 from mllmsubj.data.tokenization import PromptEncoder
-from mllmsubj.data.transforms import RowReader, cover, crop, on_white
+from mllmsubj.data.transforms import RowReader, center_crop_resize, crop, remove_background
 from mllmsubj.errors import UserError
 from mllmsubj.inference.request import RequestReader
 from tests.data.test_images import CONFIG as REFERENCE
@@ -66,7 +66,7 @@ def normalised(tile):
 
 def check_square(square, mask, picture, several):
     """Checks that a square holds what inference gives the VAE, padded with its last row and column."""
-    want = vae_picture(picture, several, REFERENCE)
+    want = vae_image(picture, several, REFERENCE)
     height, width = want.shape[:2]
     np.testing.assert_array_equal(square[:height, :width] / np.float32(127.5) - 1, want)
     padded = np.pad(square[:height, :width], [(0, len(square) - height), (0, len(square) - width), (0, 0)], "edge")
@@ -172,7 +172,7 @@ def test_row_reader_target(reader):
 
 @pytest.mark.parametrize(("size", "want"), [((64, 96), (96, 64)), ((96, 64), (64, 96)), ((32, 32), (32, 32))])
 def test_cover(size, want):
-    picture = cover(np.asarray(CAT), size)
+    picture = center_crop_resize(np.asarray(CAT), size)
     assert picture.shape == (*size, 3)
     scale = max(want[0] / CAT.width, want[1] / CAT.height)
     whole = CAT.resize((round(CAT.width * scale), round(CAT.height * scale)), Image.Resampling.LANCZOS)
@@ -182,10 +182,10 @@ def test_cover(size, want):
 
 
 def test_cover_same_aspect():
-    """Without a crop, `cover` is Pillow's resize."""
+    """Without a crop, `center_crop_resize` is Pillow's resize."""
     whole = CAT.resize((452, 300))
     want = whole.resize((113, 75), Image.Resampling.LANCZOS)
-    np.testing.assert_array_equal(cover(np.asarray(whole), (75, 113)), want)
+    np.testing.assert_array_equal(center_crop_resize(np.asarray(whole), (75, 113)), want)
 
 
 @pytest.mark.parametrize("smallest", [0.05, 0.5, 0.9])
@@ -212,7 +212,7 @@ def test_on_white():
     mask = Image.new("L", CAT.size, 0)
     mask.paste(255, (100, 100, 200, 200))
     cat = np.asarray(CAT)
-    found = np.array(on_white(cat, mask, ""))
+    found = np.array(remove_background(cat, mask, ""))
     np.testing.assert_array_equal(found[100:200, 100:200], cat[100:200, 100:200])
     found[100:200, 100:200] = 255
     assert (found == 255).all()
@@ -227,7 +227,7 @@ def test_row_reader_augmentation_shares(reader):
     mirrored = cat.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     changed = {
         "flip": example(mirrored, target=target),
-        "remove_background": example(Image.fromarray(on_white(np.asarray(cat), mask, "")), target=target),
+        "remove_background": example(Image.fromarray(remove_background(np.asarray(cat), mask, "")), target=target),
         "swap": example(target, target=cat),
     }
     plain = read(reader(), what, bucket)

@@ -21,8 +21,8 @@ from jax.sharding import PartitionSpec
 
 from mllmsubj.tree import unflatten
 
-MOST_PIECES = 64
-LEAST_PIECE = 1 << 20
+MAX_PIECES = 64
+MIN_PIECE_BYTES = 1 << 20
 """Minimum size of a piece in bytes; smaller ones would cost more in requests than they save."""
 BLOCK = 256
 """Number of rows of a tensor that are transposed together; they fit in the cache, approximately."""
@@ -30,7 +30,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 @dataclass(frozen=True)
-class LeafFiles:
+class LeafLayout:
     """Layout of one leaf's files."""
 
     path: str
@@ -46,12 +46,12 @@ class LeafFiles:
     @classmethod
     def plan(
         cls, path: str, shape: tuple[int, ...], spec: PartitionSpec, dtype: np.dtype, stack: int | None
-    ) -> "LeafFiles":
+    ) -> "LeafLayout":
         """Chooses the largest number of pieces within the limits above: a power of two, to fit most meshes."""
         split = next((axis for axis, name in enumerate(spec) if name == "fsdp"), 0)
         layer = int(np.prod(shape)) * dtype.itemsize // (1 if stack is None else shape[stack])
         pieces = 1
-        while split != stack and _divides(2 * pieces, shape[split]) and layer // (2 * pieces) >= LEAST_PIECE:
+        while split != stack and _divides(2 * pieces, shape[split]) and layer // (2 * pieces) >= MIN_PIECE_BYTES:
             pieces *= 2
         return cls(path, shape, dtype, stack, split, pieces)
 
@@ -92,10 +92,10 @@ class LeafFiles:
 
 
 def _divides(pieces: int, size: int) -> bool:
-    return pieces <= MOST_PIECES and size % pieces == 0
+    return pieces <= MAX_PIECES and size % pieces == 0
 
 
-def write_layer(path: Path, leaf: LeafFiles, layer: np.ndarray) -> tuple[int, str]:
+def write_layer(path: Path, leaf: LeafLayout, layer: np.ndarray) -> tuple[int, str]:
     """Writes one file of a leaf, in the leaf's dtype; returns its size in bytes and its SHA-256.
 
     Raises ValueError if a value is not finite, OSError if the file cannot be written.
@@ -115,12 +115,12 @@ def write_layer(path: Path, leaf: LeafFiles, layer: np.ndarray) -> tuple[int, st
 
         for part in np.split(layer, leaf.pieces, axis):
             index += [size, part.size * leaf.dtype.itemsize]
-            size += write(_laid_out(part, leaf.dtype))
+            size += write(_contiguous_copy(part, leaf.dtype))
         size += write(np.asarray(index, "<u8"))
     return size, digest.hexdigest()
 
 
-def _laid_out(part: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _contiguous_copy(part: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Returns a copy in C order and in `dtype`; raises ValueError if a value is not finite."""
     if part.dtype == dtype == BFLOAT16:
         part = part.view(np.uint16)  # numpy copies its own dtypes faster
@@ -139,7 +139,7 @@ def _laid_out(part: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return out
 
 
-def make_params(folder: Path, leaves: Iterable[LeafFiles]) -> None:
+def make_params(folder: Path, leaves: Iterable[LeafLayout]) -> None:
     """Creates an Orbax checkpoint of these leaves, atomically; their layers are yet to be written.
 
     Orbax writes its metadata for arrays of one element, whose `zarr.json` is then replaced by that of each leaf.

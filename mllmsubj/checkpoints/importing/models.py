@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from mllmsubj import convert
-from mllmsubj.checkpoints.importing.leaves import LeafFiles
+from mllmsubj.checkpoints.importing.leaves import LeafLayout
 from mllmsubj.checkpoints.importing.tensors import DTYPES, Tensor, list_tensors
 from mllmsubj.convert.engine import Entry, Source, misfit, refuse, taken, unmatched
 from mllmsubj.errors import CheckpointError, UserError
 from mllmsubj.parallel.sharding import parameter_specs
 from mllmsubj.tree import flatten
 
-OPEN: dict[str, Callable[[str | Path], Source[Any]]] = {
+OPENERS: dict[str, Callable[[str | Path], Source[Any]]] = {
     "mllm": convert.open_mllm,
     "transformer": convert.open_transformer,
     "vae": convert.open_vae,
@@ -26,7 +26,7 @@ OPEN: dict[str, Callable[[str | Path], Source[Any]]] = {
 """Component of the model, which is also its flag -> function that opens a source of it."""
 SUBFOLDERS = {"transformer": "transformer", "vae": "vae", "clip": "text_encoder"}
 """Component -> its subfolder in a FLUX folder."""
-KINDS = {
+COMPONENT_BY_TYPE = {
     "internvl": "mllm",
     "internvl_chat": "mllm",
     "FluxTransformer2DModel": "transformer",
@@ -37,7 +37,7 @@ KINDS = {
     "qwen2": "",
 }
 """Class name or model type in a `config.json` -> the component's flag; empty if it is not a component."""
-Part = tuple[Entry, LeafFiles]
+Destination = tuple[Entry, LeafLayout]
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Model:
     config: Any
     tensors: dict[str, Tensor]
     """All tensors in its files, by name."""
-    parts: dict[str, list[Part]]
+    parts: dict[str, list[Destination]]
     """Tensor name -> the leaves that it is written to; an empty list for a tensor without parameters."""
 
     @property
-    def leaves(self) -> list[LeafFiles]:
+    def leaves(self) -> list[LeafLayout]:
         """Leaves of the model, without repetition."""
         return list({leaf.path: leaf for parts in self.parts.values() for _, leaf in parts}.values())
 
@@ -66,7 +66,7 @@ class Model:
         return dict(files)
 
 
-def part_folder(role: str, folder: Path) -> Path:
+def component_folder(role: str, folder: Path) -> Path:
     """Returns the folder of a component; `folder` may be that or the FLUX folder that contains it."""
     inside = folder / SUBFOLDERS.get(role, "")
     return inside if not (folder / "config.json").is_file() and (inside / "config.json").is_file() else folder
@@ -76,7 +76,7 @@ def open_model(role: str, folder: Path, dtype: np.dtype) -> Model:
     """Opens and checks one component; raises UserError, listing the problems, if the folder does not contain it."""
     _check_kind(role, folder)
     tensors = list_tensors(folder)
-    source = OPEN[role](folder)
+    source = OPENERS[role](folder)
     shapes = {path: leaf.shape for path, leaf in flatten(source.expected).items()}
     refuse(unmatched(tensors, source.table, shapes, source.ignored), str(folder))
     refuse(_unfit(source, tensors, shapes), str(folder))
@@ -85,10 +85,10 @@ def open_model(role: str, folder: Path, dtype: np.dtype) -> Model:
     indices: dict[str, list[int | None]] = defaultdict(list)
     stacks = {entry.target: None if entry.index is None else entry.axis for entry in source.table}
     leaves = {
-        path: LeafFiles.plan(f"{role}/{path}", shape, specs[f"{role}/{path}"], dtype, stacks[path])
+        path: LeafLayout.plan(f"{role}/{path}", shape, specs[f"{role}/{path}"], dtype, stacks[path])
         for path, shape in shapes.items()
     }
-    parts: dict[str, list[Part]] = {name: [] for name in tensors}
+    parts: dict[str, list[Destination]] = {name: [] for name in tensors}
     for entry in source.table:
         parts[entry.source].append((entry, leaves[entry.target]))
         indices[entry.target].append(entry.index)
@@ -124,7 +124,7 @@ def _check_kind(role: str, folder: Path) -> None:
         kind = raw.get("_class_name") or raw.get("model_type")
     except (AttributeError, OSError, ValueError):  # the loaders report these errors in more detail
         return
-    wanted = KINDS.get(kind, role)
+    wanted = COMPONENT_BY_TYPE.get(kind, role)
     if wanted != role:
         hint = f"it belongs to --{wanted}" if wanted else "it is no part of this model"
         raise CheckpointError(f"--{role}={folder} holds {kind}, not {role} weights: {hint}")

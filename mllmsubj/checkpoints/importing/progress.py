@@ -15,7 +15,7 @@ from mllmsubj.errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class Done:
+class WrittenFile:
     """A complete file."""
 
     file: str
@@ -28,7 +28,7 @@ class Done:
     """SHA-256 of the source file from its start to the tensor's end."""
 
 
-class Progress:
+class ImportLog:
     """The log of one import, locked against other processes until its context exits; safe in threads."""
 
     def __init__(self, path: Path, job: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ class Progress:
             self._file.close()
             raise
 
-    def _read(self, path: Path, job: dict[str, Any]) -> dict[str, Done]:
+    def _read(self, path: Path, job: dict[str, Any]) -> dict[str, WrittenFile]:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -63,9 +63,9 @@ class Progress:
             )
         self._file.truncate(0)
         self._write("".join(json.dumps(line) + "\n" for line in lines))
-        return {line["file"]: Done(**line) for line in lines[1:]}
+        return {line["file"]: WrittenFile(**line) for line in lines[1:]}
 
-    def add(self, done: Done) -> None:
+    def add(self, done: WrittenFile) -> None:
         """Adds a complete file to the log."""
         with self._lock:
             self.done[done.file] = done
@@ -75,7 +75,7 @@ class Progress:
         self._file.write(text)
         self._file.flush()
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ImportLog":
         """Returns the log."""
         return self
 

@@ -17,15 +17,15 @@ from ml_collections import ConfigDict
 from mllmsubj.checkpoints import format as checkpoint
 from mllmsubj.checkpoints.importing.leaves import make_params
 from mllmsubj.checkpoints.importing.models import Model
-from mllmsubj.checkpoints.importing.passing import write_model
-from mllmsubj.checkpoints.importing.progress import Progress
+from mllmsubj.checkpoints.importing.progress import ImportLog
+from mllmsubj.checkpoints.importing.streaming import write_model
 from mllmsubj.errors import CheckpointError
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *("merges.txt", "chat_template.jinja"),
 )
-SPARE = 16 << 20
+SPARE_BYTES = 16 << 20
 """Free bytes of disk required in addition to the parameters."""
 
 
@@ -35,12 +35,12 @@ def import_models(
     models: Sequence[Model],
     tokenizers: Mapping[str, Path],
     dtype: np.dtype,
-    advance: Callable[[int], object] = lambda _: None,
+    on_bytes_read: Callable[[int], object] = lambda _: None,
 ) -> None:
     """Writes a checkpoint of `models` with `config` to `workdir`.
 
     The files of an interrupted import are kept in a hidden folder next to `workdir`, and the next call resumes from
-    them. `tokenizers` maps names in the checkpoint to folders. `advance` is called with numbers of source bytes read.
+    them. `tokenizers` maps names in the checkpoint to folders. `on_bytes_read` is called with numbers of bytes read.
     Raises UserError if `workdir` exists, a source has changed or is damaged, or a file cannot be written.
     """
     refuse_existing(workdir)
@@ -48,12 +48,12 @@ def import_models(
     folder, leaves = draft / "checkpoint", [leaf for model in models for leaf in model.leaves]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with Progress(draft / "progress.jsonl", _job(config, models, dtype)) as progress:
+        with ImportLog(draft / "progress.jsonl", _job(config, models, dtype)) as progress:
             missing = sum(prod(leaf.shape) * dtype.itemsize for leaf in leaves)
-            _check_room(folder, missing - sum(done.bytes for done in progress.done.values()))
+            _check_disk_space(folder, missing - sum(done.bytes for done in progress.done.values()))
             if not (folder / "params").is_dir():
                 make_params(folder / "params", leaves)
-            digests = [write_model(model, folder, progress, advance) for model in models]
+            digests = [write_model(model, folder, progress, on_bytes_read) for model in models]
             for name, source in tokenizers.items():
                 copy_tokenizer(source, folder / name)
             manifest = _manifest(models, digests, tokenizers, dtype)
@@ -92,9 +92,9 @@ def _job(config: ConfigDict, models: Sequence[Model], dtype: np.dtype) -> dict[s
     return {"source files": sources, "config": hashlib.sha256(text).hexdigest(), "dtype": dtype.name}
 
 
-def _check_room(folder: Path, missing: int) -> None:
+def _check_disk_space(folder: Path, missing: int) -> None:
     free = shutil.disk_usage(folder).free
-    if free < missing + SPARE:
+    if free < missing + SPARE_BYTES:
         raise CheckpointError(
             f"{folder.parents[1]} has room for {free / 1e9:.2f} GB, the checkpoint needs {missing / 1e9:.2f} GB more; "
             "make room or give another workdir"

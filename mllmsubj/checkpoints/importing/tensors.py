@@ -19,9 +19,9 @@ from mllmsubj.errors import CheckpointError
 DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 """Name in a safetensors header -> dtype, for the dtypes that weights may have."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-LONGEST_HEADER = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 """Maximum size of a header in bytes, a limit of the format."""
-READ = 8 << 20
+READ_BYTES = 8 << 20
 """Bytes per read; they are hashed while they are in the cache."""
 
 
@@ -88,7 +88,7 @@ def read_header(path: Path) -> list[Tensor]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(LONGEST_HEADER, size - 8):
+        if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
             raise CheckpointError(
                 f"{path} is cut short or no safetensors file: its {size} bytes hold no header; copy it again"
             )
@@ -130,8 +130,8 @@ def stream(
         digest.update(file.read(tensors[0].start if tensors else 0))
         for tensor in tensors:
             data = buffer(tensor)
-            for start in range(0, len(data), READ):
-                part = data.data[start : start + READ]
+            for start in range(0, len(data), READ_BYTES):
+                part = data.data[start : start + READ_BYTES]
                 if file.readinto(part) != len(part):
                     raise CheckpointError(f"{path} became shorter while it was read, within tensor {tensor.name!r}")
                 digest.update(part)

@@ -19,7 +19,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 
 from mllmsubj.data.example import Example, Index, Unreadable
-from mllmsubj.data.sources.indexing import within
+from mllmsubj.data.sources.indexing import check_index
 from mllmsubj.errors import DataError
 
 VERSION = 1
@@ -52,7 +52,7 @@ class PackSource:
 
     def __getitem__(self, number: SupportsIndex, /) -> Example:
         """Reads an example; raises Unreadable if it cannot be read."""
-        number = within(operator.index(number), len(self))
+        number = check_index(operator.index(number), len(self))
         try:
             return read_record(self._records[number])
         except Exception as error:  # ArrayRecord raises several types for damaged or missing shards

@@ -10,7 +10,7 @@ from etils import epath
 
 from mllmsubj.data.example import Example, Index, Unreadable
 from mllmsubj.data.pixels import size_of
-from mllmsubj.data.sources.indexing import look, make_index, within
+from mllmsubj.data.sources.indexing import check_index, make_index, read_sizes
 from mllmsubj.errors import DataError
 
 
@@ -42,7 +42,7 @@ class FilesSource:
 
     def __getitem__(self, number: SupportsIndex, /) -> Example:
         """Reads an example; raises Unreadable if it cannot be read."""
-        entry = self.entries[within(operator.index(number), len(self))]
+        entry = self.entries[check_index(operator.index(number), len(self))]
         return Example(
             references=tuple(self._read(path, f"{entry.origin}, reference") for path in entry.references),
             prompt=entry.prompt,
@@ -55,7 +55,7 @@ class FilesSource:
 
     def index(self) -> Index:
         """Returns the index; unknown sizes of targets are read from their files' headers."""
-        sizes = look(self._size, len(self))
+        sizes = read_sizes(self._size, len(self))
         return make_index(sizes, [len(e.references) for e in self.entries], [e.scores for e in self.entries])
 
     def __repr__(self) -> str:

@@ -23,23 +23,23 @@ def make_index(
     return Index(wide[:, 0], wide[:, 1], np.asarray(references, np.int32), columns)
 
 
-def look(size: Callable[[int], tuple[int, int]], count: int) -> list[tuple[int, int]]:
+def read_sizes(size: Callable[[int], tuple[int, int]], count: int) -> list[tuple[int, int]]:
     """Returns `size(number)`, as (width, height), for all numbers below `count`; (0, 0) if it raises Unreadable."""
 
-    def safely(number: int) -> tuple[int, int]:
+    def size_or_zero(number: int) -> tuple[int, int]:
         try:
             return size(number)
         except Unreadable:
             return 0, 0
 
     def part(start: int) -> list[tuple[int, int]]:
-        return [safely(number) for number in range(start, min(start + _PART, count))]
+        return [size_or_zero(number) for number in range(start, min(start + _PART, count))]
 
     with ThreadPoolExecutor(THREADS) as pool:
         return [size for sizes in pool.map(part, range(0, count, _PART)) for size in sizes]
 
 
-def within(number: int, length: int) -> int:
+def check_index(number: int, length: int) -> int:
     """Returns the number; raises IndexError outside [0, length), which makes a source iterable."""
     if not 0 <= number < length:
         raise IndexError(f"index {number} is outside of the {length} examples")

@@ -20,7 +20,7 @@ class Layout(Protocol):
     """Mapping from columns to examples."""
 
     name: str
-    examples_a_row: int
+    examples_per_row: int
     columns: tuple[str, ...]
     """Columns required by `example`."""
     index_columns: tuple[str, ...]
@@ -39,11 +39,11 @@ class Subjects200K:
     """Layout of Yuanshi/Subjects200K: one composite image per row, with two views of a subject and their descriptions.
 
     A row gives two examples, one per direction, each with its target's description. Composites of the first two
-    collections are 1056x528 and contain 512-pixel squares at x = 8 and 528; for other sizes see `square`.
+    collections are 1056x528 and contain 512-pixel squares at x = 8 and 528; for other sizes see `composite_squares`.
     Source: the data set's card and OminiControl's `Subject200KDataset`.
     """
 
-    name, examples_a_row = "Subjects200K", 2
+    name, examples_per_row = "Subjects200K", 2
     wanted = "image, description (with item, description_0, description_1)"
 
     def __init__(self, schema: pa.Schema) -> None:
@@ -67,7 +67,7 @@ class Subjects200K:
         if not prompt:
             raise Unreadable(f"{origin} has no description_{which}")
         composite = decode(_file(row["image"], what), what)
-        side, lefts, top = square(composite.size, what)
+        side, lefts, top = composite_squares(composite.size, what)
         views = [np.asarray(composite.crop((left, top, left + side, top + side))) for left in lefts]
         subject = description.get("item") or ""
         return Example((views[1 - which],), prompt, views[which], subject, scores=_grades(row), origin=origin)
@@ -75,13 +75,13 @@ class Subjects200K:
     def entry(self, row: Row) -> Entry:
         """Returns the index entry of both examples, from the composite's header."""
         try:
-            side, _, _ = square(size_of(_file(row["image"], ""), ""), "")
+            side, _, _ = composite_squares(size_of(_file(row["image"], ""), ""), "")
         except Unreadable:
             side = 0
         return (side, side), 1, _grades(row)
 
 
-def square(size: tuple[int, int], what: str) -> tuple[int, tuple[int, int], int]:
+def composite_squares(size: tuple[int, int], what: str) -> tuple[int, tuple[int, int], int]:
     """Returns the side of a composite's two squares, their left edges, and their top; `size` is (width, height).
 
     Squares of side s with padding p, shared between neighbors, give a height of s + 2p and a width of 2s + 3p.
@@ -100,7 +100,7 @@ def square(size: tuple[int, int], what: str) -> tuple[int, tuple[int, int], int]
 class General:
     """Layout with one column per field; images are binary, or structs with `bytes` as Hugging Face stores them."""
 
-    name, examples_a_row = "pairs", 1
+    name, examples_per_row = "pairs", 1
     names: Mapping[str, tuple[str, ...]] = dict(
         references=("references", "reference", "image1", "reference_image", "source_image"),
         target=("target", "image2", "target_image"),
@@ -138,7 +138,7 @@ class General:
 
     def example(self, row: Row, which: int, origin: str) -> Example:
         """Returns the row's only example; raises Unreadable if a required field is missing."""
-        references, masks = self._several(row, "references"), self._several(row, "masks")
+        references, masks = self._as_list(row, "references"), self._as_list(row, "masks")
         prompt = row[self._of["prompt"]]
         if not references or prompt is None:
             raise Unreadable(f"{origin} has no {'prompt' if references else 'reference'}")
@@ -157,7 +157,7 @@ class General:
     def entry(self, row: Row) -> Entry:
         """Returns the row's index entry; the target's size is (0, 0) if it cannot be read."""
         several = self._of["references"] in row
-        references = len(self._several(row, "references")) if several else 1
+        references = len(self._as_list(row, "references")) if several else 1
         try:
             if self._of["target"] in row:
                 size = size_of(_file(row[self._of["target"]], ""), "")
@@ -167,7 +167,7 @@ class General:
             size = 0, 0
         return size, references, self._scores(row)
 
-    def _several(self, row: Row, part: str) -> list[Any]:
+    def _as_list(self, row: Row, part: str) -> list[Any]:
         value = row[self._of[part]] if part in self._of else None
         return value if isinstance(value, list) else [] if value is None else [value]
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from mllmsubj.data.example import Example, Index, Unreadable
-from mllmsubj.data.sources.indexing import THREADS, make_index, within
+from mllmsubj.data.sources.indexing import THREADS, check_index, make_index
 from mllmsubj.data.sources.layouts import Layout, find_layout
 from mllmsubj.errors import DataError
 
@@ -55,12 +55,12 @@ class ParquetSource:
 
     def __len__(self) -> int:
         """Returns the number of examples."""
-        return int(self._starts[-1]) * self._layout.examples_a_row
+        return int(self._starts[-1]) * self._layout.examples_per_row
 
     def __getitem__(self, number: SupportsIndex, /) -> Example:
         """Reads an example; raises Unreadable if it cannot be read."""
-        number = within(operator.index(number), len(self))
-        row, which = divmod(number, self._layout.examples_a_row)
+        number = check_index(operator.index(number), len(self))
+        row, which = divmod(number, self._layout.examples_per_row)
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         in_group = row - int(self._starts[group])
         origin = f"{self._files[self._groups[group][0]].name}, row {self._first_rows[group] + in_group}"
@@ -130,8 +130,8 @@ class ParquetSource:
             rows = self._read(number, self._layout.index_columns).to_pylist()
         except Unreadable:
             count = int(self._starts[number + 1] - self._starts[number])
-            return [((0, 0), 1, {})] * (count * self._layout.examples_a_row)
-        return [entry for row in rows for entry in [self._layout.entry(row)] * self._layout.examples_a_row]
+            return [((0, 0), 1, {})] * (count * self._layout.examples_per_row)
+        return [entry for row in rows for entry in [self._layout.entry(row)] * self._layout.examples_per_row]
 
 
 def files_below(folder: epath.Path) -> list[epath.Path]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mllmsubj.data.example import Example, Index, Pixels, Unreadable
 from mllmsubj.data.pixels import size_of
-from mllmsubj.data.sources.indexing import look, make_index, within
+from mllmsubj.data.sources.indexing import check_index, make_index, read_sizes
 from mllmsubj.errors import DataError
 
 NAMES: Mapping[str, tuple[str, ...]] = dict(
@@ -66,7 +66,7 @@ class TfdsSource:
 
     def __getitem__(self, number: SupportsIndex, /) -> Example:
         """Reads an example; raises Unreadable if it cannot be read."""
-        number = within(operator.index(number), len(self))
+        number = check_index(operator.index(number), len(self))
         origin = f"{self._short}, example {number}"
         row = self._row(number, origin)
         masks = tuple(map(_mask, _several(row.get("masks"))))
@@ -91,7 +91,7 @@ class TfdsSource:
                 return int(row["width"]), int(row["height"])
             return size_of(_picture(row["target"]), "")
 
-        sizes = look(size, len(self))
+        sizes = read_sizes(size, len(self))
         return make_index(sizes, [count for count, _ in known], [scores for _, scores in known])
 
     def __repr__(self) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mllmsubj.config.data import DataConfig
 from mllmsubj.config.schema import Experiment
-from mllmsubj.data.plan import Plan
+from mllmsubj.data.plan import BatchPlan
 from mllmsubj.data.sources import open_source
 from mllmsubj.errors import UserError
 from mllmsubj.evals.held_out import SEED, HeldOut, held_out
@@ -52,7 +52,7 @@ def first_prompts(experiment: Experiment, count: int) -> list[str]:
     """Returns the prompts of the benchmark's first `count` examples."""
     data = benchmark_data(experiment)
     source = open_source(data, SEED)
-    numbers = Plan(source.index(), data, count, SEED).batch(0).examples
+    numbers = BatchPlan(source.index(), data, count, SEED).batch(0).examples
     return [source[int(number)].prompt for number in numbers]
 
 

@@ -7,7 +7,7 @@ import jax
 
 from mllmsubj.config.data import DataConfig
 from mllmsubj.data.example import Index
-from mllmsubj.data.loader import Numbered, Reader
+from mllmsubj.data.loader import RandomAccess, Reader
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.pretrain.settings import ComponentConfig
 from mllmsubj.train.evaluator import Value
@@ -15,7 +15,7 @@ from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.typing import Array, Float, Params
 
 
-class ComponentSource(Numbered, Protocol):
+class ComponentSource(RandomAccess, Protocol):
     """Numbered examples, all of one size."""
 
     def index(self) -> Index:
@@ -29,7 +29,7 @@ class Component(Protocol):
 
     @property
     def name(self) -> str:
-        """Name of the component, one of `checkpoints.components.PARTS`."""
+        """Name of the component, one of `checkpoints.components.COMPONENTS`."""
         ...
 
     @property

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mllmsubj.config.data import DataConfig, ReferenceConfig
-from mllmsubj.data.images import normalised
+from mllmsubj.data.images import normalize_tiles
 from mllmsubj.data.plan import Bucket
 from mllmsubj.diffusion.loss import squared_error
 from mllmsubj.models.layers import init_params
@@ -121,7 +121,7 @@ class DLAComponent:
     def condition(self, params: Params, frozen: Params, batch: DistillationBatch, references: int) -> Condition:
         """Returns the transformer's condition that the DLA computes for rows of one kind."""
         model, ((start, stop), images) = self.dit.model, self.reader(self.data).layout(references)
-        tiles = normalised(batch.tiles, self.reference) if references else None
+        tiles = normalize_tiles(batch.tiles, self.reference) if references else None
         ids, mask = batch.input_ids[:, :stop], batch.attention_mask[:, :stop]
         states: Any = model.mllm.apply({"params": frozen["mllm"]}, ids, mask, tiles)
         image = jnp.concatenate([states[:, :, :0], *(states[:, :, slice(*span)] for span in images)], axis=2)

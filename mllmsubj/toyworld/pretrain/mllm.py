@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 
 from mllmsubj.config.data import DataConfig, ReferenceConfig
 from mllmsubj.data.batch import Rows
-from mllmsubj.data.images import normalised
+from mllmsubj.data.images import normalize_tiles
 from mllmsubj.data.plan import Bucket
 from mllmsubj.data.tokenization import PromptEncoder
 from mllmsubj.models.layers import init_params
@@ -247,7 +247,7 @@ class MLLMComponent:
         return jnp.all((guesses == batch.input_ids[:, 1:]) | ~batch.answers[:, 1:], axis=1)
 
     def _logits(self, params: Params, batch: VQABatch) -> Float[Array, "b s vocab"]:
-        variables, tiles = {"params": params["mllm"]}, normalised(batch.pixels, self.reference)
+        variables, tiles = {"params": params["mllm"]}, normalize_tiles(batch.pixels, self.reference)
         hidden: Any = self.model.mllm.apply(variables, batch.input_ids, batch.mask, tiles)
         logits: Any = self.model.mllm.apply(variables, hidden[-1], method="logits")
         return logits.astype(jnp.float32)
@@ -256,7 +256,7 @@ class MLLMComponent:
         self, params: Params, pixels: UInt8[Array, "b tile tile 3"]
     ) -> dict[str, Float[Array, "b _"]]:
         """Returns the auxiliary head's logits of each attribute."""
-        tiles = normalised(pixels, self.reference)
+        tiles = normalize_tiles(pixels, self.reference)
         tokens: Any = self.model.mllm.apply({"params": params["mllm"]}, tiles, method="see")
         seen: Any = AuxiliaryHead().apply({"params": params["seen"]}, tokens.astype(jnp.float32))
         return seen

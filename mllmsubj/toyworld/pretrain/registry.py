@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mllmsubj.checkpoints import format as checkpoint
-from mllmsubj.checkpoints.components import PARTS
+from mllmsubj.checkpoints.components import COMPONENTS
 from mllmsubj.config.schema import Experiment
 from mllmsubj.errors import UserError, nearest
 from mllmsubj.models.subject import SubjectModel
@@ -36,4 +36,4 @@ def make_component(name: str, experiment: Experiment, workdir: Path) -> Componen
         case "dit" | "dla":
             dit = DiTComponent(model, settings.dit, size, encoder, experiment.train.time, experiment.shift, workdir)
             return dit if name == "dit" else DLAComponent(settings.dla, dit, experiment.data, experiment.reference)
-    raise UserError(f"unknown component {name!r}{nearest(name, PARTS)}; there are {', '.join(PARTS)}")
+    raise UserError(f"unknown component {name!r}{nearest(name, COMPONENTS)}; there are {', '.join(COMPONENTS)}")

@@ -14,12 +14,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mllmsubj.checkpoints import components
-from mllmsubj.checkpoints.format import differences, folder_of
+from mllmsubj.checkpoints.format import describe_differences, folder_of
 from mllmsubj.config.data import DataConfig
 from mllmsubj.config.schema import Experiment
 from mllmsubj.config.train import ModesConfig, StageConfig
 from mllmsubj.data.loader import Loader
-from mllmsubj.data.plan import Plan
+from mllmsubj.data.plan import BatchPlan
 from mllmsubj.errors import UserError
 from mllmsubj.models.layers import unstack
 from mllmsubj.parallel import multihost
@@ -161,7 +161,7 @@ class PretrainingTask:
             return jax.jit(self.component.init, out_shardings=shardings)(jax.random.key(self.experiment.seed))
         components.provenance(self._origin, self.component.name)  # raises before training, not after it
         found, expected = components.read(self._origin, (self.component.name,)), flatten(shapes)
-        if problems := differences(found, expected):
+        if problems := describe_differences(found, expected):
             key, file = f"pretrain.{self.component.name}.start_from", components.path(self._origin, self.component.name)
             raise UserError(f"config key {key}: {file} does not fit the config: {problems}")
         return jax.device_put(unflatten(found), shardings)
@@ -178,7 +178,7 @@ class PretrainingTask:
         data: DataConfig = replace(self.experiment.data, sizes=((size, size),), max_references=1, min_scores=())
         pictures = PictureSource(Split.TRAIN, data.examples, size, self.experiment.seed)
         source = self.component.source(pictures, data.threads)
-        plan = Plan(source.index(), data, p.batch_size, self.experiment.seed)
+        plan = BatchPlan(source.index(), data, p.batch_size, self.experiment.seed)
         return Loader(source, plan, self.component.reader(data), multihost.process_rows(p.batch_size, self.mesh))
 
     def init_state(self, trained: Params, step: int = 0) -> TrainState:

@@ -83,7 +83,8 @@ def write(
     other: float = OTHER,
 ) -> Prompt:
     """A prompt of a kind that fits. `held_out`: by the sentence patterns of the test split; `other`: else the chance of
-    training's other ones."""
+    training's other ones.
+    """
     asks, clauses = _meaning(rng, kind, identity, reference)
     if reasoning and (kind in SCENE_KINDS or rng.random() < 0.5):
         subject = pick(rng, ANIMAL_SUBJECTS if identity.is_animal else CHARACTER_SUBJECTS)
@@ -102,7 +103,8 @@ def caption(
     identity: Identity, scene: Scene, only: Container[str] = SCENE_ATTRIBUTES, subject: str | None = None
 ) -> str:
     """A picture in words, every attribute said; `only`: those of the scene that are; `subject`: in place of all of its
-    own."""
+    own.
+    """
     said = [PHRASES[name][value][0] for name, value in scene.attributes().items() if name in only]
     return ", ".join([subject or identity.describe(), *said])
 

@@ -9,7 +9,7 @@ import safetensors.numpy
 from PIL import Image
 
 from mllmsubj.data.example import Example, Unreadable
-from mllmsubj.data.pack import Progress, pack
+from mllmsubj.data.pack import PackCallbacks, pack
 from mllmsubj.data.sources import open_named
 from mllmsubj.data.sources.array_record import read_record, write_record
 from mllmsubj.errors import UserError
@@ -27,7 +27,7 @@ def skipped():
 
 @pytest.fixture
 def progress(skipped):
-    return Progress(lambda _: None, skipped.append)
+    return PackCallbacks(lambda _: None, skipped.append)
 
 
 def test_record_round_trip():
@@ -130,7 +130,7 @@ def test_pack_resume(folder, tmp_path, progress):
             raise Stopped
 
     with pytest.raises(Stopped):
-        pack(source, tmp_path / "pack", 3, 1, Progress(plug, print))
+        pack(source, tmp_path / "pack", 3, 1, PackCallbacks(plug, print))
     left = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "pack").iterdir()}
     whole = [f"data-0000{i}-of-00003.array_record" for i in range(2)]
     assert sorted(left) == sorted([*whole, *(name.replace("array_record", "npz") for name in whole), "packing.json"])
@@ -150,7 +150,7 @@ def test_pack_other_settings(folder, mine, tmp_path, progress):
         raise Stopped
 
     with pytest.raises(Stopped):
-        pack(source, tmp_path / "pack", 2, 1, Progress(stop, print))
+        pack(source, tmp_path / "pack", 2, 1, PackCallbacks(stop, print))
     with pytest.raises(UserError, match=r"is a pack of manifest pairs.jsonl.*not of ToyworldSource"):
         pack(other, tmp_path / "pack", 2, 1, progress)
     with pytest.raises(UserError, match="--shards=2, not 3"):

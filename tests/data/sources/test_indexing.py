@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mllmsubj.data.example import Unreadable
-from mllmsubj.data.sources.indexing import look, make_index, within
+from mllmsubj.data.sources.indexing import check_index, make_index, read_sizes
 
 
 @pytest.mark.parametrize("count", [0, 1, 255, 256, 1000])
@@ -14,7 +14,7 @@ def test_look_order_and_unreadable(count):
             raise Unreadable("no picture")
         return number + 1, 2
 
-    assert look(size, count) == [(0, 0) if number % 7 == 3 else (number + 1, 2) for number in range(count)]
+    assert read_sizes(size, count) == [(0, 0) if number % 7 == 3 else (number + 1, 2) for number in range(count)]
 
 
 def test_make_index():
@@ -28,7 +28,7 @@ def test_make_index():
 
 
 def test_within_bounds():
-    assert within(4, 5) == 4
+    assert check_index(4, 5) == 4
     for number in (-1, 5):
         with pytest.raises(IndexError, match=f"index {number} is outside of the 5 examples"):
-            within(number, 5)
+            check_index(number, 5)

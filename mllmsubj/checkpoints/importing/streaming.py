@@ -15,25 +15,27 @@ import numpy as np
 
 from mllmsubj.checkpoints.importing.leaves import write_layer
 from mllmsubj.checkpoints.importing.models import Model
-from mllmsubj.checkpoints.importing.progress import Done, Progress
+from mllmsubj.checkpoints.importing.progress import ImportLog, WrittenFile
 from mllmsubj.checkpoints.importing.tensors import DTYPES, Tensor, stream
 from mllmsubj.convert.engine import taken
 from mllmsubj.errors import CheckpointError
 
-HELD = 512 << 20
+MAX_BUFFERED_BYTES = 512 << 20
 """Maximum bytes of tensors in memory, unless a single tensor is larger."""
 WRITERS = 2
 """Number of threads that convert and write; another thread reads."""
 
 
-def write_model(model: Model, folder: Path, progress: Progress, advance: Callable[[int], object]) -> dict[Path, str]:
+def write_model(
+    model: Model, folder: Path, progress: ImportLog, on_bytes_read: Callable[[int], object]
+) -> dict[Path, str]:
     """Writes those layers of a model that `progress` lacks below `folder`; returns source file -> SHA-256.
 
-    `advance` is called with the number of bytes read for each tensor. Raises UserError if a source file has changed or
-    is damaged, OSError if an output file cannot be written.
+    `on_bytes_read` is called with the number of bytes read for each tensor. Raises UserError if a source file has
+    changed or is damaged, OSError if an output file cannot be written.
     """
     before = dict(progress.done)
-    room = _Room(max(HELD, *(tensor.stop - tensor.start for tensor in model.tensors.values())))
+    room = _MemoryBudget(max(MAX_BUFFERED_BYTES, *(tensor.stop - tensor.start for tensor in model.tensors.values())))
     running: deque[Future[None]] = deque()
     digests = {}
     with ThreadPoolExecutor(WRITERS) as pool:
@@ -45,7 +47,7 @@ def write_model(model: Model, folder: Path, progress: Progress, advance: Callabl
                     del data
                     while running[0].done() and len(running) > 1:
                         running.popleft().result()
-                    advance(tensor.stop - tensor.start)
+                    on_bytes_read(tensor.stop - tensor.start)
                     digests[path] = digest
                 _check_name(path, digests[path])
             for future in running:
@@ -56,7 +58,7 @@ def write_model(model: Model, folder: Path, progress: Progress, advance: Callabl
     return digests
 
 
-class _Room:
+class _MemoryBudget:
     """Memory budget for tensors, shared by the threads."""
 
     def __init__(self, size: int) -> None:
@@ -78,7 +80,7 @@ class _Room:
 
 
 def _write(
-    model: Model, tensor: Tensor, data: np.ndarray, digest: str, folder: Path, progress: Progress, room: _Room
+    model: Model, tensor: Tensor, data: np.ndarray, digest: str, folder: Path, progress: ImportLog, room: _MemoryBudget
 ) -> None:
     """Writes all files of a tensor."""
     try:
@@ -93,12 +95,12 @@ def _write(
                 raise CheckpointError(
                     f"{tensor.file}: tensor {tensor.name!r} {error}; the file is damaged, copy it again"
                 ) from error
-            progress.add(Done(name, *written, tensor.name, digest))
+            progress.add(WrittenFile(name, *written, tensor.name, digest))
     finally:
         room.give(len(data))
 
 
-def _is_kept(path: Path, done: Done | None) -> bool:
+def _is_kept(path: Path, done: WrittenFile | None) -> bool:
     """Returns whether a file of an interrupted import is complete and unchanged."""
     if done is None or not path.is_file() or path.stat().st_size != done.bytes:
         return False
@@ -106,7 +108,7 @@ def _is_kept(path: Path, done: Done | None) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == done.sha256
 
 
-def _check_same(model: Model, tensor: Tensor, digest: str, before: dict[str, Done], folder: Path) -> None:
+def _check_same(model: Model, tensor: Tensor, digest: str, before: dict[str, WrittenFile], folder: Path) -> None:
     """Raises UserError if the source, up to this tensor, differs from what an interrupted import has read."""
     for entry, leaf in model.parts[tensor.name]:
         done = before.get(f"params/{leaf.file(entry.index)}")
