@@ -42,7 +42,7 @@ def run(sizes: list[str], repeats: int) -> dict[str, Any]:
         raise UserError(f"--sizes has {unknown[0]!r}; it may list: {', '.join(known)}")
     results = {name: compare(experiment, known[name], repeats) for name in sizes}
     if "tiny" in sizes:
-        results["tiny"]["ours"] = _whole_step(experiment, known["tiny"], repeats)
+        results["tiny"]["ours"] = _full_step(experiment, known["tiny"], repeats)
     return {
         "what": "train",
         "device": jax.devices()[0].device_kind,
@@ -63,7 +63,7 @@ def compare(experiment: Experiment, size: Size, repeats: int) -> dict[str, Any]:
             f"bench --what=train compares with diffusers and peft, which are not installed ({error.name})"
         ) from error
     torch.set_num_threads(_cores())
-    ours = Ours(experiment, size)
+    ours = Trainer(experiment, size)
     peer = Peer(size.model, ours.step.train, ours.step.rates, ours.step.stage.warmup_steps)
     peer.load(ours.params)
     rows = _rows(ours)
@@ -104,7 +104,7 @@ def _differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> 
     return {name: float(np.linalg.norm(ours[name] - array) / np.linalg.norm(array)) for name, array in theirs.items()}
 
 
-class Ours:
+class Trainer:
     """Our training step with its state, on random features."""
 
     def __init__(self, experiment: Experiment, size: Size) -> None:
@@ -133,7 +133,7 @@ class Ours:
         return float(jax.block_until_ready(metrics["loss_sum"]) / self.size.rows)
 
 
-def _rows(ours: Ours) -> Any:
+def _rows(ours: Trainer) -> Any:
     """Returns the inputs and random numbers of our first update, as the peer's inputs."""
     import torch
 
@@ -162,9 +162,9 @@ def _rows(ours: Ours) -> Any:
     return Rows(**{name: torch.tensor(np.array(array)) for name, array in arrays.items()})
 
 
-def _whole_step(experiment: Experiment, size: Size, repeats: int) -> dict[str, Any]:
+def _full_step(experiment: Experiment, size: Size, repeats: int) -> dict[str, Any]:
     """Measures `encode`, `update` and both, as training runs them."""
-    ours, batch = Ours(experiment, size), random_batch(experiment, size)
+    ours, batch = Trainer(experiment, size), random_batch(experiment, size)
     encoders = random_params({name: abstract_params(getattr(ours.model.stacked, name)) for name in FROZEN_ENCODERS})
     encoders = encoders if ours.model.compute.scan_layers else unstack(encoders)
     encode = jax.jit(ours.encoder.encode)

@@ -120,15 +120,15 @@ def _found(checkpoint: str | Path) -> "tuple[RowResult, dict[str, str]]":
     """Evaluates a checkpoint; returns its metrics and images, and the settings of the evaluation."""
     from mllmsubj.checkpoints.format import folder_of, read_config
     from mllmsubj.config.schema import Experiment
-    from mllmsubj.evals.benchmarks import Request
+    from mllmsubj.evals.benchmarks import EvaluationRequest
     from mllmsubj.evals.evaluation import evaluate_checkpoint
     from mllmsubj.toyworld.benchmark.benchmark import first_prompts
     from mllmsubj.toyworld.paper_tables.report import RowResult
 
     config = read_config(folder_of(checkpoint))
-    results = evaluate_checkpoint(checkpoint, config, Request("toyworld", limit=EXAMPLES))
-    prompts = first_prompts(Experiment.from_config(config), len(results.pictures["samples"]))
-    return RowResult(results.numbers, results.pictures["samples"], prompts), dict(results.settings)
+    results = evaluate_checkpoint(checkpoint, config, EvaluationRequest("toyworld", limit=EXAMPLES))
+    prompts = first_prompts(Experiment.from_config(config), len(results.images["samples"]))
+    return RowResult(results.numbers, results.images["samples"], prompts), dict(results.settings)
 
 
 def _cat() -> Image.Image:

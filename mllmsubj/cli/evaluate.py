@@ -47,7 +47,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     start_logging()
 
     from mllmsubj.checkpoints.format import folder_of, read_config
-    from mllmsubj.evals.benchmarks import Request
+    from mllmsubj.evals.benchmarks import EvaluationRequest
     from mllmsubj.evals.evaluation import evaluate_checkpoint
     from mllmsubj.evals.report import page
     from mllmsubj.parallel import multihost
@@ -57,7 +57,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     config = apply_overrides(read_config(folder_of(values.checkpoint)), overrides)
     probe = Path(values.probe) if values.probe else None
     results = evaluate_checkpoint(
-        values.checkpoint, config, Request(values.benchmark, values.seed, values.limit, probe)
+        values.checkpoint, config, EvaluationRequest(values.benchmark, values.seed, values.limit, probe)
     )
 
     def finish() -> None:
@@ -65,7 +65,11 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
         found = list(lines(results.numbers))
         width = max(len(line.name) for line in found)
         for line in found:
-            print("  ".join(filter(None, (f"{line.name:<{width}}", f"{line.value:.4g}", line.interval, line.beside))))
+            print(
+                "  ".join(
+                    filter(None, (f"{line.name:<{width}}", f"{line.value:.4g}", line.interval, line.reference_value))
+                )
+            )
         print(Path(values.output) / "report.html")
 
     on_first_process(finish)

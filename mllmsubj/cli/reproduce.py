@@ -29,7 +29,7 @@ from mllmsubj.cli.sweep import FAILED, say
 from mllmsubj.config.overrides import apply_overrides, parse, split_overrides
 from mllmsubj.errors import UserError, nearest
 from mllmsubj.io import writing
-from mllmsubj.sweeps.execute import checked_runs, run_sweep
+from mllmsubj.sweeps.execute import check_runs, run_sweep
 
 if TYPE_CHECKING:
     from mllmsubj.config.schema import Experiment
@@ -74,13 +74,13 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
     require_train_extra("training needs")
 
     from mllmsubj.config.load import load_config
-    from mllmsubj.sweeps.commands import HERE, Commands, make_jobs
+    from mllmsubj.sweeps.commands import LOCAL_PREFIX, Commands, make_jobs
     from mllmsubj.sweeps.plan import Record, check_record
     from mllmsubj.toyworld.paper_tables.tables import runs
 
     config = apply_overrides(load_config(values.config), common)
     tables = _tables(values.tables, config)
-    record = Record("reproduce", None, config, checked_runs(config, runs(tables)))
+    record = Record("reproduce", None, config, check_runs(config, runs(tables)))
     check_record(workdir, record)
     commands = Commands(workdir, values.config, None, tuple(common), BENCHMARK, values.limit)
     jobs = make_jobs(record, commands)
@@ -90,7 +90,7 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
                 print(shlex.join(job.words))
         return
     use_compilation_cache(workdir)
-    outcome = run_sweep(workdir, record, jobs, values.parallel, HERE, "variants done")
+    outcome = run_sweep(workdir, record, jobs, values.parallel, LOCAL_PREFIX, "variants done")
     say(outcome)
     _write(workdir, config, tables, record)
     if outcome.failures:

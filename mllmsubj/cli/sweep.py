@@ -29,7 +29,7 @@ from mllmsubj.config.overrides import apply_overrides, parse, split_overrides
 from mllmsubj.errors import UserError
 from mllmsubj.evals.benchmarks import check_benchmark, names
 from mllmsubj.io import write_png, writing
-from mllmsubj.sweeps.execute import checked_runs, run_sweep
+from mllmsubj.sweeps.execute import check_runs, run_sweep
 
 if TYPE_CHECKING:
     from mllmsubj.sweeps.jobs import Outcome
@@ -70,12 +70,12 @@ def run(values: flags.FlagValues, argv: list[str]) -> None:
 
 def _run_missing(values: flags.FlagValues, workdir: Path, common: list[str]) -> None:
     """Runs the missing runs, or prints their commands."""
-    from mllmsubj.sweeps.commands import HERE, Commands, launched, make_jobs
+    from mllmsubj.sweeps.commands import LOCAL_PREFIX, Commands, launched, make_jobs
     from mllmsubj.sweeps.plan import Record, check_record, load_sweep
 
     config = apply_overrides(_config(values), common)
     given = {each.removeprefix("--config.").partition("=")[0] for each in common}
-    runs = checked_runs(config, load_sweep(values.sweep, config), given, values.checkpoint)
+    runs = check_runs(config, load_sweep(values.sweep, config), given, values.checkpoint)
     record = Record(Path(values.sweep).stem, values.checkpoint, config, runs)
     check_record(workdir, record)
     commands = Commands(workdir, values.config, values.checkpoint, tuple(common), values.benchmark, values.limit)
@@ -89,7 +89,7 @@ def _run_missing(values: flags.FlagValues, workdir: Path, common: list[str]) -> 
         return
     if not values.launch:
         use_compilation_cache(workdir)  # the runs share most compiled programs
-    before, unit = ((), "commands handed over") if values.launch else (HERE, "runs done")
+    before, unit = ((), "commands handed over") if values.launch else (LOCAL_PREFIX, "runs done")
     outcome = run_sweep(workdir, record, jobs, values.parallel, before, unit)
     say(outcome)
     if outcome.failures:
@@ -138,9 +138,9 @@ def _config(values: flags.FlagValues) -> ConfigDict:
 def _summarize(workdir: Path) -> None:
     from mllmsubj.sweeps.plan import read_record
     from mllmsubj.sweeps.plot import draw
-    from mllmsubj.sweeps.summary import as_csv, as_text, summarise
+    from mllmsubj.sweeps.summary import as_csv, as_text, summarize
 
-    summary = summarise(workdir, read_record(workdir))
+    summary = summarize(workdir, read_record(workdir))
     print(as_text(summary), end="")
     with writing(workdir / "summary.csv") as partial:
         partial.write_text(as_csv(summary))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from mllmsubj.compile.products import kernel_flops, product_flops
 from mllmsubj.compile.text import Computation, Instruction, Shape, parse
 
-FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "after-all")
+FREE_OPCODES = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "after-all")
 """Opcodes that move no data."""
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -26,7 +26,7 @@ class Work:
     bytes: int = 0
     """Bytes read from and written to HBM."""
     seconds: float = 0.0
-    """Time with each instruction at the peak rate of its bottleneck and collectives overlapped; see `Roof`."""
+    """Time with each instruction at the peak rate of its bottleneck and collectives overlapped; see `PeakRates`."""
     cycles: float = 0.0
     """Cycles that the compiler estimates."""
     collectives: dict[str, float] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Roof:
+class PeakRates:
     """Peak rates of one device: FLOP/s, and bytes/s of HBM and of its links in one direction."""
 
     flops: float
@@ -56,11 +56,11 @@ class Module:
         """`text`: optimized HLO, as `jax.stages.Compiled.as_text` returns it."""
         self.computations, self.entry = parse(text)
 
-    def work(self, roof: Roof) -> Work:
+    def work(self, roof: PeakRates) -> Work:
         """Returns the work of one run of the program."""
         return self._work(self.entry, roof, {})
 
-    def _work(self, name: str, roof: Roof, known: dict[str, Work]) -> Work:
+    def _work(self, name: str, roof: PeakRates, known: dict[str, Work]) -> Work:
         """Returns the work of a computation; its collectives overlap with all else, so the longer of both counts."""
         if name in known:
             return known[name]
@@ -68,7 +68,7 @@ class Module:
         for instruction in self.computations[name].values():
             one = Work()
             if instruction.op in ("while", "call"):
-                times = self.turns(instruction) if instruction.op == "while" else 1
+                times = self.iterations(instruction) if instruction.op == "while" else 1
                 total.add(inside := self._work(_called(instruction), roof, known), times)
                 inner += times * inside.seconds
                 continue
@@ -86,7 +86,7 @@ class Module:
         known[name] = total
         return total
 
-    def turns(self, loop: Instruction) -> int:
+    def iterations(self, loop: Instruction) -> int:
         """Returns the number of iterations of a `while` loop.
 
         The loop must count from 0 in equal steps to a constant, as compiled scans and split products do.
@@ -185,7 +185,7 @@ def _called(instruction: Instruction) -> str:
 
 
 def _moves_nothing(instruction: Instruction) -> bool:
-    return instruction.op in FREE or instruction.op.endswith("-done") or '"AllocateBuffer"' in instruction.text
+    return instruction.op in FREE_OPCODES or instruction.op.endswith("-done") or '"AllocateBuffer"' in instruction.text
 
 
 def _constant(instruction: Instruction) -> int | None:

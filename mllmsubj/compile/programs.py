@@ -56,7 +56,7 @@ class Program:
     """Seconds of tracing and compiling."""
 
 
-class DoesNotFit(Exception):
+class OutOfMemoryError(Exception):
     """Raised if a program does not fit in memory; arguments: its name, the compiler's message, seconds until then."""
 
 
@@ -182,7 +182,7 @@ def _compiled(name: str, lower: Callable[[], jax.stages.Lowered]) -> tuple[jax.s
     except jax.errors.JaxRuntimeError as error:
         if not re.search(r"RESOURCE_EXHAUSTED.*\bhbm\b", str(error), re.IGNORECASE | re.DOTALL):
             raise
-        raise DoesNotFit(name, str(error), time.perf_counter() - start) from error
+        raise OutOfMemoryError(name, str(error), time.perf_counter() - start) from error
     return compiled, time.perf_counter() - start
 
 

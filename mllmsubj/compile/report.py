@@ -10,8 +10,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mllmsubj.compile.hlo import Module, Roof, Work
-from mllmsubj.compile.programs import DoesNotFit, Program, Step, compile_programs
+from mllmsubj.compile.hlo import Module, PeakRates, Work
+from mllmsubj.compile.programs import OutOfMemoryError, Program, Step, compile_programs
 from mllmsubj.config.schema import Experiment
 from mllmsubj.parallel.chips import GIB, Chip
 from mllmsubj.parallel.sharding import make_mesh
@@ -53,7 +53,7 @@ def report(step: Step, experiment: Experiment, where: Slice) -> dict[str, Any]:
     rows: list[Row] = []
     try:
         rows.extend(_row(program, where.chip) for program in compile_programs(step, experiment, mesh))
-    except DoesNotFit as error:
+    except OutOfMemoryError as error:
         rows.append(_failed(error, where.chip))
     fits = all(row.peak_bytes <= where.chip.hbm_bytes * (1 - RESERVED) for row in rows)
     flops = sum(row.model_flops for row in rows)
@@ -102,13 +102,13 @@ def _row(program: Program, chip: Chip) -> Row:
 
 def _work(program: Program, chip: Chip) -> Work:
     n = chip.devices
-    roof = Roof(chip.flops / n, chip.hbm_bandwidth / n, chip.link_bandwidth / 2 / n)
+    roof = PeakRates(chip.flops / n, chip.hbm_bandwidth / n, chip.link_bandwidth / 2 / n)
     text = program.compiled.as_text()
     assert text is not None
     return Module(text).work(roof)
 
 
-def _failed(error: DoesNotFit, chip: Chip) -> Row:
+def _failed(error: OutOfMemoryError, chip: Chip) -> Row:
     """Returns the row of a program that does not fit, from "Used 20.79G of 15.75G hbm" or "(64.00G) exceeds"."""
     name, message, seconds = error.args
     used = re.search(r"(?:Used |\()([\d.]+)([KMG])(?: of [\d.]+[KMG] hbm|\) exceeds)", message)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-WIDTHS = {"pred": 1, "token": 0, "bf16": 2, "f8e4m3fn": 1, "f8e5m2": 1} | {
+ITEM_BYTES = {"pred": 1, "token": 0, "bf16": 2, "f8e4m3fn": 1, "f8e5m2": 1} | {
     f"{kind}{bits}": bits // 8 for kind in "fsu" for bits in (8, 16, 32, 64)
 }
 """Bytes per element."""
@@ -27,7 +27,7 @@ class Shape:
     @property
     def bytes(self) -> int:
         """Size of the array in bytes."""
-        return WIDTHS.get(self.kind, 4) * math.prod(self.sides)
+        return ITEM_BYTES.get(self.kind, 4) * math.prod(self.sides)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ GROUP = "mllmsubj.benchmarks"
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """Settings of one evaluation of a checkpoint."""
 
     benchmark: str
@@ -35,13 +35,13 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """Benchmark of one checkpoint, prepared before its weights are read."""
 
     evaluators: "Callable[[Setup], Sequence[Evaluator]]"
-    counted: str
+    count_evaluator: str
     """Name of the evaluator whose number of examples is reported as the benchmark's."""
-    drawing: str
+    image_evaluator: str
     """Name of the evaluator that generates images."""
     data: str
     """Name of the data source."""
@@ -53,11 +53,11 @@ class Plan:
 class Benchmark:
     """Way to evaluate a checkpoint. Its module imports JAX only when `plan` is called."""
 
-    plan: "Callable[[Request, Experiment], Plan]"
+    plan: "Callable[[EvaluationRequest, Experiment], EvaluationPlan]"
     """Plans an evaluation; raises UserError if the checkpoint cannot be evaluated."""
 
 
-def _plan_heldout(request: Request, experiment: "Experiment") -> Plan:
+def _plan_heldout(request: EvaluationRequest, experiment: "Experiment") -> EvaluationPlan:
     from mllmsubj.data.sources import open_source
     from mllmsubj.evals import suite
     from mllmsubj.evals.held_out import SEED, held_out
@@ -65,7 +65,9 @@ def _plan_heldout(request: Request, experiment: "Experiment") -> Plan:
     data = held_out(experiment)
     open_source(data, SEED)  # raises UserError before any weights are read
     steps = experiment.evals.samples.steps or experiment.sampling.steps
-    return Plan(lambda setup: suite.all_evaluators(setup, request.seed), "loss", "samples", data.source, steps)
+    return EvaluationPlan(
+        lambda setup: suite.all_evaluators(setup, request.seed), "loss", "samples", data.source, steps
+    )
 
 
 HELDOUT = Benchmark(_plan_heldout)

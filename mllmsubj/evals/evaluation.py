@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from mllmsubj.checkpoints import format as checkpoints
 from mllmsubj.checkpoints import initial
 from mllmsubj.config.schema import Experiment
-from mllmsubj.evals.benchmarks import Request, benchmark
+from mllmsubj.evals.benchmarks import EvaluationRequest, benchmark
 from mllmsubj.evals.results import Results
 from mllmsubj.parallel import sharding
 from mllmsubj.train import setup as setups
@@ -24,7 +24,7 @@ RANDOM = "Not trained yet: {}. These weights are random, and what is below says 
 log = logging.getLogger("mllmsubj")
 
 
-def evaluate_checkpoint(checkpoint: str | Path, config: ConfigDict, request: Request) -> Results:
+def evaluate_checkpoint(checkpoint: str | Path, config: ConfigDict, request: EvaluationRequest) -> Results:
     """Returns the results of all evaluators of the benchmark on a checkpoint, evaluated with `config`.
 
     Raises UserError, before weights are read, if the checkpoint cannot be evaluated, and as `setup.restored` does.
@@ -38,26 +38,26 @@ def evaluate_checkpoint(checkpoint: str | Path, config: ConfigDict, request: Req
         evaluators = plan.evaluators(setup)
         for each in evaluators:
             log.info("%s: %d held-out examples", each.name, each.examples)
-        numbers, pictures, texts = split_values(chain.from_iterable(each.run(params) for each in evaluators))
+        numbers, images, texts = split_values(chain.from_iterable(each.run(params) for each in evaluators))
     counts = {each.name: each.examples for each in evaluators}
     return Results(
         benchmark=request.benchmark,
         checkpoint=str(checkpoint),
         fingerprint=checkpoints.fingerprint(folder),
         seed=request.seed,
-        examples=counts[plan.counted],
+        examples=counts[plan.count_evaluator],
         settings={
             "data": f"{plan.data}, held-out",
-            "pictures": f"{counts[plan.drawing]}, {_sampler(experiment, plan.steps)}",
+            "pictures": f"{counts[plan.image_evaluator]}, {_sampler(experiment, plan.steps)}",
             "machine": f"{jax.device_count()} × {jax.devices()[0].device_kind}, {setup.model.compute.dtype}",
             "made by": f"mllmsubj {version('mllmsubj')}",
         },
         config=checkpoints.config_text(config),
         numbers=numbers,
-        pictures=pictures,
+        images=images,
         texts=texts,
         meanings=ChainMap(*(dict(each.meanings) for each in evaluators)),
-        caution=RANDOM.format(", ".join(missing)) if (missing := initial.untrained_components(folder)) else "",
+        warning=RANDOM.format(", ".join(missing)) if (missing := initial.untrained_components(folder)) else "",
     )
 
 

@@ -73,7 +73,7 @@ class HeldOut:
         """
         return self.setup.loader(self.data, batch_size, self.source, SEED)
 
-    def spread(self, batch: Batch, loader: Loader, batch_size: int) -> Batch:
+    def make_global_batch(self, batch: Batch, loader: Loader, batch_size: int) -> Batch:
         """Returns the global batch on the mesh, made from this process's rows."""
         return multihost.make_global_batch(batch, loader.rows, batch_size, self.setup.mesh)
 

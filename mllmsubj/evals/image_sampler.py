@@ -44,11 +44,11 @@ class ImageSampler:
             cfg=settings.uses_cfg,
             stepper=settings.stepper,
         )
-        pixels = gathered(generator.decode(params, latents, grid)).astype(np.float32)
+        pixels = all_gather(generator.decode(params, latents, grid)).astype(np.float32)
         return to_uint8(pixels)
 
 
-def gathered(array: jax.Array) -> np.ndarray:
+def all_gather(array: jax.Array) -> np.ndarray:
     """Returns the whole array on every process."""
     if jax.process_count() > 1:
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -59,7 +59,7 @@ class HeldOutLoss:
         encoders = {name: params[name] for name in FROZEN_ENCODERS}
         with closing(self._held_out.loader(self._batch_size)) as loader:
             for first in range(0, self.examples, self._batch_size):
-                batch = self._held_out.spread(next(loader), loader, self._batch_size)
+                batch = self._held_out.make_global_batch(next(loader), loader, self._batch_size)
                 sums += jax.device_get(self._evaluate(params, self._encode(encoders, batch), first))
         means = sums / self.examples
         yield "loss/all", float(means @ self._shares)

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 HEIGHT = 2.2
 """Height of an image in a row, inches."""
-LETTERS = 11
+LETTERS_PER_INCH = 11
 """Letters of an image's name per inch."""
 DPI = 110
-SMOOTHED = 10
+SMOOTHING = 10
 """Number of all points divided by the window of the running mean."""
 HELD_OUT = {
     "loss/both": "MLLM and VAE",
@@ -37,14 +37,14 @@ HELD_OUT = {
 def image_row(pictures: Mapping[str, Image.Image]) -> Image.Image:
     """Returns the images in one row, equally high, each below its name."""
     widths = [HEIGHT * picture.width / picture.height for picture in pictures.values()]
-    names = [textwrap.fill(name, round(LETTERS * width)) for name, width in zip(pictures, widths, strict=True)]
+    names = [textwrap.fill(name, round(LETTERS_PER_INCH * width)) for name, width in zip(pictures, widths, strict=True)]
     figure = _figure(sum(widths), HEIGHT + 0.2 * (1 + max(name.count("\n") for name in names)))
     columns = figure.subplots(1, len(names), squeeze=False, width_ratios=widths)[0]
     for axes, name, picture in zip(columns, names, pictures.values(), strict=True):
         axes.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest", aspect="auto")
         axes.set_title(name, fontsize="medium", verticalalignment="bottom")
         axes.set_axis_off()
-    return _drawn(figure)
+    return _render(figure)
 
 
 def loss_curves(workdir: str | Path) -> Image.Image:
@@ -70,7 +70,7 @@ def loss_curves(workdir: str | Path) -> Image.Image:
     if held_out:
         axes[1].legend(title="the model sees")
         _finish(axes[1], "loss on held-out examples", border)
-    return _drawn(figure)
+    return _render(figure)
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +82,7 @@ def _curve(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, n
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
     """Returns the mean of each value and those before it, over at most a tenth of all values."""
-    window, sums = max(1, len(values) // SMOOTHED), np.cumsum(np.append(0.0, values))
+    window, sums = max(1, len(values) // SMOOTHING), np.cumsum(np.append(0.0, values))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
     return (sums[ends] - sums[starts]) / (ends - starts)
@@ -102,7 +102,7 @@ def _figure(width: float, height: float) -> "Figure":
     return Figure((width, height), dpi=DPI, layout="constrained")
 
 
-def _drawn(figure: "Figure") -> Image.Image:
+def _render(figure: "Figure") -> Image.Image:
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return Image.open(file).convert("RGB")

@@ -55,9 +55,9 @@ def page(results: Results) -> str:
         f"<h1>{escape(results.benchmark)}</h1>",
         f"<p>checkpoint <code>{escape(results.checkpoint)}</code>, fingerprint "
         f"<code>{escape(results.fingerprint)}</code></p>",
-        f'<p class="note">{escape(results.caution)}</p>' if results.caution else "",
+        f'<p class="note">{escape(results.warning)}</p>' if results.warning else "",
         *_numbers(results),
-        *(part for name in results.pictures for part in _pictures(results, name)),
+        *(part for name in results.images for part in _images(results, name)),
         *_settings(results),
         f"<details><summary>Config</summary><pre>{escape(results.config)}</pre></details>",
     ]
@@ -77,7 +77,7 @@ def document(title: str, parts: Iterable[str], style: str = "") -> str:
 
 def _numbers(results: Results) -> Iterable[str]:
     found = list(lines(results.numbers))
-    more = {"95 %": [line.interval for line in found], "beside": [line.beside for line in found]}
+    more = {"95 %": [line.interval for line in found], "beside": [line.reference_value for line in found]}
     more = {head: texts for head, texts in more.items() if any(texts)}
     heads = "".join(f"<th style='text-align: right'>{head}</th>" for head in ("value", *more))
     yield "<h2>Numbers</h2>"
@@ -90,12 +90,12 @@ def _numbers(results: Results) -> Iterable[str]:
     yield "</table>"
 
 
-def _pictures(results: Results, name: str) -> Iterable[str]:
+def _images(results: Results, name: str) -> Iterable[str]:
     yield f"<h2>{escape(name.capitalize())}</h2>"
     yield f"<p>{escape(results.meanings.get(name, ''))}</p>"
     heads = "".join(f"<span>{column}</span>" for column in COLUMNS)
     yield f'<div class="example heads soft"><span></span><div class="columns">{heads}</div></div>'
-    for picture, text in zip(results.pictures[name], results.texts[name], strict=True):
+    for picture, text in zip(results.images[name], results.texts[name], strict=True):
         alt = escape(f"{', '.join(COLUMNS)}: {text}", quote=True)
         yield f'<div class="example"><div>{escape(text)}</div><img src="{data_uri(picture)}" alt="{alt}"></div>'
 

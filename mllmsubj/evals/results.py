@@ -32,13 +32,13 @@ class Results:
     config: str
     """Whole config, as text."""
     numbers: Mapping[str, float]
-    pictures: Mapping[str, np.ndarray]
+    images: Mapping[str, np.ndarray]
     """Name -> images [n, height, width, 3], 8 bits."""
     texts: Mapping[str, tuple[str, ...]]
     """Name of images -> caption of each."""
     meanings: Mapping[str, str]
     """Description of each number and each set of images."""
-    caution: str = ""
+    warning: str = ""
     """Warning on the validity of the numbers, or empty."""
 
     def metrics(self) -> dict[str, str | int | float | None]:
@@ -60,7 +60,7 @@ class Line:
     value: float
     interval: str
     """95 % interval as text, or empty."""
-    beside: str
+    reference_value: str
     """Value of real images as text, or empty."""
 
 
@@ -103,7 +103,7 @@ def write(results: Results, page: str, folder: Path) -> None:
         with replacing_folder(folder) as partial:
             (partial / "metrics.json").write_text(json.dumps(results.metrics(), indent=2, allow_nan=False) + "\n")
             (partial / "report.html").write_text(page, encoding="utf-8")
-            for name, pictures in results.pictures.items():
-                Image.fromarray(np.concatenate(list(pictures))).save(partial / f"{name}.png")
+            for name, images in results.images.items():
+                Image.fromarray(np.concatenate(list(images))).save(partial / f"{name}.png")
     except OSError as error:
         raise UserError(f"cannot write output {str(folder)!r}: {error.strerror or error}") from error

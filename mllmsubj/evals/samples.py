@@ -11,7 +11,7 @@ from mllmsubj.config.data import DataConfig
 from mllmsubj.config.sampling import SamplingConfig
 from mllmsubj.config.train import SamplesEvalConfig
 from mllmsubj.evals.held_out import HeldOut
-from mllmsubj.evals.image_sampler import ImageSampler, gathered
+from mllmsubj.evals.image_sampler import ImageSampler, all_gather
 from mllmsubj.train.evaluator import Value
 from mllmsubj.train.setup import Setup
 from mllmsubj.typing import Params
@@ -38,20 +38,20 @@ class Samples:
         data = replace(data, sizes=((sampling.height, sampling.width),), max_references=1)
         self._held_out = HeldOut.open(setup, data, config.count, "evals.samples.count")
         self.examples = self._held_out.count
-        self._draw = ImageSampler(setup, self.settings, seed)
+        self._sample = ImageSampler(setup, self.settings, seed)
 
     def run(self, params: Params) -> Iterator[tuple[str, Value]]:
         """Yields the images and their captions; see `Evaluator.run`."""
         size = self._held_out.batch_size(self.examples)
         with closing(self._held_out.loader(size)) as loader:
-            batch = self._held_out.spread(next(loader), loader, size)
-        drawn = self._draw(params, batch)
-        shown = [_fit(gathered(batch.references[:, 0]), self.settings), drawn, gathered(batch.target)]
+            batch = self._held_out.make_global_batch(next(loader), loader, size)
+        generated = self._sample(params, batch)
+        shown = [_resize(all_gather(batch.references[:, 0]), self.settings), generated, all_gather(batch.target)]
         yield "samples", np.concatenate(shown, axis=2)[: self.examples]
-        yield "samples", self._held_out.prompts(gathered(batch.example)[: self.examples])
+        yield "samples", self._held_out.prompts(all_gather(batch.example)[: self.examples])
 
 
-def _fit(references: UInt8[np.ndarray, "b side side 3"], settings: SamplingConfig) -> np.ndarray:
+def _resize(references: UInt8[np.ndarray, "b side side 3"], settings: SamplingConfig) -> np.ndarray:
     """Resizes square references to the height of the images, by repeating or dropping pixels."""
     rows = np.arange(settings.height) * references.shape[1] // settings.height
     return references[:, rows][:, :, rows]

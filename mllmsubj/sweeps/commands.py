@@ -15,9 +15,9 @@ from mllmsubj.sweeps.names import word
 from mllmsubj.sweeps.plan import Record, Run
 from mllmsubj.train.workdir import is_locked
 
-HERE = (sys.executable, "-m")
+LOCAL_PREFIX = (sys.executable, "-m")
 """Prefix of a command that runs on this machine, in this Python."""
-CALL = "evaluation.json"
+COMMAND_FILE = "evaluation.json"
 """File with the command behind `eval/`, which its metrics do not fully record; a different command is run again."""
 
 
@@ -36,13 +36,13 @@ class Commands:
 
     def train(self, run: Run) -> tuple[str, ...]:
         """Returns the command that trains the model of a run."""
-        own = [word(key, value) for key, value in run.trained.items()]
+        own = [word(key, value) for key, value in run.training_overrides.items()]
         workdir = f"--workdir={self.workdir / run.training}"
         return ("mllmsubj", "train", f"--config={self.config}", workdir, *self.common, *own)
 
     def evaluate(self, run: Run) -> tuple[str, ...]:
         """Returns the command that evaluates the model of a run."""
-        own = [word(key, value) for key, value in run.judged.items()]
+        own = [word(key, value) for key, value in run.evaluation_overrides.items()]
         own += [f"--limit={self.limit}"] if self.limit else []
         output = f"--output={self.workdir / run.name / 'eval'}"
         where = f"--checkpoint={self.checkpoint or self.workdir / run.training}"
@@ -61,7 +61,7 @@ def make_jobs(record: Record, commands: Commands) -> list[Job]:
     return jobs
 
 
-def due(jobs: Sequence[Job]) -> list[Job]:
+def runnable(jobs: Sequence[Job]) -> list[Job]:
     """Returns the jobs that could start now."""
     return [job for job in jobs if not job.is_done() and (job.after is None or job.after.is_done())]
 
@@ -71,7 +71,7 @@ def launched(jobs: Sequence[Job], launcher: str) -> list[Job]:
 
     `{}` in these words is replaced by the job's position among all jobs, from 1.
     """
-    words, ready = shlex.split(launcher), {job.name for job in due(jobs)}
+    words, ready = shlex.split(launcher), {job.name for job in runnable(jobs)}
     return [
         replace(job, words=(*(each.replace("{}", str(place)) for each in words), *job.words), after=None)
         for place, job in enumerate(jobs, 1)
@@ -87,7 +87,7 @@ def _training(record: Record, commands: Commands, run: Run) -> Job:
             return False
         # Of the keys that may change when a run resumes, only the last stage's length changes the result.
         made = checkpoint.read_config(folder / "model").train.stage2.steps
-        return made == run.trained.get("train.stage2.steps", record.config.train.stage2.steps)
+        return made == run.training_overrides.get("train.stage2.steps", record.config.train.stage2.steps)
 
     return Job(
         f"train {run.training}",
@@ -104,7 +104,7 @@ def _evaluation(commands: Commands, run: Run, training: Job | None) -> Job:
     call, metrics = json.dumps(words, indent=2) + "\n", folder / "eval" / "metrics.json"
 
     def is_called() -> bool:
-        return (folder / CALL).is_file() and (folder / CALL).read_text() == call
+        return (folder / COMMAND_FILE).is_file() and (folder / COMMAND_FILE).read_text() == call
 
     def is_done() -> bool:
         if not (is_called() and metrics.is_file()):
@@ -115,7 +115,7 @@ def _evaluation(commands: Commands, run: Run, training: Job | None) -> Job:
     def prepare() -> None:
         if not is_called():
             shutil.rmtree(folder / "eval", ignore_errors=True)
-            with replacing(folder / CALL) as partial:
+            with replacing(folder / COMMAND_FILE) as partial:
                 partial.write_text(call)
 
     return Job(f"evaluate {run.name}", words, folder / "log.txt", training, is_done, prepare=prepare)

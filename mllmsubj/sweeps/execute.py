@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mllmsubj.sweeps.plan import Record, Run
 
 
-def checked_runs(
+def check_runs(
     config: ConfigDict, sweep: Sequence[Overrides], given: Collection[str] = (), checkpoint: str | None = None
 ) -> "tuple[Run, ...]":
     """Returns the runs of a sweep after checking that each config is valid and differs from all others.
@@ -27,7 +27,7 @@ def checked_runs(
     from mllmsubj.config.load import flat
     from mllmsubj.config.schema import Experiment
     from mllmsubj.sweeps.names import word
-    from mllmsubj.sweeps.plan import UNTRAINED, plan, value_of
+    from mllmsubj.sweeps.plan import EVALUATION_ONLY, plan, value_of
 
     runs = plan(sweep, flat(config))
     names: dict[str, str] = {}
@@ -35,9 +35,11 @@ def checked_runs(
         here = f"run {number} of the sweep ({one.name})"
         if twice := set(given) & one.overrides.keys():
             raise UserError(f"{here} sets {min(twice)}; leave out --config.{min(twice)}")
-        if checkpoint and one.trained:
-            sections = " and ".join(section.rstrip(".") for section in UNTRAINED)
-            raise UserError(f"{here} sets {min(one.trained)}; with --checkpoint only keys of {sections} can be set")
+        if checkpoint and one.training_overrides:
+            sections = " and ".join(section.rstrip(".") for section in EVALUATION_ONLY)
+            raise UserError(
+                f"{here} sets {min(one.training_overrides)}; with --checkpoint only keys of {sections} can be set"
+            )
         try:
             made = apply_overrides(
                 config.copy_and_resolve_references(), [word(key, value) for key, value in one.overrides.items()]

@@ -15,17 +15,17 @@ from typing import TextIO
 
 from mllmsubj.errors import UserError
 
-SECONDS = 0.2
+POLL_SECONDS = 0.2
 """Seconds between two polls of the processes."""
-STOPPED = (143, -signal.SIGTERM, -signal.SIGKILL)
+STOP_CODES = (143, -signal.SIGTERM, -signal.SIGKILL)
 """Exit codes of processes stopped by a signal: training saves and exits with 143, others are terminated."""
 
 
-def _never() -> bool:
+def _false() -> bool:
     return False
 
 
-def _nothing() -> None:
+def _noop() -> None:
     pass
 
 
@@ -40,11 +40,11 @@ class Job:
     """File that its output is appended to."""
     after: "Job | None" = None
     """Job that must be done before this one starts."""
-    is_done: Callable[[], bool] = _never
+    is_done: Callable[[], bool] = _false
     """Returns whether there is nothing left to do; called when the job could start."""
-    is_busy: Callable[[], bool] = _never
+    is_busy: Callable[[], bool] = _false
     """Returns whether a process of another sweep still runs the job, such as after that sweep was killed."""
-    prepare: Callable[[], None] = _nothing
+    prepare: Callable[[], None] = _noop
     """Function that is called right before the job starts."""
 
 
@@ -83,34 +83,34 @@ class _Runner:
         self._waiting = list(jobs)
         self._running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
         self._done: set[str] = set()
-        self._given_up: set[str] = set()
+        self._dropped: set[str] = set()
         self._failures: dict[str, str] = {}
-        self._told: list[int] = []
-        self._said = ""
+        self._signals: list[int] = []
+        self._last_line = ""
 
     def __call__(self) -> Outcome:
         with self._forwarding():
             try:
-                while self._running or (self._waiting and not self._told):
+                while self._running or (self._waiting and not self._signals):
                     self._reap()
-                    if not self._told:
+                    if not self._signals:
                         self._start()
-                    self._say()
+                    self._report()
                     if self._running or self._waiting:
-                        time.sleep(SECONDS)
+                        time.sleep(POLL_SECONDS)
             finally:  # processes are left only after an error
-                self._tell(signal.SIGTERM)
+                self._signal(signal.SIGTERM)
                 for _, process in self._running.values():
                     process.wait()
-        return Outcome(self._failures, self._told[0] if self._told else None)
+        return Outcome(self._failures, self._signals[0] if self._signals else None)
 
     def _start(self) -> None:
         """Starts the jobs that can start; done ones are only counted, and those after a failure are dropped."""
         busy = 0
         for job in list(self._waiting):
-            if job.after is not None and job.after.name in self._given_up:
+            if job.after is not None and job.after.name in self._dropped:
                 self._waiting.remove(job)
-                self._given_up.add(job.name)
+                self._dropped.add(job.name)
             elif job.after is not None and job.after.name not in self._done:
                 continue
             elif job.is_done():
@@ -122,8 +122,8 @@ class _Runner:
                 else:
                     self._waiting.remove(job)
                     self._running[job.name] = job, _started(job, self._before)
-        if self._told:  # a signal may have come before the newest process was registered
-            self._tell(signal.SIGTERM)
+        if self._signals:  # a signal may have come before the newest process was registered
+            self._signal(signal.SIGTERM)
 
     def _reap(self) -> None:
         for name, (job, process) in list(self._running.items()):
@@ -134,27 +134,27 @@ class _Runner:
             if code == 0:
                 self._done.add(name)
                 continue
-            self._given_up.add(name)
-            if not (self._told and code in STOPPED):
-                self._failures[name] = _why(code, job.log)
+            self._dropped.add(name)
+            if not (self._signals and code in STOP_CODES):
+                self._failures[name] = _failure_reason(code, job.log)
 
-    def _say(self) -> None:
+    def _report(self) -> None:
         last = [job for job in self._jobs if not any(other.after is job for other in self._jobs)]
         parts = [f"{sum(job.name in self._done for job in last)} of {len(last)} {self._unit}", *self._running]
-        if not self._running and self._waiting and not self._told:
+        if not self._running and self._waiting and not self._signals:
             parts.append("waits for a process that an earlier sweep left")
         if self._failures:
             parts.append(f"{len(self._failures)} failed")
         line = f"mllmsubj: {' · '.join(parts)}"
-        if line != self._said:
-            self._said = line
+        if line != self._last_line:
+            self._last_line = line
             print(line, file=self._stream, flush=True)
 
     @contextmanager
     def _forwarding(self) -> Iterator[None]:
         def forward(number: int, _: FrameType | None) -> None:
-            self._tell(signal.SIGKILL if self._told else signal.SIGTERM)
-            self._told.append(number)
+            self._signal(signal.SIGKILL if self._signals else signal.SIGTERM)
+            self._signals.append(number)
 
         before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -163,7 +163,7 @@ class _Runner:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _tell(self, number: int) -> None:
+    def _signal(self, number: int) -> None:
         for _, process in self._running.values():
             process.send_signal(number)
 
@@ -192,6 +192,6 @@ def _started(job: Job, before: tuple[str, ...]) -> subprocess.Popen[bytes]:
         raise UserError(f"cannot {job.name}: {error.filename}: {error.strerror or error}") from error
 
 
-def _why(code: int, log: Path) -> str:
+def _failure_reason(code: int, log: Path) -> str:
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return f"{how}: {last_line(log)} (all of it: {log})"

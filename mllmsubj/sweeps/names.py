@@ -12,7 +12,7 @@ from mllmsubj.config.overrides import Overrides
 
 BASE = "base"
 """Name of the run without overrides."""
-LONGEST = 120
+MAX_LENGTH = 120
 """Maximum length of a name in characters; file systems allow 255 bytes."""
 DIGITS = 8
 
@@ -28,10 +28,10 @@ def run_name(overrides: Overrides, keys: Collection[str]) -> str:
     plain = {key: as_plain(value) for key, value in sorted(overrides.items())}
     text = ",".join(f"{short_key(key, keys)}={_text(value)}" for key, value in plain.items())
     name = re.sub(r"[^\w.,=+-]", "_", text, flags=re.ASCII)
-    if len(name) <= LONGEST and all(map(_said_whole, plain.values())):
+    if len(name) <= MAX_LENGTH and all(map(_is_unambiguous, plain.values())):
         return name
     digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:DIGITS]
-    return f"{name[: LONGEST - DIGITS - 1]}-{digest}"
+    return f"{name[: MAX_LENGTH - DIGITS - 1]}-{digest}"
 
 
 def short_key(key: str, keys: Collection[str]) -> str:
@@ -63,7 +63,7 @@ def _text(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def _said_whole(value: Any) -> bool:
+def _is_unambiguous(value: Any) -> bool:
     """Returns whether the text in the name identifies the value among those of the same key."""
     if isinstance(value, tuple):
         return bool(value) and all(isinstance(item, int | float) for item in value)

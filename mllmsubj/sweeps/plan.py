@@ -17,7 +17,7 @@ from mllmsubj.io import replacing
 from mllmsubj.sweeps.names import as_plain, run_name
 from mllmsubj.train.workdir import forbidden_changes
 
-UNTRAINED = ("sampling.", "evals.")
+EVALUATION_ONLY = ("sampling.", "evals.")
 """Prefixes of keys that affect evaluation but not training; runs that differ only in these share a training."""
 RECORD = "sweep.json"
 
@@ -29,17 +29,17 @@ class Run:
     name: str
     overrides: Overrides
     training: str
-    """Name of the run whose model is evaluated: the one with these overrides, apart from `UNTRAINED` keys."""
+    """Name of the run whose model is evaluated: the one with these overrides, apart from `EVALUATION_ONLY` keys."""
 
     @property
-    def trained(self) -> Overrides:
+    def training_overrides(self) -> Overrides:
         """Overrides that apply in training."""
         return _trained(self.overrides)
 
     @property
-    def judged(self) -> Overrides:
+    def evaluation_overrides(self) -> Overrides:
         """Overrides that apply in evaluation only."""
-        return {key: value for key, value in self.overrides.items() if key not in self.trained}
+        return {key: value for key, value in self.overrides.items() if key not in self.training_overrides}
 
 
 @dataclass(frozen=True)
@@ -135,4 +135,4 @@ def value_of(config: ConfigDict, key: str) -> Any:
 
 
 def _trained(overrides: Overrides) -> Overrides:
-    return {key: value for key, value in overrides.items() if not key.startswith(UNTRAINED)}
+    return {key: value for key, value in overrides.items() if not key.startswith(EVALUATION_ONLY)}

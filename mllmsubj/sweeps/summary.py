@@ -69,7 +69,7 @@ def shown(value: float) -> str:
     return f"{value:#.4g}"
 
 
-def summarise(workdir: Path, record: Record) -> Summary:
+def summarize(workdir: Path, record: Record) -> Summary:
     """Returns a summary of the results that each run has written so far."""
     keys = list(dict.fromkeys(key for run in record.runs for key in run.overrides))
     rows = tuple(_row(workdir, record, run, keys) for run in record.runs)

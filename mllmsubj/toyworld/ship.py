@@ -49,7 +49,7 @@ def ship_subject(run: Path) -> None:
 
     from mllmsubj.checkpoints.export import trained_params
     from mllmsubj.config.schema import Experiment
-    from mllmsubj.evals.benchmarks import Request
+    from mllmsubj.evals.benchmarks import EvaluationRequest
     from mllmsubj.evals.evaluation import evaluate_checkpoint
 
     folder = checkpoint.folder_of(run)
@@ -66,7 +66,9 @@ def ship_subject(run: Path) -> None:
     components.write(checkpoint.TINY, components.SUBJECT, trained, about)
     shipped_config = checkpoint.read_config(checkpoint.TINY)
     for name, limit in (("metrics", None), ("guarded", GUARDED)):
-        about[name] = dict(evaluate_checkpoint("tiny", shipped_config, Request("toyworld", limit=limit)).metrics())
+        about[name] = dict(
+            evaluate_checkpoint("tiny", shipped_config, EvaluationRequest("toyworld", limit=limit)).metrics()
+        )
     components.write(checkpoint.TINY, components.SUBJECT, trained, about)
 
 

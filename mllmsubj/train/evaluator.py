@@ -37,13 +37,13 @@ def split_values(
 ) -> tuple[Mapping[str, float], Mapping[str, np.ndarray], Mapping[str, tuple[str, ...]]]:
     """Splits values into numbers, images and texts, each by name."""
     numbers: dict[str, float] = {}
-    pictures: dict[str, np.ndarray] = {}
+    images: dict[str, np.ndarray] = {}
     texts: dict[str, tuple[str, ...]] = {}
     for name, value in values:
         if isinstance(value, np.ndarray):
-            pictures[name] = value
+            images[name] = value
         elif isinstance(value, tuple):
             texts[name] = value
         else:
             numbers[name] = value
-    return numbers, pictures, texts
+    return numbers, images, texts

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from mllmsubj import convert
 from mllmsubj.bench.importing import write_models
 from mllmsubj.checkpoints import format as checkpoint
-from mllmsubj.checkpoints.importing import leaves, streaming, run
+from mllmsubj.checkpoints.importing import leaves, run, streaming
 from mllmsubj.checkpoints.importing.leaves import LeafLayout, write_layer
 from mllmsubj.checkpoints.importing.models import component_folder, open_model
 from mllmsubj.checkpoints.importing.sizes import with_sizes
@@ -197,7 +197,7 @@ def advance(count):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
-imported(Path(sys.argv[1]), Path(sys.argv[2]), advance=advance)
+imported(Path(sys.argv[1]), Path(sys.argv[2]), on_bytes_read=advance)
 """
 
 
@@ -480,7 +480,7 @@ def test_import_memory_bound(written, tmp_path, monkeypatch):
             super().give(size)
 
     monkeypatch.setattr(streaming, "_MemoryBudget", Counted)
-    monkeypatch.setattr(streaming, "HELD", 0)
+    monkeypatch.setattr(streaming, "MAX_BUFFERED_BYTES", 0)
     imported(written, tmp_path / "workdir")
     largest = max(t.stop - t.start for name in FOLDERS.values() for t in list_tensors(written / name).values())
     assert most[0] == largest

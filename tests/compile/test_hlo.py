@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mllmsubj.compile.hlo import Module, Roof
+from mllmsubj.compile.hlo import Module, PeakRates
 from mllmsubj.ops.splash import splash_attend
 from mllmsubj.parallel.topologies import compile_there, find_slice
 
 LAYERS, ROWS, WIDTH = 7, 1024, 512
-ROOF = Roof(197e12, 819e9, 200e9)
+ROOF = PeakRates(197e12, 819e9, 200e9)
 
 
 def work(mesh, function, *args):

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mllmsubj.checkpoints.format import TINY, read_config
-from mllmsubj.compile.programs import DoesNotFit, _compiled
+from mllmsubj.compile.programs import OutOfMemoryError, _compiled
 from mllmsubj.compile.report import _failed, report
 from mllmsubj.config.load import load_config
 from mllmsubj.config.schema import Experiment
@@ -103,7 +103,7 @@ def test_compiled_does_not_fit():
     one = find_slice("v5e:1x1")
     mesh = make_mesh(1, 1, 1, list(one.devices))
     x = jax.ShapeDtypeStruct((2**17, 2**17), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec()))  # 32 GiB
-    with pytest.raises(DoesNotFit) as caught:
+    with pytest.raises(OutOfMemoryError) as caught:
         _compiled("square", lambda: jax.jit(lambda x: x @ x).lower(x))
     row = _failed(caught.value, one.chip)
     assert row.name == "square"

@@ -72,8 +72,8 @@ def test_held_out_loss_sharded(folder, numbers):
     with jax.set_mesh(mesh_of(8)):
         run, params = run_on(folder, 8)
         run = replace(run, experiment=replace(run.experiment, seed=7))
-        spread = dict(HeldOutLoss(run, held_out(run.experiment), SIX, seed=3).run(params))
-    assert spread == pytest.approx(numbers, rel=1e-5)
+        make_global_batch = dict(HeldOutLoss(run, held_out(run.experiment), SIX, seed=3).run(params))
+    assert make_global_batch == pytest.approx(numbers, rel=1e-5)
 
 
 def test_held_out_loss_no_examples(restored):

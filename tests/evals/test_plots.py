@@ -19,8 +19,8 @@ def shown(picture, colour):
 
 def test_image_row_shapes():
     """Images of different widths have the same height in a row."""
-    pictures = {name: Image.new("RGB", (40 + 20 * i, 40), c) for i, (name, c) in enumerate(COLOURS.items())}
-    row = image_row(pictures)
+    images = {name: Image.new("RGB", (40 + 20 * i, 40), c) for i, (name, c) in enumerate(COLOURS.items())}
+    row = image_row(images)
     assert all(shown(row, colour) for colour in COLOURS.values())
     assert 3 < row.width / row.height < 4.5  # 180 to 40, plus the names above
     lowest = np.asarray(row)[-30]

@@ -20,7 +20,7 @@ RESULTS = Results(
     settings={"data": "toyworld"},
     config='{"key": "</pre>"}',
     numbers={"loss/all": 0.25, "loss/both": float("nan")},
-    pictures={"samples": PICTURES},
+    images={"samples": PICTURES},
     texts={"samples": ('<script>alert("1")</script>', 'a "cat" auf dem 月')},
     meanings={"loss/all": "smaller is better", "samples": "side by side"},
 )
@@ -76,13 +76,13 @@ def test_page_contents(parsed):
     ):
         assert text in parsed.text
     assert "note" not in dict(parsed.attributes).values()
-    assert 'class="note">beware &lt;' in page(replace(RESULTS, caution="beware <"))
+    assert 'class="note">beware &lt;' in page(replace(RESULTS, warning="beware <"))
 
 
 def test_lines_intervals():
     """A metric's interval and its value on real images are on its line."""
-    beside = {"a/low": 0.1234, "a/high": 0.3, "a/real": 0.975, "b/low": float("nan"), "b/high": float("nan")}
-    numbers = {"a": 0.25, "b": float("nan"), "c/real": 1.0} | beside
+    reference_value = {"a/low": 0.1234, "a/high": 0.3, "a/real": 0.975, "b/low": float("nan"), "b/high": float("nan")}
+    numbers = {"a": 0.25, "b": float("nan"), "c/real": 1.0} | reference_value
     assert list(lines(numbers)) == [
         Line("a", 0.25, "0.123 to 0.3", "real pictures 0.975"),
         Line("b", numbers["b"], "", ""),

@@ -38,11 +38,11 @@ def examples(restored, values):
 
 def test_samples_row(values, examples):
     """A row contains the reference, the generated image and the target."""
-    [(name, pictures), (texts, _)] = values
+    [(name, images), (texts, _)] = values
     assert name == texts == "samples"
-    assert pictures.shape == (2, 32, 96, 3)
-    assert pictures.dtype == np.uint8
-    for row, example in zip(pictures, examples, strict=True):
+    assert images.shape == (2, 32, 96, 3)
+    assert images.dtype == np.uint8
+    for row, example in zip(images, examples, strict=True):
         np.testing.assert_array_equal(row[:, :32], example.references[0])
         np.testing.assert_array_equal(row[:, 64:], example.target)
 

@@ -6,13 +6,13 @@ import pytest
 
 from mllmsubj.config.load import flat, load_config
 from mllmsubj.errors import UserError
-from mllmsubj.sweeps.execute import checked_runs
+from mllmsubj.sweeps.execute import check_runs
 from mllmsubj.sweeps.plan import Record, check_record, load_sweep, plan, read_record, write_record
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(CONFIGS.glob("sweeps/*.py"))
 RUNS = {"layers": 5, "lap": 2, "refiner": 2, "width": 3, "tau": 4, "guidance": 3, "modes": 4, "last_stage": 2}
-UNTRAINED = ("tau", "guidance", "last_stage")
+EVALUATION_ONLY = ("tau", "guidance", "last_stage")
 
 
 @pytest.fixture(scope="module", params=["tiny", "paper"])
@@ -23,12 +23,12 @@ def config(request):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_checked_runs_shipped(config, path):
     """Every shipped sweep has valid runs with the expected trainings."""
-    runs = checked_runs(config, load_sweep(str(path), config), [], None)
+    runs = check_runs(config, load_sweep(str(path), config), [], None)
     assert len(runs) == RUNS[path.stem]
     trainings = {run.training for run in runs}
-    assert trainings == ({"base"} if path.stem in UNTRAINED else {run.name for run in runs})
-    if path.stem in UNTRAINED:
-        assert checked_runs(config, load_sweep(str(path), config), [], "tiny") == runs
+    assert trainings == ({"base"} if path.stem in EVALUATION_ONLY else {run.name for run in runs})
+    if path.stem in EVALUATION_ONLY:
+        assert check_runs(config, load_sweep(str(path), config), [], "tiny") == runs
 
 
 def test_shipped_sweeps_listed():
@@ -54,7 +54,7 @@ def test_plan_shared_training():
     overrides = [{"a.x": 1}, {"a.x": 1, "sampling.tau1": 0.5}, {"sampling.tau1": 0.5}, {"evals.source": "y"}, {}]
     runs = plan(overrides, ["a.x", "sampling.tau1", "evals.source"])
     assert [run.training for run in runs] == ["x=1", "x=1", "base", "base", "base"]
-    assert [run.judged for run in runs] == [
+    assert [run.evaluation_overrides for run in runs] == [
         {},
         {"sampling.tau1": 0.5},
         {"sampling.tau1": 0.5},

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from mllmsubj.sweeps.plan import Record, plan
 from mllmsubj.sweeps.plot import ACCENT, draw
-from mllmsubj.sweeps.summary import as_csv, as_text, summarise
+from mllmsubj.sweeps.summary import as_csv, as_text, summarize
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def summary(tmp_path):
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"ste')
     (tmp_path / "x=2" / "model").mkdir()
     (tmp_path / "x=2" / "model" / "config.json").touch()
-    return summarise(tmp_path, Record("s", None, config, runs))
+    return summarize(tmp_path, Record("s", None, config, runs))
 
 
 def test_as_text(summary):

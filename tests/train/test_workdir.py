@@ -12,7 +12,7 @@ from mllmsubj.train.workdir import open_workdir
 from tests.environment import ROOT
 
 
-def config(**forbidden_changes) -> ConfigDict:
+def config(**changes) -> ConfigDict:
     made = ConfigDict(
         {
             "seed": 0,
@@ -21,7 +21,7 @@ def config(**forbidden_changes) -> ConfigDict:
             "train": {"batch_size": 64, "stage1": {"steps": 10, "rates": ((".*", 1e-4),)}, "stage2": {"steps": 10}},
         }
     )
-    made.update_from_flattened_dict({key.replace("__", "."): value for key, value in forbidden_changes.items()})
+    made.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     return made
 
 
@@ -52,10 +52,10 @@ def test_open_workdir_allowed_changes(tmp_path):
         (dict(train__stage1__rates=((".*", 2e-4),)), r'rates: \[\["\.\*", 0\.0001\]\] there'),
     ],
 )
-def test_open_workdir_other_config(tmp_path, forbidden_changes, says):
+def test_open_workdir_other_config(tmp_path, changes, says):
     with open_workdir(tmp_path, config()):
         pass
-    with pytest.raises(UserError, match=says) as error, open_workdir(tmp_path, config(**forbidden_changes)):
+    with pytest.raises(UserError, match=says) as error, open_workdir(tmp_path, config(**changes)):
         pass
     assert "\n" not in str(error.value)
     assert (tmp_path / "config.json").read_text() == config_text(config())
@@ -117,8 +117,8 @@ def test_open_workdir_invalid(tmp_path, wrong):
 def test_open_workdir_failed_start(tmp_path):
     """The config may change until there is a checkpoint, even after a start that failed."""
 
-    def fails(save: str, **forbidden_changes):
-        with open_workdir(tmp_path, config(**forbidden_changes)) as resumes:
+    def fails(save: str, **changes):
+        with open_workdir(tmp_path, config(**changes)) as resumes:
             (tmp_path / "checkpoints" / save).mkdir(parents=True, exist_ok=True)
             raise UserError(f"resumes: {resumes}")
 

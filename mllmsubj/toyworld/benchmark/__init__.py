@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from mllmsubj.evals.benchmarks import Benchmark, Plan, Request
+from mllmsubj.evals.benchmarks import Benchmark, EvaluationPlan, EvaluationRequest
 
 if TYPE_CHECKING:
     from mllmsubj.config.schema import Experiment
 
 
-def _plan(request: Request, experiment: "Experiment") -> Plan:
+def _plan(request: EvaluationRequest, experiment: "Experiment") -> EvaluationPlan:
     from mllmsubj.checkpoints.format import TINY
     from mllmsubj.toyworld.benchmark.benchmark import EXAMPLES, Toyworld, check_size
     from mllmsubj.toyworld.probe.reader import ProbeReader
@@ -16,7 +16,9 @@ def _plan(request: Request, experiment: "Experiment") -> Plan:
     check_size(experiment)
     probe, name = ProbeReader.load(request.probe or TINY), Toyworld.name
     examples = request.limit or EXAMPLES
-    return Plan(lambda run: [Toyworld(run, probe, request.seed, examples)], name, name, name, experiment.sampling.steps)
+    return EvaluationPlan(
+        lambda run: [Toyworld(run, probe, request.seed, examples)], name, name, name, experiment.sampling.steps
+    )
 
 
 TOYWORLD = Benchmark(_plan)

@@ -13,7 +13,7 @@ from mllmsubj.data.plan import BatchPlan
 from mllmsubj.data.sources import open_source
 from mllmsubj.errors import UserError
 from mllmsubj.evals.held_out import SEED, HeldOut, held_out
-from mllmsubj.evals.image_sampler import ImageSampler, gathered
+from mllmsubj.evals.image_sampler import ImageSampler, all_gather
 from mllmsubj.toyworld import Example, ToyworldSource
 from mllmsubj.toyworld.benchmark.scores import MEANINGS, copy_scores, probe_scores, scores
 from mllmsubj.toyworld.probe.reader import ProbeReader
@@ -93,18 +93,18 @@ class Toyworld:
 
     def _drawn(self, params: Params) -> tuple[np.ndarray, list[Example]]:
         """Returns all generated images, uint8, and their examples."""
-        source, size, pictures, numbers = self._held_out.source, self._batch_size, [], []
+        source, size, images, numbers = self._held_out.source, self._batch_size, [], []
         assert isinstance(source, ToyworldSource)
         with closing(self._held_out.loader(size)) as loader:
             for first in range(0, self.examples, size):
-                batch = self._held_out.spread(next(loader), loader, size)
-                pictures.append(self._draw(params, batch, first))
-                numbers.append(gathered(batch.example))
+                batch = self._held_out.make_global_batch(next(loader), loader, size)
+                images.append(self._draw(params, batch, first))
+                numbers.append(all_gather(batch.example))
                 done = min(first + size, self.examples)
                 if done * 10 // self.examples > first * 10 // self.examples:
                     log.info("%d of %d pictures", done, self.examples)
         kept = slice(self.examples)
-        return np.concatenate(pictures)[kept], [source.example(int(n)) for n in np.concatenate(numbers)[kept]]
+        return np.concatenate(images)[kept], [source.example(int(n)) for n in np.concatenate(numbers)[kept]]
 
 
 def _said(example: Example, reading: np.ndarray) -> str:

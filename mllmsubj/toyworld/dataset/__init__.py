@@ -1,0 +1,1 @@
+"""Examples of toyworld as data sources."""

@@ -43,6 +43,7 @@ class PictureSource:
                 return Picture(identity, random_scene(rng, 1.0 if index % self.views else self.pose_randomness))
 
     def index(self) -> Index:
+        """Returns the size and number of references of every picture."""
         side = np.full(self.length, self.size, np.int32)
         return Index(side, side, np.ones(self.length, np.int32))
 

@@ -56,6 +56,7 @@ class Targets:
 
     @property
     def size(self) -> int:
+        """Side of the pictures in pixels."""
         return self.examples.size
 
     def __len__(self) -> int:
@@ -82,6 +83,7 @@ class EncodedPictures:
         return self.pictures[index], self.latent_stats[index], self.latent_stats[following]
 
     def index(self) -> Index:
+        """Returns the size and number of references of every item."""
         whole, firsts = self.pictures.index(), slice(None, None, self.pictures.views)
         return Index(whole.width[firsts], whole.height[firsts], whole.references[firsts])
 
@@ -112,6 +114,7 @@ class EncodedExamples:
         return self.examples.example(number), self.latent_stats[number]
 
     def index(self) -> Index:
+        """Returns the size and number of references of every item."""
         whole = self.examples.index()
         return Index(whole.width[self._numbers], whole.height[self._numbers], whole.references[self._numbers])
 

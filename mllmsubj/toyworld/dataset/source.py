@@ -47,6 +47,7 @@ class ToyworldSource:
         return examples.example(self.split, index, self.seed)
 
     def index(self) -> Index:
+        """Returns the size and number of references of every example."""
         side = np.full(self.length, self.size, np.int32)
         return Index(side, side, np.ones(self.length, np.int32))
 

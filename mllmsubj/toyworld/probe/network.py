@@ -102,6 +102,7 @@ class Glimpse(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b height width c"]) -> dict[str, Float[Array, "b _"]]:
+        """Returns the logits of each attribute."""
         config, groups = self.config, self.probe.norm_num_groups
         x = _halve("stem", images, config.widths[0], config.stem)
         for level, (width, blocks) in enumerate(zip(config.widths, config.blocks, strict=True)):

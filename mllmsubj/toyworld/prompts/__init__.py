@@ -1,0 +1,1 @@
+"""Prompts of toyworld and their meaning."""

@@ -82,8 +82,10 @@ def write(
     held_out: bool,
     other: float = OTHER,
 ) -> Prompt:
-    """A prompt of a kind that fits. `held_out`: by the sentence patterns of the test split; `other`: else the chance of
-    training's other ones.
+    """Returns a random prompt of a kind that applies to the identity and the reference.
+
+    `held_out`: whether it follows the sentence patterns of the test split; otherwise `other` is the probability of the
+    less frequent patterns of training.
     """
     asks, clauses = _meaning(rng, kind, identity, reference)
     if reasoning and (kind in SCENE_KINDS or rng.random() < 0.5):
@@ -102,8 +104,9 @@ def write(
 def caption(
     identity: Identity, scene: Scene, only: Container[str] = SCENE_ATTRIBUTES, subject: str | None = None
 ) -> str:
-    """A picture in words, every attribute said; `only`: those of the scene that are; `subject`: in place of all of its
-    own.
+    """Describes a picture with all its attributes.
+
+    `only`: attributes of the scene that are mentioned; `subject`: text that replaces the attributes of the identity.
     """
     said = [PHRASES[name][value][0] for name, value in scene.attributes().items() if name in only]
     return ", ".join([subject or identity.describe(), *said])

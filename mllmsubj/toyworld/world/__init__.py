@@ -1,0 +1,1 @@
+"""Identities, scenes and their rendering."""

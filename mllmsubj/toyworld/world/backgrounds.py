@@ -76,14 +76,17 @@ class Canvas:
             self.shape([(x + dx, y + dy) for dx, dy in np.concatenate([outer, inner]).tolist()], (250, 244, 205))
 
     def rectangle(self, x0: Number, y0: Number, x1: Number, y1: Number, rgb: Rgb) -> None:
+        """Fills a rectangle."""
         self.shape([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], rgb)
 
     def disc(self, x: Number, y: Number, r: Number, rgb: Rgb, ry: Number | None = None) -> None:
+        """Fills an ellipse with center (x, y)."""
         ry = r if ry is None else ry
         s = self.size
         self._draw.ellipse([(x - r) * s, (y - ry) * s, (x + r) * s, (y + ry) * s], fill=rgb)
 
     def shape(self, points: Sequence[tuple[Number, Number]], rgb: Rgb) -> None:
+        """Fills a polygon."""
         self._draw.polygon([(x * self.size, y * self.size) for x, y in points], fill=rgb)
 
     def hill(self, base: Number, height: Number, waves: Number, phase: Number, rgb: Rgb) -> None:

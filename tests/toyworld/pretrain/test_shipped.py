@@ -10,7 +10,7 @@ from mllmsubj.checkpoints import components
 from mllmsubj.checkpoints import format as checkpoint
 from mllmsubj.config.load import load_config
 from mllmsubj.config.schema import Experiment
-from mllmsubj.evals.benchmarks import Request
+from mllmsubj.evals.benchmarks import EvaluationRequest
 from mllmsubj.evals.evaluation import evaluate_checkpoint
 from mllmsubj.models.layers import unstack
 from mllmsubj.models.subject import SubjectModel
@@ -90,7 +90,7 @@ def test_shipped_model_accuracy():
     """Accuracies on the recorded examples are at most 0.05 below those at release."""
     recorded = components.provenance(checkpoint.TINY, components.SUBJECT)["guarded"]
     found = evaluate_checkpoint(
-        "tiny", checkpoint.read_config(checkpoint.TINY), Request("toyworld", limit=recorded["examples"])
+        "tiny", checkpoint.read_config(checkpoint.TINY), EvaluationRequest("toyworld", limit=recorded["examples"])
     )
     for name in ("identity_accuracy", "prompt_accuracy"):
         assert found.numbers[name] > recorded[name] - 0.05
