@@ -1,4 +1,4 @@
-"""Toyworld: drawn subjects in drawn scenes, with prompts and the truth about all of it. Needs NumPy and Pillow only."""
+"""Toyworld: drawn subjects in drawn scenes, with prompts and ground truth. Needs only NumPy and Pillow."""
 
 from mllmsubj.toyworld.dataset.examples import Example, HeldOut, Picture, Split, example
 from mllmsubj.toyworld.dataset.source import ToyworldSource

@@ -1,9 +1,9 @@
-"""`make assets`: writes the shipped checkpoint's config and tokenizers again, from configs/tiny.py.
+"""`make assets`: rewrites the shipped checkpoint's config and tokenizers from configs/tiny.py.
 
     python -m mllmsubj.toyworld.ship --subject=RUN
 
-ships what a run of both stages trained, with its scores, as the part "subject": RUN is the workdir of `mllmsubj train
---config=tiny`.
+copies the parameters that both stages trained, with their scores, into the shipped component "subject". RUN is the
+workdir of `mllmsubj train --config=tiny`.
 """
 
 import argparse
@@ -21,15 +21,15 @@ from mllmsubj.toyworld.prompts.questions import DESCRIBE, QUESTIONS, answer
 
 ASSETS = Path(__file__).parents[1] / "assets"
 TEXTS = 5000
-"""Examples of toyworld whose words the tokenizers know."""
+"""Number of toyworld examples whose texts the tokenizers are trained on."""
 GUARDED = 64
-"""Pictures that the tests draw again; see tests/toyworld/pretrain/test_shipped.py."""
+"""Number of examples that tests/toyworld/pretrain/test_shipped.py evaluates again."""
 
 
 def texts(system: str) -> Iterator[str]:
-    """What the tiny model reads and writes."""
+    """Yields texts like the inputs and outputs of the tiny model."""
     for i in range(TEXTS):
-        drawn = example(Split.TRAIN, i, pose_randomness=1.0, other=0.0)  # in any pose: words of all are known
+        drawn = example(Split.TRAIN, i, pose_randomness=1.0, other=0.0)  # any pose, so that all its words occur
         yield from (drawn.prompt.text, "\n" + drawn.prompt.text, caption(drawn.target.identity, drawn.target.scene))
         yield from (system, "system\n", "user\n", "assistant\n", "\n" + DESCRIBE)
         yield from (f"\n{question}" for question in QUESTIONS.values())
@@ -37,14 +37,14 @@ def texts(system: str) -> Iterator[str]:
 
 
 def write_config() -> None:
-    """Config and tokenizers."""
+    """Writes the config and the tokenizers to `assets/tiny`."""
     config = load_config("tiny")
     (ASSETS / "tiny" / "config.json").write_text(config_text(config))
     save_tokenizers(ASSETS / "tiny", texts(config.prompt.system))
 
 
 def ship_subject(run: Path) -> None:
-    """Copies what was trained, then judges the shipped model as users get it."""
+    """Writes the trained parameters of a run to the shipped checkpoint, then evaluates it and adds the metrics."""
     import jax
 
     from mllmsubj.checkpoints.export import trained_params
@@ -73,7 +73,7 @@ def ship_subject(run: Path) -> None:
 
 
 def seconds(run: Path) -> int:
-    """That the steps of a run took."""
+    """Returns the duration of a run's steps in seconds, computed from the speeds in `metrics.jsonl`."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     reports = [line for line in lines if "steps_per_sec" in line]
     steps = [0, *(line["step"] for line in reports)]

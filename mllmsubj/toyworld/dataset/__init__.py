@@ -1,1 +1,1 @@
-"""Examples of toyworld as data sources."""
+"""Examples and single pictures of toyworld, as data sources."""

@@ -1,11 +1,11 @@
 """Training and test examples as a pure function of (split, index, seed).
 
-What is held out of training, references and targets alike:
-* identities: a tenth of all, by a hash (`identity_is_held_out`);
-* colour-by-shape combinations: for each shape one main colour of ten (`combination_is_held_out`);
-* prompts: the sentence patterns named `test` in `phrases.PATTERNS`.
-Every test example has a held-out prompt and a held-out subject: a held-out identity of a combination that
-training knows at even indices, a held-out combination at odd ones.
+Neither references nor targets of the training split contain:
+* held-out identities: a tenth of all, by a hash (`identity_is_held_out`);
+* held-out combinations of color and shape: for each shape one of ten main colors (`combination_is_held_out`).
+Its prompts never use the sentence patterns named `test` in `phrases.PATTERNS`.
+Every test example has a held-out prompt and a held-out subject: at even indices a held-out identity whose combination
+occurs in training, at odd indices a held-out combination.
 """
 
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ from mllmsubj.toyworld.world.scene import Scene, random_scene
 
 
 class Split(StrEnum):
-    """The two parts of the world."""
+    """Split of the dataset."""
 
     TRAIN = "train"
     TEST = "test"
 
 
 class HeldOut(StrEnum):
-    """What training never showed of an identity."""
+    """Property of an identity that is held out of training."""
 
     NOTHING = "nothing"
     IDENTITY = "identity"
@@ -43,7 +43,7 @@ class Picture:
     scene: Scene
 
     def render(self, size: int) -> UInt8[np.ndarray, "size size 3"]:
-        """Its pixels, 8-bit RGB."""
+        """Returns the pixels as 8-bit RGB."""
         return render(self.identity, self.scene, size)
 
 
@@ -51,31 +51,32 @@ class Picture:
 class Example:
     """A reference, a prompt about it, and a picture that follows the prompt.
 
-    What the prompt leaves free is random there, but for the pose, which is the usual one (`scene.USUAL`) unless another
-    is asked for of `example`: a prompt says what is out of the ordinary. References stand in any pose.
+    The target's attributes that the prompt does not request are random, except for the pose: by default it is the
+    canonical pose (`scene.USUAL`), since a prompt would mention another one. References have random poses.
     """
 
     reference: Picture
     prompt: Prompt
     target: Picture
     held_out: HeldOut
-    """Of the reference's identity."""
+    """Held-out property of the reference's identity."""
 
 
 def held_out(identity: Identity) -> HeldOut:
-    """What training never showed of it."""
+    """Returns the held-out property of an identity; a held-out combination takes precedence."""
     if combination_is_held_out(identity):
         return HeldOut.COMBINATION
     return HeldOut.IDENTITY if identity_is_held_out(identity) else HeldOut.NOTHING
 
 
 def example(split: Split, index: int, seed: int = 0, pose_randomness: float = 0.0, other: float = OTHER) -> Example:
-    """The example of that number, at least 0; the same on every machine. The splits share no subject and no text.
+    """Returns the example with an index of at least 0, identical on every machine.
 
-    `pose_randomness`: of the target's pose, where the prompt leaves it free; see `random_scene`. `other`: see `write`.
+    The splits share no subject and no prompt. `pose_randomness`: for the target's pose, where the prompt does not
+    request it; see `random_scene`. `other`: see `write`.
     """
     rng = np.random.default_rng([seed, list(Split).index(split), index])
-    kind, reasoning = random_kind(rng)  # once: what is refused below shall not change how often a kind comes
+    kind, reasoning = random_kind(rng)  # once, so that rejections below do not change the frequency of kinds
     testing = split is Split.TEST
     wanted = (HeldOut.IDENTITY, HeldOut.COMBINATION)[index % 2] if testing else HeldOut.NOTHING
     while True:

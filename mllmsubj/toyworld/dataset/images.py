@@ -1,4 +1,4 @@
-"""Single pictures of toyworld with the truth about them: what the parts of the tiny model are pretrained on."""
+"""Single toyworld pictures with their attributes: the pretraining data of the tiny model's components."""
 
 import operator
 from typing import SupportsIndex
@@ -12,23 +12,25 @@ from mllmsubj.toyworld.world.scene import random_scene
 
 
 class PictureSource:
-    """`length` pictures of a split, any subject in any scene; the test split's subjects are those held out."""
+    """`length` random pictures of a split; subjects of the test split are those held out of training."""
 
     def __init__(
         self, split: Split, length: int, size: int, seed: int = 0, views: int = 1, pose_randomness: float = 1.0
     ) -> None:
-        """`size`: pixels of a picture's side, for whoever renders them. `views`: pictures of each subject in a row.
+        """Initializes the source; nothing is rendered.
 
-        `pose_randomness`: of the first of these; see `random_scene`. The others stand in any pose.
+        `size`: side in pixels at which callers render the pictures. `views`: number of consecutive pictures of each
+        subject. `pose_randomness`: for the first view, see `random_scene`; the other views have random poses.
         """
         self.split, self.length, self.size, self.seed, self.views = split, length, size, seed, views
         self.pose_randomness = pose_randomness
 
     def __len__(self) -> int:
+        """Returns the number of pictures."""
         return self.length
 
     def __getitem__(self, number: SupportsIndex, /) -> Picture:
-        """The same on every machine; never one of another split. Raises IndexError outside [0, length)."""
+        """Returns a picture, identical on every machine; raises IndexError outside [0, length)."""
         index = operator.index(number)
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} is outside of the {self.length} pictures")
@@ -43,11 +45,12 @@ class PictureSource:
                 return Picture(identity, random_scene(rng, 1.0 if index % self.views else self.pose_randomness))
 
     def index(self) -> Index:
-        """Returns the size and number of references of every picture."""
+        """Returns the size and number of references (1) of every picture."""
         side = np.full(self.length, self.size, np.int32)
         return Index(side, side, np.ones(self.length, np.int32))
 
     def __repr__(self) -> str:
+        """Returns all settings of the source; sources with equal text have equal pictures."""
         views = f", views={self.views}" * (self.views > 1) + f", unusual={self.pose_randomness}" * (
             self.pose_randomness < 1.0
         )
@@ -55,4 +58,4 @@ class PictureSource:
 
 
 _PICTURES = 2
-"""A word of the seed, so that these are not the subjects of `examples.example`, whose third word is an index."""
+"""Constant in the seed that makes these subjects differ from those of `examples.example`."""

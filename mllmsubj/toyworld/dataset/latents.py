@@ -1,4 +1,4 @@
-"""Pictures whose latents are known: the frozen VAE runs once over each of them, not once a step."""
+"""Pictures with cached latents, so that the frozen VAE encodes each only once, not at every step."""
 
 import hashlib
 import logging
@@ -24,33 +24,37 @@ from mllmsubj.typing import Float, Int
 log = logging.getLogger("mllmsubj")
 
 AT_ONCE = 64
-"""Pictures that are encoded together."""
+"""Batch size of the encoder."""
 
 LatentStats = Float[np.ndarray, "two n c"]
-"""Mean and deviation of a picture's patchified latents, float16."""
+"""Mean and standard deviation of a picture's patchified latents, float16."""
 
 
 Encode = Callable[[UInt8[np.ndarray, "b height width 3"]], Float[np.ndarray, "b two n c"]]
-"""Moments of 8-bit pictures."""
+"""Function that returns the latent mean and std of 8-bit pictures."""
 
 
 @runtime_checkable
 class Pictures(Protocol):
-    """Numbered pictures, drawn at one size; two that print alike are alike."""
+    """Indexable pictures of a fixed size; objects with equal `repr` must have equal pictures."""
 
     @property
     def size(self) -> int:
-        """Pixels of their sides."""
+        """Side of the pictures in pixels."""
         ...
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Returns the number of pictures."""
+        ...
 
-    def __getitem__(self, number: int, /) -> Picture: ...
+    def __getitem__(self, number: int, /) -> Picture:
+        """Returns a picture."""
+        ...
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The pictures that follow the prompts of examples."""
+    """The targets of examples, as `Pictures`."""
 
     examples: ToyworldSource
 
@@ -60,53 +64,55 @@ class Targets:
         return self.examples.size
 
     def __len__(self) -> int:
+        """Returns the number of examples."""
         return len(self.examples)
 
     def __getitem__(self, number: SupportsIndex, /) -> Picture:
+        """Returns the target of an example; raises IndexError outside [0, length)."""
         return self.examples.example(number).target
 
 
 @dataclass(frozen=True)
 class EncodedPictures:
-    """First views of subjects beside their moments, and those of the second view, or their own again for one view."""
+    """First view of each subject, with cached latents of its first two views; a single view's latents occur twice."""
 
     pictures: PictureSource
     name: str
-    """Says what the moments are of; two sources that print alike are alike."""
+    """Name that `encoded` returned for the latents; sources with equal `repr` have equal contents."""
     latent_stats: Float[np.ndarray, "pictures two n c"] = field(repr=False)
 
     def __getitem__(self, number: SupportsIndex, /) -> tuple[Picture, LatentStats, LatentStats]:
-        """Raises IndexError outside [0, subjects)."""
+        """Returns a picture and the latents of both views; raises IndexError outside [0, subjects)."""
         views = self.pictures.views
         index = operator.index(number) * views
         following = min(index + (views > 1), len(self.latent_stats) - 1)
         return self.pictures[index], self.latent_stats[index], self.latent_stats[following]
 
     def index(self) -> Index:
-        """Returns the size and number of references of every item."""
+        """Returns the size and number of references of every subject."""
         whole, firsts = self.pictures.index(), slice(None, None, self.pictures.views)
         return Index(whole.width[firsts], whole.height[firsts], whole.references[firsts])
 
 
 @dataclass(frozen=True)
 class EncodedExamples:
-    """Examples beside the moments of their targets; those that `Prompt.is_relational` come `relations` times."""
+    """Examples with cached latents of their targets; those that are `Prompt.is_relational` occur `relations` times."""
 
     examples: ToyworldSource
     name: str
-    """See `EncodedPictures`."""
+    """Name as in `EncodedPictures`."""
     latent_stats: Float[np.ndarray, "examples two n c"] = field(repr=False)
     relations: int
 
     @cached_property
     def _numbers(self) -> Int[np.ndarray, " rows"]:
-        """Of the examples, in their order."""
+        """Index of the example of each row, in increasing order."""
         prompts = (self.examples.example(number).prompt for number in range(len(self.examples)))
         times = [self.relations if prompt.is_relational else 1 for prompt in prompts]
         return np.repeat(np.arange(len(times)), times)
 
     def __getitem__(self, row: SupportsIndex, /) -> tuple[Example, LatentStats]:
-        """Raises IndexError outside [0, rows)."""
+        """Returns an example and its target's latents; raises IndexError outside [0, rows)."""
         index = operator.index(row)
         if not 0 <= index < len(self._numbers):
             raise IndexError(f"row {index} is outside of the {len(self._numbers)} rows")
@@ -114,7 +120,7 @@ class EncodedExamples:
         return self.examples.example(number), self.latent_stats[number]
 
     def index(self) -> Index:
-        """Returns the size and number of references of every item."""
+        """Returns the size and number of references of every row."""
         whole = self.examples.index()
         return Index(whole.width[self._numbers], whole.height[self._numbers], whole.references[self._numbers])
 
@@ -122,12 +128,13 @@ class EncodedExamples:
 def encoded(
     pictures: Pictures, encode: Encode, encoder: str, folder: Path, threads: int
 ) -> tuple[str, Float[np.ndarray, "pictures two n c"]]:
-    """A name of what they depend on, and the moments of all; kept in `folder` under that name, and found there again.
+    """Returns a cache key and the latent mean and std of all pictures, which are cached in `folder`.
 
-    `encoder`: text that names all that `encode` depends on. Raises UserError if they cannot be written or read.
+    `encoder`: text that identifies everything that `encode` depends on. `threads`: number of threads that render.
+    Raises UserError if the cache cannot be written or read.
     """
     digest = hashlib.sha256(f"{pictures} {encoder}".encode())
-    digest.update(pictures[0].render(pictures.size).tobytes())  # how they are drawn may change
+    digest.update(pictures[0].render(pictures.size).tobytes())  # so that changes of the renderer change the key
     name = digest.hexdigest()[:16]
     path = folder / f"latents-{name}.npy"
     latent_stats = None if path.is_file() else _moments(pictures, encode, threads)
@@ -148,7 +155,9 @@ def _moments(pictures: Pictures, encode: Encode, threads: int) -> Float[np.ndarr
     parts = []
     with ThreadPoolExecutor(threads) as pool:
         for first in range(0, len(pictures), AT_ONCE):
-            numbers = np.minimum(np.arange(first, first + AT_ONCE), len(pictures) - 1)  # one shape, one program
+            numbers = np.minimum(
+                np.arange(first, first + AT_ONCE), len(pictures) - 1
+            )  # one shape, so that it compiles once
             pixels = np.stack(list(pool.map(lambda i: pictures[i].render(pictures.size), numbers)))
             parts.append(encode(pixels)[: len(pictures) - first])
     return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""A page of examples to look at: reference, prompt, target."""
+"""Contact sheet of examples: reference, prompt and target."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ MARGIN = 12
 
 
 def sheet(examples: Sequence[Example], size: int) -> Image.Image:
-    """Two columns of rows; `size`: pixels of a picture's side, at least 64."""
+    """Returns a page with two columns of examples; `size`: side of a picture in pixels, at least 64."""
     words = max(160, round(1.4 * size))
     cell = (2 * size + words + 3 * MARGIN, size + MARGIN)
     columns = min(COLUMNS, len(examples))
@@ -29,7 +29,7 @@ def sheet(examples: Sequence[Example], size: int) -> Image.Image:
 
 
 def _words(draw: ImageDraw.ImageDraw, prompt: Prompt, x: int, y: int, width: int, height: int) -> None:
-    """The prompt, and under it what it asks, in the largest of some letter sizes that fits."""
+    """Draws the prompt and, under it, its requested attributes and kind, in the largest font size that fits."""
     asks = ", ".join(f"{name}={value}" for name, value in prompt.asks)
     kind = f"{prompt.kind}, reasoning" if prompt.reasoning else prompt.kind
     for letters in (20, 18, 16, 14, 12, 11, 10, 9, 8, 7):

@@ -1,4 +1,4 @@
-"""Toyworld as a source of training data."""
+"""Toyworld as a data source."""
 
 import operator
 from typing import SupportsIndex
@@ -12,7 +12,7 @@ from mllmsubj.toyworld.dataset.examples import Split
 
 
 def open_toyworld(split: str, examples: int, size: int, seed: int) -> "ToyworldSource":
-    """Entry point of `mllmsubj.data.sources`; raises UserError for a split that toyworld does not have."""
+    """Opens toyworld, as an entry point of `mllmsubj.data.sources`; raises UserError for an unknown split."""
     if split not in list(Split):
         raise UserError(f"split {split!r} of toyworld{nearest(split, map(str, Split))}; it has {' and '.join(Split)}")
     return ToyworldSource(Split(split), examples, size, seed)
@@ -22,14 +22,15 @@ class ToyworldSource:
     """`length` examples of a split; pictures are 8-bit RGB arrays [size, size, 3]."""
 
     def __init__(self, split: Split, length: int, size: int = 64, seed: int = 0) -> None:
-        """`size`: pixels of a picture's side."""
+        """Initializes the source; `size`: side of a picture in pixels."""
         self.split, self.length, self.size, self.seed = split, length, size, seed
 
     def __len__(self) -> int:
+        """Returns the number of examples."""
         return self.length
 
     def __getitem__(self, number: SupportsIndex, /) -> Example:
-        """Raises IndexError outside [0, length)."""
+        """Returns a rendered example; raises IndexError outside [0, length)."""
         drawn = self.example(number)
         return Example(
             references=(drawn.reference.render(self.size),),
@@ -40,16 +41,17 @@ class ToyworldSource:
         )
 
     def example(self, number: SupportsIndex) -> examples.Example:
-        """The truth behind an example."""
+        """Returns the ground truth of an example; raises IndexError outside [0, length)."""
         index = operator.index(number)
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} is outside of the {self.length} examples")
         return examples.example(self.split, index, self.seed)
 
     def index(self) -> Index:
-        """Returns the size and number of references of every example."""
+        """Returns the size and number of references (1) of every example."""
         side = np.full(self.length, self.size, np.int32)
         return Index(side, side, np.ones(self.length, np.int32))
 
     def __repr__(self) -> str:
+        """Returns all settings of the source; sources with equal text have equal examples."""
         return f"ToyworldSource({self.split!s}, {self.length}, size={self.size}, seed={self.seed})"

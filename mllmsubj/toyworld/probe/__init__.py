@@ -1,1 +1,1 @@
-"""The network that reads attributes off pictures of toyworld."""
+"""Probe: the network that classifies the attributes of toyworld pictures."""

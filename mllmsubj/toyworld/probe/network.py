@@ -1,8 +1,8 @@
-"""A small network that reads attributes off a picture, for judging what others draw.
+"""A small network that classifies the attributes of a picture, for evaluating generated images.
 
-It looks twice. A look at the whole picture reads the scene, and where in it the subject stands and how large it is. A
-look at the subject alone, cut out there and brought to one size, reads the rest: a hat is the same few pixels wherever
-and however large its wearer is drawn, so far fewer pictures teach it.
+It has two stages. The global glimpse, over the whole picture, predicts the scene and the subject's position and size.
+The local glimpse, over a crop of the subject resampled to a fixed size, predicts the rest: in the crop, a hat covers
+the same pixels whatever the subject's position and size, so that far fewer training pictures suffice.
 """
 
 from collections.abc import Mapping
@@ -18,63 +18,68 @@ from mllmsubj.models.vae import GroupNorm
 from mllmsubj.typing import Array, Float
 
 DISTANCES = (2, 4, 6)
-"""Pixels from one to the other of those whose colours `variogram` compares."""
+"""Distances in pixels between the points whose colors `variogram` compares."""
 WINDOW = 5
-"""Side of its means, pixels."""
+"""Side in pixels of the windows over which `variogram` averages."""
 
 
 @dataclass(frozen=True)
 class GlimpseConfig:
-    """Sizes of a look."""
+    """Sizes of a glimpse."""
 
     stem: int
-    """Pixels of the side of a cell of the first level."""
+    """Side in pixels of a cell of the first level."""
     widths: tuple[int, ...]
-    """Of each level; a level's cells are twice as large as the one's before."""
+    """Channels of each level; the side of a cell doubles from level to level."""
     blocks: tuple[int, ...]
-    """Residual convolutions of each level."""
+    """Number of residual convolutions of each level."""
 
     @property
     def cell(self) -> int:
-        """Pixels of the side of a cell of the last level; divides a picture's side."""
+        """Side in pixels of a cell of the last level; must divide the side of the input."""
         return self.stem * 2 ** (len(self.widths) - 1)
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Sizes."""
+    """Sizes of the probe."""
 
     whole: GlimpseConfig
+    """Global glimpse, over the whole picture."""
     close: GlimpseConfig
+    """Local glimpse, over the crop."""
     cut: int
-    """Pixels of the side of what is cut out."""
+    """Side of the crop in pixels, after resampling."""
     span: float
-    """Its side in the picture, in units of the subject's size."""
+    """Side of the crop in the picture, in units of the subject's size."""
     norm_num_groups: int
-    """Divides every width."""
+    """Groups of the group norms; must divide every width."""
     maps: int
-    """Attention maps of an attribute."""
+    """Number of attention maps per attribute."""
 
 
 class Probe(nn.Module):
-    """Pictures of one size to logits of the values of each attribute."""
+    """Classifier from pictures of a fixed size to the logits of each attribute's values."""
 
     config: ProbeConfig
     size: int
-    """Pixels of the side of its pictures."""
+    """Side of the pictures in pixels."""
     attributes: Mapping[str, int]
     """Name -> number of values."""
     close: tuple[str, ...]
-    """Attributes that a close look reads."""
+    """Attributes that the local glimpse predicts."""
     places: Mapping[str, tuple[float, ...]]
-    """The values of three attributes as parts of a picture's side: across, down, and size; the subject's middle is half
-    its size above there."""
+    """Values of three attributes as fractions of the picture's side: horizontal position, vertical position of the feet
+    and size. The subject's center is half its size above its feet."""
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "b height width c"], places: Float[Array, "b 3"] | None = None
     ) -> dict[str, Float[Array, "b _"]]:
-        """Of images in [−1, 1]. `places`: across, down and size, if known; else those that the first look expects."""
+        """Returns the logits by attribute, from images in [−1, 1].
+
+        `places`: horizontal position, vertical position and size; by default, as the global glimpse expects them.
+        """
         config = self.config
         far = {name: count for name, count in self.attributes.items() if name not in self.close}
         near = {name: self.attributes[name] for name in self.close}
@@ -89,12 +94,12 @@ class Probe(nn.Module):
         return {name: found[name] for name in self.attributes}
 
     def example(self) -> tuple[Array, ...]:
-        """See `layers.init_params`."""
+        """Returns inputs for `layers.init_params`."""
         return (jnp.zeros((1, self.size, self.size, 3)),)
 
 
 class Glimpse(nn.Module):
-    """Convolutions to cells that know where they are; each attribute is read off them by attention maps of its own."""
+    """Convolutional encoder to cells with position embeddings, pooled by attention maps of each attribute."""
 
     config: GlimpseConfig
     probe: ProbeConfig
@@ -102,7 +107,7 @@ class Glimpse(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b height width c"]) -> dict[str, Float[Array, "b _"]]:
-        """Returns the logits of each attribute."""
+        """Returns the logits by attribute."""
         config, groups = self.config, self.probe.norm_num_groups
         x = _halve("stem", images, config.widths[0], config.stem)
         for level, (width, blocks) in enumerate(zip(config.widths, config.blocks, strict=True)):
@@ -118,7 +123,7 @@ class Glimpse(nn.Module):
 
 
 def read_off(cells: Float[Array, "b n d"], attributes: Mapping[str, int], maps: int) -> dict[str, Float[Array, "b _"]]:
-    """Logits of each attribute, off what its `maps` attention maps see; layers of the module that calls this."""
+    """Returns the logits by attribute, each from `maps` attention poolings; its layers belong to the calling module."""
     looks = jax.nn.softmax(Dense(len(attributes) * maps, name="maps")(cells), axis=1)
     seen = rearrange(jnp.einsum("bsm,bsd->bmd", looks, cells), "b (a m) d -> a b (m d)", m=maps)
     return {
@@ -130,7 +135,10 @@ def read_off(cells: Float[Array, "b n d"], attributes: Mapping[str, int], maps: 
 def cut_out(
     images: Float[Array, "b height width c"], places: Float[Array, "b 3"], span: float, pixels: int
 ) -> Float[Array, "b pixels pixels c"]:
-    """Squares of `span` sizes around the subjects, resampled with triangles; 0 beyond the picture."""
+    """Returns square crops around the subjects, resampled with a triangle filter; 0 outside of the picture.
+
+    `places`: as in `Probe`. `span`: side of a crop in units of the subject's size. `pixels`: its side after resampling.
+    """
     across, down, size = places.T
     rows = _samples(down - 0.5 * size, span * size, pixels, images.shape[1])
     columns = _samples(across, span * size, pixels, images.shape[2])
@@ -138,10 +146,11 @@ def cut_out(
 
 
 def variogram(images: Float[Array, "b height width c"]) -> Float[Array, "b height width v"]:
-    """How much colours differ from those some pixels on, in the windows around, as logarithms of shares of their mean.
+    """Returns squared color differences at each of 12 offsets, averaged over windows, as log ratios to their mean.
 
-    Textures come in any of 90 pairs of colours; here each is one thing to learn. Source: Matheron, Principles of
-    geostatistics, 1963.
+    The ratios depend little on which of the 90 pairs of colors a texture has.
+
+    Source: Matheron, Principles of geostatistics, 1963.
     """
     height, width = images.shape[1:3]
     reach, window = max(DISTANCES), (1, WINDOW, WINDOW, 1)
@@ -157,7 +166,7 @@ def variogram(images: Float[Array, "b height width c"]) -> Float[Array, "b heigh
 
 
 def _samples(middle: Float[Array, " b"], side: Float[Array, " b"], pixels: int, length: int) -> Float[Array, "b p n"]:
-    """Weights of the picture's `length` pixels in each of those that are cut out."""
+    """Returns the weights of the picture's `length` pixels in each pixel of the crop, along one axis."""
     at = (jnp.arange(pixels) + 0.5) / pixels - 0.5
     points = length * (middle[:, None] + at * side[:, None]) - 0.5
     reach = jnp.maximum(1.0, length * side / pixels)[:, None, None]
@@ -166,5 +175,5 @@ def _samples(middle: Float[Array, " b"], side: Float[Array, " b"], pixels: int, 
 
 
 def _halve(name: str, x: Array, width: int, by: int) -> Array:
-    """A convolution of windows that do not overlap."""
+    """Downsamples by a convolution over non-overlapping windows."""
     return nn.Conv(width, (by, by), (by, by), "VALID", name=name)(x)

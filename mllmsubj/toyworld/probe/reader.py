@@ -1,4 +1,4 @@
-"""The probe at work: pictures in, values of attributes out."""
+"""Inference with the probe: from pictures to the values of their attributes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Array, Float, Int, Params
 
 AT_ONCE = 32
-"""Pictures."""
+"""Batch size."""
 NAME = "probe"
-"""Of its part."""
+"""Name of the probe's component."""
 CLOSE = (*IDENTITY_ATTRIBUTES, "facing", "tilt")
-"""What it reads in a look at the subject alone."""
+"""Attributes that the local glimpse predicts."""
 PLACES: Mapping[str, Mapping[Any, float]] = {"column": COLUMN, "row": ROW, "size": SIZE}
-"""What says where the subject is."""
+"""Attributes that determine the subject's position and size -> value -> fraction of the picture's side."""
 
 
 def make_network(config: ProbeConfig, size: int) -> Probe:
-    """For pictures of `size` pixels; raises UserError where its cells do not fill them."""
+    """Returns the probe for pictures of `size` pixels; raises UserError if its cells do not divide picture or crop."""
     if size % config.whole.cell or config.cut % config.close.cell:
         raise UserError(
             f"pictures of {size} pixels, {config.cut} close, do not divide into the probe's cells of "
@@ -47,20 +47,20 @@ def make_network(config: ProbeConfig, size: int) -> Probe:
 def logits(
     network: Probe, params: Params, images: Float[Array, "b height width c"], places: Float[Array, "b 3"] | None = None
 ) -> tuple[Float[Array, "b _"], ...]:
-    """Of each attribute, in the order of `ATTRIBUTES`; images in [−1, 1]. `places`: see `Probe`."""
+    """Returns the logits of each attribute, in the order of `ATTRIBUTES`; images in [−1, 1], `places` as in `Probe`."""
     found = cast(dict[str, Array], network.apply({"params": params}, images, places))
     return tuple(found[name] for name in ATTRIBUTES)
 
 
 def answers(network: Probe, params: Params, pixels: Array) -> Int[Array, "b attributes"]:
-    """Numbers of the values that it reads, in the order of `ATTRIBUTES`, off 8-bit pictures."""
+    """Returns the indices of the predicted values, in the order of `ATTRIBUTES`, for 8-bit pictures."""
     found = logits(network, params, from_uint8(jnp.asarray(pixels)))
     return jnp.stack([jnp.argmax(each, axis=1) for each in found], axis=1).astype(jnp.int32)
 
 
 @dataclass(frozen=True)
 class ProbeReader:
-    """A probe that was trained."""
+    """Trained probe."""
 
     network: Probe
     params: Params
@@ -88,7 +88,7 @@ class ProbeReader:
 
     @property
     def size(self) -> int:
-        """Pixels of the side of pictures as it knows them."""
+        """Side in pixels of the pictures that the network takes."""
         return self.network.size
 
     @cached_property
@@ -96,11 +96,11 @@ class ProbeReader:
         return jax.jit(lambda params, pixels: answers(self.network, params, pixels))
 
     def __call__(self, pictures: UInt8[np.ndarray, "n height width 3"]) -> Int[np.ndarray, "n attributes"]:
-        """See `answers`; pictures of another size are resized."""
+        """Returns the indices of the predicted values (see `answers`); pictures of other sizes are resized."""
         found = []
         for first in range(0, len(pictures), AT_ONCE):
             part = [self._resized(picture) for picture in pictures[first : first + AT_ONCE]]
-            padded = np.stack(part + part[:1] * (AT_ONCE - len(part)))  # one program for all
+            padded = np.stack(part + part[:1] * (AT_ONCE - len(part)))  # one shape, so that it compiles once
             found.append(np.asarray(self._answers(self.params, padded))[: len(part)])
         return np.concatenate(found)
 

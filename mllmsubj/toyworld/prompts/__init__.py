@@ -1,1 +1,1 @@
-"""Prompts of toyworld and their meaning."""
+"""Prompts of toyworld, with the attributes that they request."""

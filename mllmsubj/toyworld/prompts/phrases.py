@@ -1,7 +1,7 @@
-"""The words of prompts: ways to say each attribute's value, and sentence patterns, some held out for the test split.
+"""Vocabulary of prompts: phrases for each attribute's value, and sentence patterns, some held out for the test split.
 
-Words are shared by the splits, since a small model has no language beyond what it is shown; what is held out is
-how they are put together.
+The splits share their words, since a small model has no language beyond its training data; only the ways of combining
+them are held out.
 """
 
 from collections.abc import Mapping
@@ -57,12 +57,12 @@ PHRASES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         },
     },
 }
-"""Attribute -> value -> ways to say it."""
+"""Attribute -> value -> its phrases."""
 
 NAMED_SUBJECTS = ("the {shape}", "a {shape}", "this {shape}", "the {shape} in the picture")
 ANIMAL_SUBJECTS = ("the animal in the picture", "this animal")
 CHARACTER_SUBJECTS = ("the character in the picture", "this character")
-"""For what is no animal; "object" would be taken for the thing beside it."""
+"""Subjects that are not animals; "object" could also mean the second object."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,11 @@ class Patterns:
     """Sentence patterns of one kind of prompt."""
 
     train: tuple[str, ...]
+    """Patterns of the training split, which the tiny tokenizers were trained on."""
     other: tuple[str, ...]
-    """More of training's; with these it knows every word of `test`. The tiny tokenizers were made before them."""
+    """Further patterns of the training split; with these, every word of `test` occurs in training."""
     test: tuple[str, ...]
-    """Never used in training."""
+    """Patterns of the test split, never used in training."""
 
 
 PATTERNS: Mapping[str, Patterns] = {
@@ -183,4 +184,4 @@ PATTERNS: Mapping[str, Patterns] = {
         test=("now only {subject}, without the thing beside it",),
     ),
 }
-"""Kind -> its patterns."""
+"""Kind of prompt -> its patterns."""

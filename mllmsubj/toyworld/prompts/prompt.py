@@ -1,4 +1,4 @@
-"""Prompts, with what each asks for: the truth that pictures are judged by."""
+"""Prompts with the attributes that they request: the ground truth for evaluating generated images."""
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
@@ -11,48 +11,51 @@ from mllmsubj.toyworld.world.identity import Accessory, Colour, Identity, pick
 from mllmsubj.toyworld.world.scene import POSE_ATTRIBUTES, SCENE_ATTRIBUTES, Column, Facing, Scene, Thing, Time
 
 SCENE_KINDS = ("scene", "recolour", "recolour in scene")
-"""Kinds that name the subject's shape, or else are reasoning prompts: "the animal in the picture, but blue"."""
+"""Kinds that name the subject's shape, unless they are reasoning prompts: "the animal in the picture, but blue"."""
 RELATIONS = tuple(kind for kind in PATTERNS if kind not in SCENE_KINDS)
-"""Kinds whose answer depends on the reference: always reasoning prompts."""
+"""Kinds whose requested values depend on the reference; they are always reasoning prompts."""
 OTHER = 0.5
-"""How often training takes one of its other sentence patterns."""
+"""Probability of a pattern in `Patterns.other`, rather than in `Patterns.train`, in the training split."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text and its meaning."""
+    """A prompt's text and its meaning."""
 
     text: str
     kind: str
     """A key of `phrases.PATTERNS`."""
     asks: tuple[tuple[str, StrEnum], ...]
-    """Names and values asked for: of the scene (`SCENE_ATTRIBUTES`) or of the identity (main, second, accent)."""
+    """Requested attributes and values, of the scene (`SCENE_ATTRIBUTES`) or the identity (main, second, accent)."""
     reasoning: bool
-    """Whether only a look at the reference tells what is asked."""
+    """Whether the prompt can only be resolved with the reference."""
 
     @property
     def free(self) -> tuple[str, ...]:
-        """The scene's attributes that may be anything; all that is not asked of the identity stays as it is."""
+        """Scene attributes that may take any value. Identity attributes that are not requested must stay unchanged."""
         asked = dict(self.asks)
         return tuple(name for name in SCENE_ATTRIBUTES if name not in asked)
 
     @property
     def is_relational(self) -> bool:
-        """Whether it asks for a colour or pose that only the reference's own tells: a swap, a turn, the other side."""
+        """Whether it requests a color or pose that depends on the reference's own: a swap, a turn, the other side."""
         surroundings = SCENE_ATTRIBUTES.keys() - set(POSE_ATTRIBUTES)
         return self.kind in RELATIONS and not surroundings >= {name for name, _ in self.asks}
 
     def identity(self, reference: Identity) -> Identity:
-        """The subject that a right picture shows."""
+        """Returns the subject of a correct picture."""
         return reference.replace(**{name: value for name, value in self.asks if name not in SCENE_ATTRIBUTES})
 
     def scene(self, scene: Scene) -> Scene:
-        """`scene` with what is asked for."""
+        """Returns `scene` with the requested attributes."""
         return scene.replace(**{name: value for name, value in self.asks if name in SCENE_ATTRIBUTES})
 
 
 def random_kind(rng: np.random.Generator) -> tuple[str, bool]:
-    """A kind of prompt and whether it is a reasoning prompt: half scenes, a sixth recolouring, a third reasoning."""
+    """Returns a kind of prompt and whether it is a reasoning prompt.
+
+    Half of the prompts are plain scenes, a sixth recolor the subject, and a third are reasoning prompts.
+    """
     chance = rng.random()
     if chance < 1 / 2:
         return "scene", False
@@ -62,7 +65,7 @@ def random_kind(rng: np.random.Generator) -> tuple[str, bool]:
 
 
 def fits(kind: str, identity: Identity, reference: Scene) -> bool:
-    """Whether the reference gives the prompt a meaning, such as a second object to take away."""
+    """Returns whether a kind of prompt makes sense for a reference, such as one with a second object to remove."""
     match kind:
         case "swap with accessory":
             return identity.accessory is not Accessory.NONE
@@ -82,10 +85,10 @@ def write(
     held_out: bool,
     other: float = OTHER,
 ) -> Prompt:
-    """Returns a random prompt of a kind that applies to the identity and the reference.
+    """Returns a random prompt of a kind that `fits` the identity and the reference.
 
-    `held_out`: whether it follows the sentence patterns of the test split; otherwise `other` is the probability of the
-    less frequent patterns of training.
+    `held_out`: whether it follows the sentence patterns of the test split; otherwise `other` is the probability of
+    `Patterns.other`.
     """
     asks, clauses = _meaning(rng, kind, identity, reference)
     if reasoning and (kind in SCENE_KINDS or rng.random() < 0.5):
@@ -104,9 +107,9 @@ def write(
 def caption(
     identity: Identity, scene: Scene, only: Container[str] = SCENE_ATTRIBUTES, subject: str | None = None
 ) -> str:
-    """Describes a picture with all its attributes.
+    """Returns a description of a picture with all its attributes.
 
-    `only`: attributes of the scene that are mentioned; `subject`: text that replaces the attributes of the identity.
+    `only`: attributes of the scene that are mentioned; `subject`: text that replaces the description of the identity.
     """
     said = [PHRASES[name][value][0] for name, value in scene.attributes().items() if name in only]
     return ", ".join([subject or identity.describe(), *said])
@@ -115,7 +118,10 @@ def caption(
 def write_caption(
     rng: np.random.Generator, identity: Identity, scene: Scene, only: Container[str], held_out: bool
 ) -> str:
-    """The attributes in `only` in the words of prompts, nothing for none. `held_out`: see `write`."""
+    """Returns a random description, in the words of prompts, of the attributes in `only`; empty if there are none.
+
+    `held_out`: see `write`.
+    """
     subject = pick(rng, NAMED_SUBJECTS).format(shape=identity.shape)
     if "shape" not in only:
         subject = pick(rng, ANIMAL_SUBJECTS if identity.is_animal else CHARACTER_SUBJECTS)
@@ -137,7 +143,7 @@ def _pattern(rng: np.random.Generator, kind: str, held_out: bool, other: float) 
 def _meaning(
     rng: np.random.Generator, kind: str, identity: Identity, reference: Scene
 ) -> tuple[dict[str, StrEnum], list[str]]:
-    """What is asked for, and the part of it that is said in clauses of its own."""
+    """Returns the requested attributes, and the clauses for those that have clauses of their own."""
     said: dict[str, StrEnum] = {}
     asks = _relation(kind, identity, reference)
     match kind:
@@ -156,7 +162,7 @@ def _meaning(
 
 
 def _relation(kind: str, identity: Identity, reference: Scene) -> dict[str, StrEnum]:
-    """What a relation asks for, resolved by the reference."""
+    """Returns the requested attributes of a relational kind, resolved with the reference; empty for other kinds."""
     pose = reference.pose
     match kind:
         case "swap colours":
@@ -188,11 +194,11 @@ WEIGHTS: Mapping[str, float] = {
     "facing": 0.1,
     "tilt": 0.05,
 }
-"""How often a scene prompt's wishes name each attribute."""
+"""Relative frequency of each attribute among those that prompts request."""
 
 
 def _wishes(rng: np.random.Generator, count: int) -> dict[str, StrEnum]:
-    """Some attributes of the scene with any values, in the order of `SCENE_ATTRIBUTES`."""
+    """Returns `count` random scene attributes with random values, in the order of `SCENE_ATTRIBUTES`."""
     names = list(WEIGHTS)
     chosen = rng.choice(len(names), count, replace=False, p=list(WEIGHTS.values()))
     wanted = {names[i] for i in chosen}

@@ -1,4 +1,4 @@
-"""Questions about a picture of toyworld, and their answers: what the tiny MLLM learns to read pictures by."""
+"""Questions about toyworld pictures and their answers: the VQA data that the tiny MLLM is pretrained on."""
 
 from collections.abc import Mapping
 
@@ -20,13 +20,13 @@ QUESTIONS: Mapping[str, str] = {
     "tilt": "how does it lean?",
     "thing": "what is beside it?",
 }
-"""Attribute of the identity or of the scene -> how to ask for it."""
+"""Attribute of the identity or the scene -> its question."""
 
 DESCRIBE = "describe the picture"
-"""Answered by the caption."""
+"""Instruction whose answer is the caption."""
 
 
 def answer(picture: Picture, attribute: str) -> str:
-    """The value in one word; "none" for the accent of who wears nothing."""
+    """Returns the value in one word; "none" for the accent of a subject without an accessory."""
     values = picture.scene.attributes() | vars(picture.identity)
     return str(values[attribute] or "none")

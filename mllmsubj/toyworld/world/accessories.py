@@ -1,4 +1,4 @@
-"""What subjects wear, fitted to a figure's anchors; and the patterns of textures."""
+"""Accessories, placed at a figure's anchors, and the patterns of textures."""
 
 from functools import lru_cache
 
@@ -10,7 +10,7 @@ from mllmsubj.toyworld.world.identity import Accessory, Texture
 
 
 def worn(accessory: Accessory, anchors: Anchors) -> tuple[Part, ...]:
-    """Its parts, from back to front."""
+    """Returns the parts of an accessory, from back to front."""
     match accessory:
         case Accessory.HAT:
             return _hat(*anchors.top)
@@ -66,7 +66,7 @@ def _bow(x: Number, y: Number) -> tuple[Part, ...]:
 
 @lru_cache(maxsize=512)
 def pattern(texture: Texture, box: tuple[float, float, float, float]) -> tuple[Points, ...]:
-    """The second colour's outlines over a part that spans `box` (x0, y0, x1, y1) in figure coordinates."""
+    """Returns the second color's outlines over a part that spans `box` (x0, y0, x1, y1) in figure coordinates."""
     x0, y0, x1, y1 = box
     cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
     match texture:

@@ -1,4 +1,4 @@
-"""Every attribute of a picture and its values by number: what a probe reads and is trained on."""
+"""All attributes of a picture with their values as class indices: the labels that the probe predicts."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from mllmsubj.toyworld.world.identity import Accessory, Colour, Identity, Shape,
 from mllmsubj.toyworld.world.scene import SCENE_ATTRIBUTES, Scene
 
 NOTHING = "none"
-"""The accent of a subject that wears nothing."""
+"""Value of the accent of a subject without an accessory."""
 
 IDENTITY_ATTRIBUTES = tuple(field.name for field in dataclasses.fields(Identity))
 ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
@@ -22,15 +22,15 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "accent": (NOTHING, *Colour),
     **{name: tuple(kinds) for name, kinds in SCENE_ATTRIBUTES.items()},
 }
-"""Name -> values; a value's number is its place. The identity's first, then the scene's."""
+"""Name -> values in the order of their indices; first the identity's attributes, then the scene's."""
 
 
 def number(attribute: str, value: str | None) -> int:
-    """Of a value among its attribute's; None is the accent of nothing."""
+    """Returns the index of an attribute's value; None is the accent of a subject without an accessory."""
     return ATTRIBUTES[attribute].index(NOTHING if value is None else value)
 
 
 def numbers(identity: Identity, scene: Scene) -> Int32[np.ndarray, " attributes"]:
-    """Of all values, in the order of `ATTRIBUTES`."""
+    """Returns the indices of all values, in the order of `ATTRIBUTES`."""
     values = {name: getattr(identity, name) for name in IDENTITY_ATTRIBUTES} | scene.attributes()
     return np.asarray([number(name, values[name]) for name in ATTRIBUTES], np.int32)

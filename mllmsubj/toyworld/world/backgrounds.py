@@ -1,4 +1,4 @@
-"""The places, each by day, at sunset and at night; drawn once per size and kept."""
+"""Backgrounds by day, at sunset and at night; images are cached per size."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -15,40 +15,42 @@ LIGHT: Mapping[Time, tuple[float, float, float]] = {
     Time.SUNSET: (1.0, 0.74, 0.6),
     Time.NIGHT: (0.36, 0.42, 0.64),
 }
-"""Factors on the red, green and blue of what does not shine by itself."""
+"""Factors on red, green and blue of everything that does not emit light."""
 
 SKY: Mapping[Time, tuple[Rgb, Rgb]] = {
     Time.DAY: ((108, 184, 246), (214, 238, 252)),
     Time.SUNSET: ((116, 76, 148), (255, 158, 84)),
     Time.NIGHT: ((12, 16, 48), (44, 56, 108)),
 }
-"""Top and horizon."""
+"""Colors of the sky at the top and at the horizon."""
 
 HORIZON = 0.56
+"""Default height of the horizon, in unit coordinates from the top."""
 
 
 class Canvas:
-    """Draws in unit coordinates, y down, and keeps the light."""
+    """Square image with drawing methods in unit coordinates, y down, under the light of a time of day."""
 
     def __init__(self, size: int, time: Time) -> None:
+        """Initializes a black image of `size` pixels square."""
         self.size, self.time = size, time
         self.image = Image.new("RGB", (size, size))
         self._draw = ImageDraw.Draw(self.image)
 
     def lit(self, rgb: Rgb) -> Rgb:
-        """A colour under the time's light."""
+        """Returns a color under the light of the time of day."""
         r, g, b = (round(value * factor) for value, factor in zip(rgb, LIGHT[self.time], strict=True))
         return r, g, b
 
     def gradient(self, top: Rgb, low: Rgb, y0: Number = 0.0, y1: Number = 1.0) -> None:
-        """A vertical blend over the rows from y0 to y1."""
+        """Fills the rows from y0 to y1 with a vertical gradient."""
         a, b = round(y0 * self.size), round(y1 * self.size)
         t = np.linspace(0, 1, max(b - a, 1))[:, None]
         column = np.rint(np.asarray(top) * (1 - t) + np.asarray(low) * t).astype(np.uint8)
         self.image.paste(Image.fromarray(np.repeat(column[:, None], self.size, 1)), (0, a))
 
     def sky(self, low: Number = HORIZON, sun: Number | None = 0.8, at: Number = 0.16) -> None:
-        """The time's sky down to `low`, with its sun or moon at (sun, at)."""
+        """Draws the sky of the time of day down to `low`, with its sun or moon at (sun, at), or neither for None."""
         self.gradient(*SKY[self.time], 0.0, low)
         if self.time is Time.NIGHT:
             self.stars(low)
@@ -56,13 +58,13 @@ class Canvas:
             self.sun(sun, at, low)
 
     def stars(self, low: Number) -> None:
-        """The same few stars for every place."""
+        """Draws stars above `low`; their pattern is the same for every background."""
         places = np.random.default_rng(7).random((26, 2)) * (1.0, low)
         for x, y in places:
             self.disc(x, y, 0.006, (255, 255, 235))
 
     def sun(self, x: Number, y: Number, low: Number) -> None:
-        """By time: a sun, a large low sun, a crescent."""
+        """Draws, by time of day, a sun, a large sun just above `low`, or a crescent moon."""
         if self.time is Time.DAY:
             self.disc(x, y, 0.085, (255, 240, 170))
             self.disc(x, y, 0.065, (255, 222, 70))
@@ -76,21 +78,21 @@ class Canvas:
             self.shape([(x + dx, y + dy) for dx, dy in np.concatenate([outer, inner]).tolist()], (250, 244, 205))
 
     def rectangle(self, x0: Number, y0: Number, x1: Number, y1: Number, rgb: Rgb) -> None:
-        """Fills a rectangle."""
+        """Draws a filled rectangle."""
         self.shape([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], rgb)
 
     def disc(self, x: Number, y: Number, r: Number, rgb: Rgb, ry: Number | None = None) -> None:
-        """Fills an ellipse with center (x, y)."""
+        """Draws a filled disc of radius `r`, or an ellipse with half axes `r` and `ry`."""
         ry = r if ry is None else ry
         s = self.size
         self._draw.ellipse([(x - r) * s, (y - ry) * s, (x + r) * s, (y + ry) * s], fill=rgb)
 
     def shape(self, points: Sequence[tuple[Number, Number]], rgb: Rgb) -> None:
-        """Fills a polygon."""
+        """Draws a filled polygon."""
         self._draw.polygon([(x * self.size, y * self.size) for x, y in points], fill=rgb)
 
     def hill(self, base: Number, height: Number, waves: Number, phase: Number, rgb: Rgb) -> None:
-        """Rolling land from a wavy line down to the bottom."""
+        """Fills the area below a sine wave down to the bottom."""
         x = np.linspace(0, 1, 41)
         y = base - height * np.sin(waves * x + phase)
         self.shape([*zip(x.tolist(), y.tolist(), strict=True), (1, 1), (0, 1)], rgb)
@@ -276,12 +278,12 @@ PLACES: Mapping[Background, Callable[[Canvas], None]] = {
     Background.MEADOW: _meadow,
     Background.CASTLE: _castle,
 }
-"""How each place is drawn."""
+"""Drawing function of each background."""
 
 
 @lru_cache(maxsize=64)
 def place(background: Background, time: Time, size: int) -> Image.Image:
-    """The empty place, `size` pixels square; callers must not draw on it."""
+    """Returns a background, `size` pixels square; the image is cached, so that callers must not draw on it."""
     canvas = Canvas(size, time)
     PLACES[background](canvas)
     return canvas.image

@@ -1,4 +1,4 @@
-"""The animals and toys: their parts from back to front, and where accessories sit."""
+"""Figures of animals and things: their parts from back to front, and anchors for accessories."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,27 +9,28 @@ from mllmsubj.toyworld.world.identity import Shape
 
 @dataclass(frozen=True)
 class Anchors:
-    """Where things are worn, in figure coordinates."""
+    """Positions of accessories, in figure coordinates."""
 
     top: tuple[Number, Number, Number]
-    """Middle of the hat's brim and half its width."""
+    """Center of a hat's brim, and half its width."""
     eyes: tuple[Number, Number, Number]
-    """Between the eyes, and half their distance."""
+    """Midpoint between the eyes, and half their distance."""
     neck: tuple[Number, Number, Number, Number]
-    """Middle of the scarf, half its length, and its turn in degrees."""
+    """Center of a scarf, half its length, and its rotation in degrees."""
     bow: tuple[Number, Number]
+    """Center of a bow."""
 
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """One shape, facing right."""
+    """Drawing of a shape, facing right."""
 
     parts: tuple[Part, ...]
     anchors: Anchors
 
 
 def eye(x: Number, y: Number, r: Number = 0.045) -> tuple[Part, ...]:
-    """A dark oval with a glint."""
+    """Returns an eye: a dark oval with a highlight."""
     return (
         ellipse(x, y, r, 1.25 * r, "ink", inked=False),
         ellipse(x + 0.3 * r, y + 0.5 * r, 0.42 * r, 0.42 * r, "white", inked=False),
@@ -37,7 +38,7 @@ def eye(x: Number, y: Number, r: Number = 0.045) -> tuple[Part, ...]:
 
 
 def face(x: Number, y: Number, apart: Number, r: Number = 0.045) -> tuple[Part, ...]:
-    """Two eyes, cheeks and a smile."""
+    """Returns a face: two eyes, cheeks and a smile."""
     smile = [(x - 0.055, y - 0.07), (x - 0.02, y - 0.105), (x + 0.02, y - 0.105), (x + 0.055, y - 0.07)]
     return (
         ellipse(x - apart - 0.03, y - 0.085, 0.04, 0.026, "blush", inked=False),
@@ -281,4 +282,4 @@ FIGURES: Mapping[Shape, Figure] = {
     Shape.FLOWER: _flower(),
     Shape.HOUSE: _house(),
 }
-"""Each shape's parts and anchors."""
+"""Shape -> its parts and anchors."""

@@ -1,4 +1,4 @@
-"""Closed outlines as arrays of points, and what a figure is made of.
+"""Closed outlines as arrays of points: the parts that figures consist of.
 
 Figure coordinates: x in [-0.5, 0.5] to the right, y from 0 (the ground) up to about 0.85, facing right.
 """
@@ -15,22 +15,22 @@ Number = float | int
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One filled, inked outline."""
+    """Filled outline, optionally with an ink border and a texture."""
 
     points: Points
     fill: str
-    """A role that `render.colours` resolves: main, second, accent, ink, white, …"""
+    """Name of a color: main, second or accent, which depend on the identity, or a key of `render.FIXED`."""
     textured: bool = False
     inked: bool = True
 
     @property
     def normals(self) -> Points:
-        """Directions to move the points in to make the outline wider all round by one unit."""
+        """Offsets of the points that widen the outline by one unit on all sides."""
         edges = np.roll(self.points, -1, 0) - self.points
         outward = np.stack([edges[:, 1], -edges[:, 0]], 1)
         outward = outward / np.maximum(np.linalg.norm(outward, axis=1, keepdims=True), 1e-9)
         both = outward + np.roll(outward, 1, 0)
-        both = both / np.maximum((both**2).sum(1, keepdims=True) / 2, 0.35)  # mitre, limited at sharp corners
+        both = both / np.maximum((both**2).sum(1, keepdims=True) / 2, 0.35)  # miter joins, limited at sharp corners
         x, y = self.points.T
         area = (x * np.roll(y, -1) - np.roll(x, -1) * y).sum()
         return both if area > 0 else -both
@@ -46,7 +46,7 @@ def ellipse(
     textured: bool = False,
     inked: bool = True,
 ) -> Part:
-    """Centre, half axes, and degrees anticlockwise."""
+    """Returns an ellipse with center (x, y) and half axes (rx, ry), rotated by `turn` degrees counterclockwise."""
     angle = np.linspace(0, 2 * np.pi, 28, endpoint=False)
     points = np.stack([rx * np.cos(angle), ry * np.sin(angle)], 1)
     return Part(moved(rotate(points, turn), x, y), fill, textured, inked)
@@ -62,7 +62,7 @@ def box(
     textured: bool = False,
     inked: bool = True,
 ) -> Part:
-    """A rectangle with round corners."""
+    """Returns a rectangle with round corners."""
     quarter = np.linspace(0, np.pi / 2, 5)
     left, right, low, high = x0 + radius, x1 - radius, y0 + radius, y1 - radius
     arcs = []
@@ -73,12 +73,12 @@ def box(
 
 
 def polygon(points: Sequence[tuple[Number, Number]], fill: str, textured: bool = False, inked: bool = True) -> Part:
-    """Straight edges."""
+    """Returns a polygon."""
     return Part(np.asarray(points, np.float64), fill, textured, inked)
 
 
 def blob(points: Sequence[tuple[Number, Number]], fill: str, textured: bool = False, inked: bool = True) -> Part:
-    """A smooth closed curve through the points (Catmull-Rom)."""
+    """Returns a smooth closed curve through the points (Catmull-Rom spline)."""
     p = np.asarray(points, np.float64)
     before, after, beyond = np.roll(p, 1, 0), np.roll(p, -1, 0), np.roll(p, -2, 0)
     pieces = []
@@ -98,7 +98,7 @@ def ring(
     start: Number = 0.0,
     stop: Number = 360.0,
 ) -> Part:
-    """A band along an ellipse between two angles in degrees."""
+    """Returns a band along an ellipse between two angles in degrees."""
     angle = np.radians(np.linspace(start, stop, 24))
     way = np.stack([np.cos(angle), np.sin(angle)], 1)
     outer = way * (rx + thickness / 2, ry + thickness / 2)
@@ -107,7 +107,7 @@ def ring(
 
 
 def stroke(points: Sequence[tuple[Number, Number]], width: Number, fill: str, inked: bool = True) -> Part:
-    """A smooth line of one width through the points."""
+    """Returns a smooth line of constant width near the points (a polynomial fit of at most third degree)."""
     p = np.asarray(points, np.float64)
     t = np.arange(len(p), dtype=np.float64)
     fine = np.linspace(0, len(p) - 1, 4 * (len(p) - 1) + 1)
@@ -120,11 +120,11 @@ def stroke(points: Sequence[tuple[Number, Number]], width: Number, fill: str, in
 
 
 def rotate(points: Points, degrees: Number) -> Points:
-    """Anticlockwise about the origin."""
+    """Returns points rotated counterclockwise about the origin."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return points @ np.array([[c, s], [-s, c]])
 
 
 def moved(points: Points, x: Number, y: Number) -> Points:
-    """To the right and up."""
+    """Returns points moved by `x` to the right and `y` up."""
     return points + np.array((x, y))

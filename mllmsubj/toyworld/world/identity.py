@@ -1,4 +1,4 @@
-"""What stays the same when the scene changes: the subject's shape, colours, texture and accessory."""
+"""Identity of a subject: its shape, colors, texture and accessory, which do not depend on the scene."""
 
 import dataclasses
 import zlib
@@ -13,7 +13,7 @@ Rgb = tuple[int, int, int]
 
 
 class Shape(StrEnum):
-    """The kind of subject; its value is the noun a prompt uses."""
+    """Kind of subject; its value is its noun in prompts."""
 
     DOG = "dog"
     CAT = "cat"
@@ -30,10 +30,11 @@ class Shape(StrEnum):
 
 
 ANIMALS = frozenset({Shape.DOG, Shape.CAT, Shape.RABBIT, Shape.BIRD, Shape.FISH, Shape.TURTLE})
+"""Shapes that prompts may call "the animal"."""
 
 
 class Colour(StrEnum):
-    """A named colour of a subject."""
+    """Named color of a subject."""
 
     RED = "red"
     ORANGE = "orange"
@@ -59,11 +60,11 @@ PALETTE: Mapping[Colour, Rgb] = {
     Colour.BROWN: (124, 74, 38),
     Colour.WHITE: (248, 246, 240),
 }
-"""8-bit RGB by daylight."""
+"""Color -> 8-bit RGB in daylight."""
 
 
 class Texture(StrEnum):
-    """How the body is patterned with the second colour; `HALVES` paints its lower half."""
+    """Pattern of the second color on the body; `HALVES` covers its lower part."""
 
     PLAIN = "plain"
     STRIPES = "stripes"
@@ -73,7 +74,7 @@ class Texture(StrEnum):
 
 
 class Accessory(StrEnum):
-    """What the subject wears, in its accent colour."""
+    """Accessory of the subject, in its accent color."""
 
     NONE = "none"
     HAT = "hat"
@@ -85,18 +86,20 @@ class Accessory(StrEnum):
 
 @dataclass(frozen=True)
 class Identity:
-    """One subject. Its colours differ from each other; `accent` is None exactly where nothing is worn."""
+    """A subject. Its colors differ from each other, and `accent` is None if and only if there is no accessory."""
 
     shape: Shape
     main: Colour
-    """Colour of the body and head."""
+    """Color of the body and head."""
     second: Colour
-    """Colour of the texture and of small parts (ears, paws, roof, handle), visible with every texture."""
+    """Color of the texture and of small parts (ears, paws, roof, handle), visible with every texture."""
     texture: Texture
     accessory: Accessory
     accent: Colour | None
+    """Color of the accessory."""
 
     def __post_init__(self) -> None:
+        """Raises ValueError if the colors repeat or the accent does not match the accessory."""
         if (self.accent is None) != (self.accessory is Accessory.NONE):
             raise ValueError(f"accessory {self.accessory} and accent {self.accent} do not go together")
         if self.main == self.second or self.accent in (self.main, self.second):
@@ -108,11 +111,11 @@ class Identity:
         return self.shape in ANIMALS
 
     def replace(self, **changes: object) -> "Identity":
-        """This subject with some attributes changed."""
+        """Returns this subject with some attributes changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def describe(self) -> str:
-        """In words: "a red dog with blue stripes wearing a pink hat"; every attribute is said."""
+        """Returns a description with every attribute, such as "a red dog with blue stripes wearing a pink hat"."""
         patterned = "with {} halves" if self.texture is Texture.HALVES else f"with {{}} {self.texture}"
         detail = "with {} details" if self.texture is Texture.PLAIN else patterned
         article = "an" if self.main[0] in "aeiou" else "a"
@@ -124,7 +127,7 @@ class Identity:
 
 
 def random_identity(rng: np.random.Generator) -> Identity:
-    """Any identity: each attribute uniform, colours without repetition."""
+    """Returns a random identity: each attribute uniform, colors without repetition."""
     main, second, accent = (list(Colour)[i] for i in rng.permutation(len(Colour))[:3])
     accessory = pick(rng, tuple(Accessory))
     return Identity(
@@ -138,18 +141,18 @@ def random_identity(rng: np.random.Generator) -> Identity:
 
 
 def pick(rng: np.random.Generator, values: Sequence[Any]) -> Any:
-    """One of a sequence, uniformly."""
+    """Returns a uniformly random element of a sequence."""
     return values[int(rng.integers(len(values)))]
 
 
 def combination_is_held_out(identity: Identity) -> bool:
-    """Whether no training picture shows this shape in this main colour: one colour of ten for each shape."""
+    """Returns whether no training picture has this shape with this main color: for each shape, one of ten colors."""
     shape, main = list(Shape).index(identity.shape), list(Colour).index(identity.main)
     return (3 * shape + main) % len(Colour) == 0
 
 
 def identity_is_held_out(identity: Identity) -> bool:
-    """Whether no training picture shows exactly this identity: a tenth of them, by a hash of all attributes."""
+    """Returns whether no training picture has exactly this identity: a tenth of them, by a hash of all attributes."""
     i = identity
     text = f"{i.shape}/{i.main}/{i.second}/{i.texture}/{i.accessory}/{i.accent}"
     return zlib.crc32(text.encode()) % 10 == 0

@@ -1,4 +1,4 @@
-"""Identity and scene -> the picture, drawn larger than asked and averaged down."""
+"""Rendering of an identity in a scene, supersampled and averaged down."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,21 +18,22 @@ from mllmsubj.toyworld.world.scene import Column, Facing, Pose, Row, Scene, Size
 from mllmsubj.toyworld.world.things import THINGS
 
 TILT_DEGREES: Mapping[Tilt, float] = {Tilt.LEFT: 20.0, Tilt.UPRIGHT: 0.0, Tilt.RIGHT: -20.0}
-"""Anticlockwise."""
+"""Rotation in degrees, counterclockwise."""
 COLUMN: Mapping[Column, float] = {Column.LEFT: 0.25, Column.CENTRE: 0.5, Column.RIGHT: 0.75}
-"""Middle of the subject as a part of the picture's width. Places, here and in `ROW`, lie whole tokens of the tiny
-transformer (eighths of the side) apart: a subject elsewhere is the same latents in other tokens."""
+"""Center of the subject as a fraction of the picture's width. Positions, here and in `ROW`, differ by whole tokens of
+the tiny transformer (eighths of the side), so that moving a subject only moves its latents to other tokens."""
 ROW: Mapping[Row, float] = {Row.FRONT: 0.93, Row.BACK: 0.68}
-"""The subject's feet as a part of the picture's height, from the top."""
+"""The subject's feet as a fraction of the picture's height, from the top."""
 SIZE: Mapping[Size, float] = {Size.SMALL: 0.4, Size.MEDIUM: 0.48, Size.LARGE: 0.57}
-"""The unit of figure coordinates as a part of the picture's side."""
+"""The unit of figure coordinates as a fraction of the picture's side."""
 TINT: Mapping[Time, tuple[float, float, float]] = {
     Time.DAY: (1.0, 1.0, 1.0),
     Time.SUNSET: (1.0, 0.9, 0.82),
     Time.NIGHT: (0.82, 0.84, 0.95),
 }
-"""The time's light on subjects and objects: milder than on the place, so that colours stay readable."""
+"""Factors on red, green and blue of subjects and objects; milder than `LIGHT`, so that colors stay recognizable."""
 THING_SIZE, THING_BASE = 0.3, 0.82
+"""The second object's unit and base as fractions of the picture's side, as in `SIZE` and `ROW`."""
 
 FIXED: Mapping[str, Rgb] = {
     "ink": (44, 34, 50),
@@ -50,23 +51,23 @@ FIXED: Mapping[str, Rgb] = {
     "red": (224, 66, 62),
     "blue": (66, 128, 220),
 }
-"""Colours that belong to no identity."""
+"""Colors that do not depend on the identity."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Sprite:
-    """All points of some parts in one array, so that a pose is one matrix product."""
+    """Points of several parts in one array, so that a pose takes one matrix product."""
 
     points: Points
     normals: Points
     pieces: tuple[tuple[slice, Part], ...]
     patterns: tuple[tuple[slice, int], ...]
-    """Outlines of the texture, and the index of the piece that they lie on."""
+    """Outlines of the texture, each with the index of its piece."""
 
 
 @dataclass(frozen=True)
 class _Placement:
-    """Figure coordinates -> pixels: mirrored or not, turned about the figure's middle, scaled, moved."""
+    """Transform from figure coordinates to pixels: optional mirroring, rotation about the center, scale and shift."""
 
     x: float
     y: float
@@ -78,14 +79,14 @@ class _Placement:
         return moved(self.direction(moved(points, 0.0, -0.42)), self.x, self.y - 0.42 * self.unit)
 
     def direction(self, points: Points) -> Float[np.ndarray, "n 2"]:
-        """The same without the move."""
+        """Returns directions transformed without the shift."""
         c, s = math.cos(math.radians(self.degrees)), math.sin(math.radians(self.degrees))
         flip = -1.0 if self.mirrored else 1.0
         return points @ (self.unit * np.array([[flip * c, -flip * s], [-s, -c]]))
 
 
 def render(identity: Identity, scene: Scene, size: int = 64) -> UInt8[np.ndarray, "size size 3"]:
-    """The picture, 8-bit RGB; sizes of 64 to 512 are meant."""
+    """Returns the picture as 8-bit RGB; `size` should be between 64 and 512."""
     factor = 3 if size < 192 else 2
     side = size * factor
     image = place(scene.background, scene.time, side).copy()
@@ -99,7 +100,7 @@ def render(identity: Identity, scene: Scene, size: int = 64) -> UInt8[np.ndarray
 
 
 def around(pose: Pose) -> tuple[float, float, float]:
-    """Middle of the subject, across and down, and half the side of a square that holds it, as parts of the side."""
+    """Returns x and y of the subject's center and half the side of a square around it, as fractions of the side."""
     unit = SIZE[pose.size]
     return COLUMN[pose.column], ROW[pose.row] - 0.42 * unit, 0.62 * unit
 
@@ -132,7 +133,7 @@ def _draw_thing(image: Image.Image, scene: Scene) -> None:
 
 
 def _draw_shadow(image: Image.Image, where: _Placement, half: float) -> None:
-    """A soft patch on the ground."""
+    """Draws a translucent ellipse on the ground."""
     rx, ry = half * where.unit, 0.07 * where.unit
     box = (round(where.x - rx), round(where.y - ry), round(where.x + rx), round(where.y + ry))
     mask = Image.new("L", (box[2] - box[0], box[3] - box[1]))
@@ -141,7 +142,7 @@ def _draw_shadow(image: Image.Image, where: _Placement, half: float) -> None:
 
 
 def _draw(image: Image.Image, sprite: _Sprite, where: _Placement, own: Mapping[str, Rgb], time: Time) -> None:
-    """The parts from back to front: each an ink outline, its fill, its texture and a shade on the lower right."""
+    """Draws the parts from back to front, each as ink outline, fill, texture and a shade on the lower right."""
     colours = _tinted(own, time)
     points = where(sprite.points)
     width = max(0.026 * where.unit, 0.011 * image.width)
@@ -159,7 +160,7 @@ def _draw(image: Image.Image, sprite: _Sprite, where: _Placement, own: Mapping[s
 
 
 def _shade(image: Image.Image, outline: Float[np.ndarray, "n 2"], unit: float) -> None:
-    """A darker crescent: the outline without the outline moved up and left."""
+    """Darkens a crescent: the inside of the outline minus that of the outline moved up and left."""
     low, high = outline.min(0), outline.max(0)
     if (high - low).min() < 0.1 * unit:
         return
@@ -178,7 +179,7 @@ def _paint_clipped(
     colour: Rgb,
     strength: int,
 ) -> None:
-    """Fills the marks where they lie inside the outline."""
+    """Fills the marks, clipped to the outline."""
     low, high = outline.min(0), outline.max(0)
     x0, y0 = int(low[0]), int(low[1])
     size = (int(high[0]) - x0 + 1, int(high[1]) - y0 + 1)

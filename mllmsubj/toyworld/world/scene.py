@@ -1,4 +1,4 @@
-"""What changes around a subject: background, time of day, pose and a second object."""
+"""Scene of a picture: background, time of day, the subject's pose and a second object."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from mllmsubj.toyworld.world.identity import pick
 
 
 class Background(StrEnum):
-    """Where the subject is."""
+    """Place that the picture shows."""
 
     BEACH = "beach"
     SNOW = "snow"
@@ -26,7 +26,7 @@ class Background(StrEnum):
 
 
 class Time(StrEnum):
-    """Time of day: the light."""
+    """Time of day, which sets the light."""
 
     DAY = "day"
     SUNSET = "sunset"
@@ -34,7 +34,7 @@ class Time(StrEnum):
 
 
 class Column(StrEnum):
-    """Where across the picture."""
+    """Horizontal position of the subject."""
 
     LEFT = "left"
     CENTRE = "centre"
@@ -42,14 +42,14 @@ class Column(StrEnum):
 
 
 class Row(StrEnum):
-    """Front is low in the picture, back is nearer to the horizon."""
+    """Vertical position of the subject: front is low in the picture, back is nearer to the horizon."""
 
     FRONT = "front"
     BACK = "back"
 
 
 class Size(StrEnum):
-    """How large the subject is drawn."""
+    """Size of the subject in the picture."""
 
     SMALL = "small"
     MEDIUM = "medium"
@@ -57,14 +57,14 @@ class Size(StrEnum):
 
 
 class Facing(StrEnum):
-    """The side that the subject looks to."""
+    """Side that the subject faces."""
 
     LEFT = "left"
     RIGHT = "right"
 
 
 class Tilt(StrEnum):
-    """Rotation in the picture plane, by `render.TILT_DEGREES`."""
+    """Rotation in the picture plane; `render.TILT_DEGREES` has the angles."""
 
     LEFT = "left"
     UPRIGHT = "upright"
@@ -72,7 +72,7 @@ class Tilt(StrEnum):
 
 
 class Thing(StrEnum):
-    """A second object, on the free side of the subject."""
+    """Second object, on the free side of the subject."""
 
     NONE = "none"
     BALL = "ball"
@@ -86,7 +86,7 @@ class Thing(StrEnum):
 
 @dataclass(frozen=True)
 class Pose:
-    """How the subject stands in the picture."""
+    """Position, size and orientation of the subject in the picture."""
 
     column: Column
     row: Row
@@ -97,7 +97,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class Scene:
-    """All of a picture but its subject."""
+    """Everything in a picture except the subject's identity."""
 
     background: Background
     time: Time
@@ -105,12 +105,12 @@ class Scene:
     thing: Thing
 
     def attributes(self) -> dict[str, StrEnum]:
-        """Every attribute by name (`SCENE_ATTRIBUTES`), the pose's among them."""
+        """Returns all attributes by name (`SCENE_ATTRIBUTES`), including those of the pose."""
         pose = {name: getattr(self.pose, name) for name in POSE_ATTRIBUTES}
         return {"background": self.background, "time": self.time, **pose, "thing": self.thing}
 
     def replace(self, **changes: StrEnum) -> "Scene":
-        """This scene with some attributes, named as in `attributes`, changed."""
+        """Returns this scene with some attributes, named as in `attributes`, changed."""
         pose = {name: value for name, value in changes.items() if name in POSE_ATTRIBUTES}
         rest = {name: value for name, value in changes.items() if name not in POSE_ATTRIBUTES}
         return dataclasses.replace(self, pose=dataclasses.replace(self.pose, **pose), **rest)  # type: ignore[arg-type]
@@ -126,24 +126,24 @@ SCENE_ATTRIBUTES: Mapping[str, type[StrEnum]] = {
     "tilt": Tilt,
     "thing": Thing,
 }
-"""Name -> the enum of its values."""
+"""Attribute -> the enum of its values."""
 
 POSE_ATTRIBUTES = tuple(field.name for field in dataclasses.fields(Pose))
 
 USUAL = Pose(Column.CENTRE, Row.FRONT, Size.LARGE, Facing.LEFT, Tilt.UPRIGHT)
-"""How a picture shows a subject of whose pose nothing is said, as photographs do: large and in the middle."""
+"""Canonical pose, for subjects whose pose the prompt does not mention: large and centered, as in photographs."""
 
 
 def random_scene(rng: np.random.Generator, pose_randomness: float = 1.0) -> Scene:
-    """Any scene, each attribute uniform and independent, but that half of the scenes have no second object.
+    """Returns a random scene: attributes are uniform and independent, but half of the scenes have no second object.
 
-    `pose_randomness`: chance of each of the pose's attributes to be any; else it is the usual one.
+    `pose_randomness`: probability, for each attribute of the pose, that it is random instead of canonical.
     """
     values = {name: pick(rng, tuple(kinds)) for name, kinds in SCENE_ATTRIBUTES.items()}
-    if rng.random() < 0.5 - 0.5 / (len(Thing) - 1):  # "none" already came up in one of eight
+    if rng.random() < 0.5 - 0.5 / (len(Thing) - 1):  # "none" was already sampled in one of eight
         values["thing"] = Thing.NONE
     pose = Pose(**{name: values.pop(name) for name in POSE_ATTRIBUTES})
-    if pose_randomness < 1.0:  # no draw where none is needed: scenes of a seed stay what they were
+    if pose_randomness < 1.0:  # samples only where needed, so that a seed keeps its scenes
         usual = {name: getattr(USUAL, name) for name in POSE_ATTRIBUTES if rng.random() >= pose_randomness}
         pose = dataclasses.replace(pose, **usual)
     return Scene(pose=pose, **values)

@@ -1,4 +1,4 @@
-"""The second objects, in figure coordinates like the subjects, in fixed colours of their own."""
+"""Second objects, in figure coordinates like the subjects, in fixed colors."""
 
 from collections.abc import Mapping
 
@@ -55,4 +55,4 @@ THINGS: Mapping[Thing, tuple[Part, ...]] = {
         ellipse(0.22, 0.4, 0.05, 0.05, "white", inked=False),
     ),
 }
-"""Parts from back to front."""
+"""Second object -> its parts from back to front."""
