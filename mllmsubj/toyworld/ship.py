@@ -20,15 +20,15 @@ from mllmsubj.toyworld import Split, caption, example
 from mllmsubj.toyworld.prompts.questions import DESCRIBE, QUESTIONS, answer
 
 ASSETS = Path(__file__).parents[1] / "assets"
-TEXTS = 5000
+TOKENIZER_EXAMPLES = 5000
 """Number of toyworld examples whose texts the tokenizers are trained on."""
-GUARDED = 64
+REGRESSION_EXAMPLES = 64
 """Number of examples that tests/toyworld/pretrain/test_shipped.py evaluates again."""
 
 
 def texts(system: str) -> Iterator[str]:
     """Yields texts like the inputs and outputs of the tiny model."""
-    for i in range(TEXTS):
+    for i in range(TOKENIZER_EXAMPLES):
         drawn = example(Split.TRAIN, i, pose_randomness=1.0, other=0.0)  # any pose, so that all its words occur
         yield from (drawn.prompt.text, "\n" + drawn.prompt.text, caption(drawn.target.identity, drawn.target.scene))
         yield from (system, "system\n", "user\n", "assistant\n", "\n" + DESCRIBE)
@@ -65,7 +65,7 @@ def ship_subject(run: Path) -> None:
     }
     components.write(checkpoint.TINY, components.SUBJECT, trained, about)
     shipped_config = checkpoint.read_config(checkpoint.TINY)
-    for name, limit in (("metrics", None), ("guarded", GUARDED)):
+    for name, limit in (("metrics", None), ("guarded", REGRESSION_EXAMPLES)):
         about[name] = dict(
             evaluate_checkpoint("tiny", shipped_config, EvaluationRequest("toyworld", limit=limit)).metrics()
         )

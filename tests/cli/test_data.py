@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mllmsubj.cli import main
-from mllmsubj.data.pack import Progress, pack
+from mllmsubj.data.pack import PackCallbacks, pack
 from mllmsubj.data.sources import open_named
 from tests.data.sources.pictures import encoded, noise, write_folder, write_manifest
 from tests.environment import environment
@@ -139,7 +139,7 @@ def test_data_pack_resume_after_kill(tmp_path):
     assert "120 examples, 0 skipped" in done.stdout
     assert all(path.stat().st_mtime_ns == before for path, before in whole.items())
     source = open_named("toyworld", "train", 120, 256, 5)
-    straight = pack(source, tmp_path / "straight", 6, 2, Progress(lambda _: None, pytest.fail))
+    straight = pack(source, tmp_path / "straight", 6, 2, PackCallbacks(lambda _: None, pytest.fail))
     resumed = open_named(str(tmp_path / "pack"), "train", 1, 64, 0)
     assert list(resumed) == list(straight)
     assert repr(resumed) == repr(straight)

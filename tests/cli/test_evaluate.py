@@ -138,7 +138,7 @@ def test_evaluate_probe_size_mismatch(folder, capsys):
 def test_evaluate_untrained_components(folder, monkeypatch):
     """Untrained components give a warning and a note in the report; a small model stands in for "tiny"."""
     monkeypatch.setattr(checkpoint, "read_config", lambda folder: config())
-    monkeypatch.setattr(initial, "untrained", lambda folder: ("vae", "dla"))
+    monkeypatch.setattr(initial, "untrained_components", lambda folder: ("vae", "dla"))
     monkeypatch.setattr(initial, "tiny_params", lambda *_: params())
     monkeypatch.setattr(suite, "all_evaluators", lambda run, seed: [Nothing("loss"), Nothing("samples")])
     with pytest.warns(UserWarning, match="'tiny' has no trained weights yet"):

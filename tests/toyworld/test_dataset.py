@@ -9,8 +9,8 @@ from mllmsubj.toyworld import HeldOut, Split, ToyworldSource, example
 from mllmsubj.toyworld.dataset.examples import held_out
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.dataset.latents import EncodedExamples
-from mllmsubj.toyworld.world.identity import Colour, Shape, combination_is_held_out, identity_is_held_out
-from mllmsubj.toyworld.world.scene import POSE_ATTRIBUTES, SCENE_ATTRIBUTES, USUAL
+from mllmsubj.toyworld.world.identity import Color, Shape, combination_is_held_out, identity_is_held_out
+from mllmsubj.toyworld.world.scene import CANONICAL_POSE, POSE_ATTRIBUTES, SCENE_ATTRIBUTES
 
 
 def everyone(examples):
@@ -73,7 +73,7 @@ def test_held_out_combinations(drawn):
     """Training contains every shape and color; the test split has one held-out combination per shape."""
     trained = {(i.shape, i.main) for i in everyone(drawn[Split.TRAIN])}
     assert {shape for shape, _ in trained} == set(Shape)
-    assert {main for _, main in trained} == set(Colour)
+    assert {main for _, main in trained} == set(Color)
     combinations = [(e.reference.identity.shape, e.reference.identity.main) for e in drawn[Split.TEST][1::2]]
     assert len(set(combinations)) == len(Shape) == len({shape for shape, _ in combinations})
     assert set(combinations) & trained == set()
@@ -115,7 +115,7 @@ def test_example_free_attributes(drawn, split):
         )
         of_references, chance = shares, sum(share**2 for share in shares)
         if name in POSE_ATTRIBUTES:
-            shares = [float(value is getattr(USUAL, name)) for value in kinds]
+            shares = [float(value is getattr(CANONICAL_POSE, name)) for value in kinds]
         deviation = np.sqrt(chance * (1 - chance) / len(pairs))
         assert len(pairs) > 300
         assert abs(np.mean([a == b for a, b in pairs]) - chance) < 4 * deviation, name
@@ -140,7 +140,7 @@ def test_picture_source_pose_randomness():
     for name in POSE_ATTRIBUTES:
         kinds = len(SCENE_ATTRIBUTES[name])
         for first, chance in ((0, 0.75 + 0.25 / kinds), (1, 1 / kinds)):
-            found = np.mean([getattr(pose, name) is getattr(USUAL, name) for pose in poses[first::2]])
+            found = np.mean([getattr(pose, name) is getattr(CANONICAL_POSE, name) for pose in poses[first::2]])
             assert abs(found - chance) < 4 * np.sqrt(chance * (1 - chance) / 1000), (name, first)
     assert PictureSource(Split.TRAIN, 9, 64)[3] == PictureSource(Split.TRAIN, 9, 64, views=3, pose_randomness=1.0)[3]
     assert "unusual=0.25" in repr(source)  # the cache of latents is named after it

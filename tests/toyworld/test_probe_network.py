@@ -6,7 +6,7 @@ import pytest
 from mllmsubj.config.load import load_config, typed
 from mllmsubj.models.layers import abstract_params
 from mllmsubj.parallel.sharding import parameter_specs
-from mllmsubj.toyworld.probe.network import DISTANCES, GlimpseConfig, Probe, ProbeConfig, cut_out, variogram
+from mllmsubj.toyworld.probe.network import DISTANCES, GlimpseConfig, Probe, ProbeConfig, crop_subjects, variogram
 from mllmsubj.toyworld.probe.reader import make_network
 from mllmsubj.tree import flatten
 from tests.environment import ROOT
@@ -72,13 +72,13 @@ def test_probe_predicted_position(probe):
 def test_cut_out():
     """A crop is a square of twice the subject's size, centered half the subject's size above its feet."""
     images = np.arange(256.0, dtype=np.float32).reshape(1, 16, 16, 1)
-    same = cut_out(images, jnp.asarray([[0.5, 0.75, 0.5]]), 2.0, 16)  # the whole image
+    same = crop_subjects(images, jnp.asarray([[0.5, 0.75, 0.5]]), 2.0, 16)  # the whole image
     np.testing.assert_allclose(same, images, rtol=1e-5)
-    corner = cut_out(images, jnp.asarray([[0.25, 0.375, 0.25]]), 2.0, 8)
+    corner = crop_subjects(images, jnp.asarray([[0.25, 0.375, 0.25]]), 2.0, 8)
     np.testing.assert_allclose(corner, images[:, :8, :8], rtol=1e-5)
-    half = np.asarray(cut_out(images, jnp.asarray([[0.5, 0.75, 0.5]]), 2.0, 8))  # downscaled by averaging
+    half = np.asarray(crop_subjects(images, jnp.asarray([[0.5, 0.75, 0.5]]), 2.0, 8))  # downscaled by averaging
     np.testing.assert_allclose(half[0, 3, 3], images[0, 6:8, 6:8].mean(), rtol=1e-5)
-    beyond = np.asarray(cut_out(images, jnp.asarray([[0.0, 0.75, 0.5]]), 2.0, 16))
+    beyond = np.asarray(crop_subjects(images, jnp.asarray([[0.0, 0.75, 0.5]]), 2.0, 16))
     assert (beyond[:, :, :7] == 0).all()
     assert (beyond[:, 1:, 9:] > 0).all()
 

@@ -6,8 +6,8 @@ import pytest
 
 from mllmsubj.toyworld import Split, example
 from mllmsubj.toyworld.prompts.phrases import NAMED_SUBJECTS, PATTERNS, PHRASES
-from mllmsubj.toyworld.prompts.prompt import RELATIONS, SCENE_KINDS, WEIGHTS
-from mllmsubj.toyworld.world.identity import Accessory, Colour, Shape
+from mllmsubj.toyworld.prompts.prompt import RELATIONAL_KINDS, SCENE_KINDS, WEIGHTS
+from mllmsubj.toyworld.world.identity import Accessory, Color, Shape
 from mllmsubj.toyworld.world.scene import SCENE_ATTRIBUTES, Column, Thing
 
 OPPOSITE = {"left": "right", "right": "left"}
@@ -84,7 +84,7 @@ def test_prompt_text_matches_asks(examples):
             for name in SCENE_ATTRIBUTES:
                 assert said(e.prompt.text, name) == ({asked[name]} if name in asked else set()), e.prompt
             words = re.findall(r"\w+", e.prompt.text.replace("on green grass", ""))
-            assert set(Colour) & set(words) == ({asked["main"]} if "main" in asked else set())
+            assert set(Color) & set(words) == ({asked["main"]} if "main" in asked else set())
             assert asked
 
 
@@ -113,7 +113,7 @@ def test_prompt_reasoning(examples):
         elif not e.prompt.reasoning:
             assert e.prompt.kind in SCENE_KINDS
             assert named == {e.reference.identity.shape}
-        if e.prompt.kind in RELATIONS:
+        if e.prompt.kind in RELATIONAL_KINDS:
             assert e.prompt.reasoning
 
 

@@ -52,7 +52,7 @@ class Example:
     """A reference, a prompt about it, and a picture that follows the prompt.
 
     The target's attributes that the prompt does not request are random, except for the pose: by default it is the
-    canonical pose (`scene.USUAL`), since a prompt would mention another one. References have random poses.
+    canonical pose (`scene.CANONICAL_POSE`), since a prompt would mention another one. References have random poses.
     """
 
     reference: Picture

@@ -23,7 +23,7 @@ from mllmsubj.typing import Float, Int
 
 log = logging.getLogger("mllmsubj")
 
-AT_ONCE = 64
+BATCH_SIZE = 64
 """Batch size of the encoder."""
 
 LatentStats = Float[np.ndarray, "two n c"]
@@ -78,7 +78,7 @@ class EncodedPictures:
 
     pictures: PictureSource
     name: str
-    """Name that `encoded` returned for the latents; sources with equal `repr` have equal contents."""
+    """Name that `cached_latents` returned for the latents; sources with equal `repr` have equal contents."""
     latent_stats: Float[np.ndarray, "pictures two n c"] = field(repr=False)
 
     def __getitem__(self, number: SupportsIndex, /) -> tuple[Picture, LatentStats, LatentStats]:
@@ -125,7 +125,7 @@ class EncodedExamples:
         return Index(whole.width[self._numbers], whole.height[self._numbers], whole.references[self._numbers])
 
 
-def encoded(
+def cached_latents(
     pictures: Pictures, encode: Encode, encoder: str, folder: Path, threads: int
 ) -> tuple[str, Float[np.ndarray, "pictures two n c"]]:
     """Returns a cache key and the latent mean and std of all pictures, which are cached in `folder`.
@@ -137,7 +137,7 @@ def encoded(
     digest.update(pictures[0].render(pictures.size).tobytes())  # so that changes of the renderer change the key
     name = digest.hexdigest()[:16]
     path = folder / f"latents-{name}.npy"
-    latent_stats = None if path.is_file() else _moments(pictures, encode, threads)
+    latent_stats = None if path.is_file() else _encode_all(pictures, encode, threads)
     try:
         if latent_stats is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -150,13 +150,13 @@ def encoded(
         ) from error
 
 
-def _moments(pictures: Pictures, encode: Encode, threads: int) -> Float[np.ndarray, "pictures two n c"]:
+def _encode_all(pictures: Pictures, encode: Encode, threads: int) -> Float[np.ndarray, "pictures two n c"]:
     log.info("encodes %d pictures, once", len(pictures))
     parts = []
     with ThreadPoolExecutor(threads) as pool:
-        for first in range(0, len(pictures), AT_ONCE):
+        for first in range(0, len(pictures), BATCH_SIZE):
             numbers = np.minimum(
-                np.arange(first, first + AT_ONCE), len(pictures) - 1
+                np.arange(first, first + BATCH_SIZE), len(pictures) - 1
             )  # one shape, so that it compiles once
             pixels = np.stack(list(pool.map(lambda i: pictures[i].render(pictures.size), numbers)))
             parts.append(encode(pixels)[: len(pictures) - first])

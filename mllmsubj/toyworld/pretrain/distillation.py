@@ -14,7 +14,7 @@ from mllmsubj.errors import UserError
 from mllmsubj.toyworld import Example, Picture
 from mllmsubj.toyworld.dataset.latents import LatentStats
 from mllmsubj.toyworld.pretrain.captions import CaptionBatch, CaptionReader
-from mllmsubj.toyworld.prompts.prompt import write_caption
+from mllmsubj.toyworld.prompts.prompt import random_caption
 from mllmsubj.toyworld.world.attributes import IDENTITY_ATTRIBUTES
 from mllmsubj.toyworld.world.scene import POSE_ATTRIBUTES
 from mllmsubj.typing import Int, Leaf
@@ -95,7 +95,7 @@ class DistillationReader:
             self.write_prompt_row(drawn, latent_stats, batch, row)
         else:
             kept = self.captions.kept(rng, with_reference_view=False)
-            text = write_caption(rng, drawn.target.identity, drawn.target.scene, kept, held_out=False)
+            text = random_caption(rng, drawn.target.identity, drawn.target.scene, kept, held_out=False)
             self.write_text_row(drawn.target, kept, text, latent_stats, batch, row)
 
     def write_prompt_row(self, example: Example, latent_stats: LatentStats, batch: DistillationBatch, row: int) -> None:

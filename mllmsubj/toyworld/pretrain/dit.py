@@ -36,7 +36,7 @@ from mllmsubj.ops.patchify import token_grid
 from mllmsubj.ops.pixels import from_uint8, to_uint8
 from mllmsubj.toyworld import Picture, Split, caption
 from mllmsubj.toyworld.dataset.images import PictureSource
-from mllmsubj.toyworld.dataset.latents import EncodedPictures, Pictures, encoded
+from mllmsubj.toyworld.dataset.latents import EncodedPictures, Pictures, cached_latents
 from mllmsubj.toyworld.pretrain.captions import (
     FIRSTS,
     OMITTED,
@@ -118,12 +118,12 @@ class DiTComponent:
         some = PictureSource(
             pictures.split, p.pictures, pictures.size, pictures.seed, views=2, pose_randomness=p.pose_randomness
         )
-        return EncodedPictures(some, *self.encoded(some, threads))
+        return EncodedPictures(some, *self.cached_latents(some, threads))
 
-    def encoded(self, pictures: Pictures, threads: int) -> tuple[str, Float[np.ndarray, "pictures two n c"]]:
+    def cached_latents(self, pictures: Pictures, threads: int) -> tuple[str, Float[np.ndarray, "pictures two n c"]]:
         """Returns a name and the latent mean and std of the pictures, cached in the component's folder.
 
-        Raises UserError as `latents.encoded` does.
+        Raises UserError as `latents.cached_latents` does.
         """
         frozen, look = self.frozen(), jax.jit(self.latent_stats)
         folder = self.find_folder("vae")
@@ -134,7 +134,7 @@ class DiTComponent:
         def encode(pixels: UInt8[np.ndarray, "b height width 3"]) -> Float[np.ndarray, "b two n c"]:
             return jax.device_get(look(frozen, pixels))
 
-        return encoded(pictures, encode, encoder, self.folder / self.name, threads)
+        return cached_latents(pictures, encode, encoder, self.folder / self.name, threads)
 
     def reader(self, data: DataConfig) -> CaptionReader:
         """Returns a reader of captions."""

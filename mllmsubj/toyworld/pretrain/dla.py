@@ -29,7 +29,7 @@ from mllmsubj.toyworld.pretrain.distillation import DistillationBatch, Distillat
 from mllmsubj.toyworld.pretrain.dit import SHOWN, DiTComponent
 from mllmsubj.toyworld.pretrain.settings import DLAPretrainConfig
 from mllmsubj.toyworld.probe.reader import ProbeReader
-from mllmsubj.toyworld.prompts.prompt import write_caption
+from mllmsubj.toyworld.prompts.prompt import random_caption
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES
 from mllmsubj.train.evaluator import Value
 from mllmsubj.train.metrics import BinnedMetrics
@@ -82,7 +82,7 @@ class DLAComponent:
     def source(self, pictures: PictureSource, threads: int) -> EncodedExamples:
         """Returns examples with the latents of their targets."""
         examples = ToyworldSource(pictures.split, self.config.examples, pictures.size, pictures.seed)
-        return EncodedExamples(examples, *self.dit.encoded(Targets(examples), threads), self.config.relations)
+        return EncodedExamples(examples, *self.dit.cached_latents(Targets(examples), threads), self.config.relations)
 
     def reader(self, data: DataConfig) -> DistillationReader:
         """Returns a reader of distillation data."""
@@ -180,7 +180,7 @@ class DLAComponent:
                     reader.write_prompt_row(example, each, batch, row)
                 else:
                     who, where = example.target.identity, example.target.scene
-                    text = write_caption(rng, who, where, set(ATTRIBUTES), held_out=True)
+                    text = random_caption(rng, who, where, set(ATTRIBUTES), held_out=True)
                     reader.write_text_row(example.target, set(ATTRIBUTES), text, each, batch, row)
             yield batch, jax.random.fold_in(jax.random.key(0), first)
 

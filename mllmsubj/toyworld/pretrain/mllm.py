@@ -30,7 +30,7 @@ from mllmsubj.toyworld import Picture, Split, caption
 from mllmsubj.toyworld.dataset.examples import HeldOut, held_out
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.pretrain.settings import MLLMPretrainConfig
-from mllmsubj.toyworld.probe.network import read_off
+from mllmsubj.toyworld.probe.network import attention_pool_logits
 from mllmsubj.toyworld.prompts.prompt import fits, random_kind, write
 from mllmsubj.toyworld.prompts.questions import DESCRIBE, QUESTIONS, answer
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES, numbers
@@ -68,7 +68,7 @@ class AuxiliaryHead(nn.Module):
     @nn.compact
     def __call__(self, tokens: Float[Array, "b n d"]) -> dict[str, Float[Array, "b _"]]:
         """Returns the logits of each attribute's values."""
-        return read_off(tokens, {name: len(values) for name, values in ATTRIBUTES.items()}, maps=2)
+        return attention_pool_logits(tokens, {name: len(values) for name, values in ATTRIBUTES.items()}, maps=2)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mllmsubj.toyworld import Picture, Split
 from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.pretrain.settings import ProbePretrainConfig
 from mllmsubj.toyworld.probe.network import Probe
-from mllmsubj.toyworld.probe.reader import PLACES, answers, logits, make_network
+from mllmsubj.toyworld.probe.reader import PLACES, logits, make_network, predict
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES, numbers
 from mllmsubj.train.metrics import BinnedMetrics
 from mllmsubj.typing import Array, Float, Int, Leaf, Params
@@ -112,7 +112,7 @@ class ProbeComponent:
     def evaluate(self, params: Params, frozen: Params) -> Iterator[tuple[str, float | np.ndarray]]:
         """Evaluates the accuracy of each attribute on held-out pictures."""
         source = PictureSource(Split.TEST, self.config.num_eval_examples, self.size)
-        look, right = jax.jit(partial(answers, self.network)), np.zeros(len(ATTRIBUTES))
+        look, right = jax.jit(partial(predict, self.network)), np.zeros(len(ATTRIBUTES))
         for first in range(0, len(source), self.config.batch_size):
             pictures = [source[i] for i in range(first, min(first + self.config.batch_size, len(source)))]
             read = look(params["probe"], np.stack([picture.render(self.size) for picture in pictures]))

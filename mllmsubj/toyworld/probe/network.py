@@ -87,7 +87,7 @@ class Probe(nn.Module):
         if places is None:
             shares = [jax.nn.softmax(found[name]) @ jnp.asarray(values) for name, values in self.places.items()]
             places = jax.lax.stop_gradient(jnp.stack(shares, axis=1))
-        subject = cut_out(images, places, config.span, config.cut)
+        subject = crop_subjects(images, places, config.span, config.cut)
         found |= Glimpse(config.close, config, near, name="close")(
             jnp.concatenate([subject, variogram(subject)], axis=3)
         )
@@ -119,10 +119,12 @@ class Glimpse(nn.Module):
         x = jax.nn.relu(GroupNorm(groups, name="norm_out")(x))
         x = x + parameter(self, "position", nn.initializers.normal(0.1), x.shape[1:])
         x = x + Dense(x.shape[-1], name="all")(reduce(x, "b y x d -> b 1 1 d", "mean"))
-        return read_off(rearrange(x, "b y x d -> b (y x) d"), self.attributes, self.probe.maps)
+        return attention_pool_logits(rearrange(x, "b y x d -> b (y x) d"), self.attributes, self.probe.maps)
 
 
-def read_off(cells: Float[Array, "b n d"], attributes: Mapping[str, int], maps: int) -> dict[str, Float[Array, "b _"]]:
+def attention_pool_logits(
+    cells: Float[Array, "b n d"], attributes: Mapping[str, int], maps: int
+) -> dict[str, Float[Array, "b _"]]:
     """Returns the logits by attribute, each from `maps` attention poolings; its layers belong to the calling module."""
     looks = jax.nn.softmax(Dense(len(attributes) * maps, name="maps")(cells), axis=1)
     seen = rearrange(jnp.einsum("bsm,bsd->bmd", looks, cells), "b (a m) d -> a b (m d)", m=maps)
@@ -132,7 +134,7 @@ def read_off(cells: Float[Array, "b n d"], attributes: Mapping[str, int], maps: 
     }
 
 
-def cut_out(
+def crop_subjects(
     images: Float[Array, "b height width c"], places: Float[Array, "b 3"], span: float, pixels: int
 ) -> Float[Array, "b pixels pixels c"]:
     """Returns square crops around the subjects, resampled with a triangle filter; 0 outside of the picture.

@@ -23,11 +23,11 @@ from mllmsubj.toyworld.world.render import COLUMN, ROW, SIZE
 from mllmsubj.tree import flatten, unflatten
 from mllmsubj.typing import Array, Float, Int, Params
 
-AT_ONCE = 32
+BATCH_SIZE = 32
 """Batch size."""
 NAME = "probe"
 """Name of the probe's component."""
-CLOSE = (*IDENTITY_ATTRIBUTES, "facing", "tilt")
+LOCAL_ATTRIBUTES = (*IDENTITY_ATTRIBUTES, "facing", "tilt")
 """Attributes that the local glimpse predicts."""
 PLACES: Mapping[str, Mapping[Any, float]] = {"column": COLUMN, "row": ROW, "size": SIZE}
 """Attributes that determine the subject's position and size -> value -> fraction of the picture's side."""
@@ -41,7 +41,7 @@ def make_network(config: ProbeConfig, size: int) -> Probe:
             f"{config.whole.cell} and {config.close.cell}"
         )
     counts = {name: len(values) for name, values in ATTRIBUTES.items()}
-    return Probe(config, size, counts, CLOSE, {name: tuple(at.values()) for name, at in PLACES.items()})
+    return Probe(config, size, counts, LOCAL_ATTRIBUTES, {name: tuple(at.values()) for name, at in PLACES.items()})
 
 
 def logits(
@@ -52,7 +52,7 @@ def logits(
     return tuple(found[name] for name in ATTRIBUTES)
 
 
-def answers(network: Probe, params: Params, pixels: Array) -> Int[Array, "b attributes"]:
+def predict(network: Probe, params: Params, pixels: Array) -> Int[Array, "b attributes"]:
     """Returns the indices of the predicted values, in the order of `ATTRIBUTES`, for 8-bit pictures."""
     found = logits(network, params, from_uint8(jnp.asarray(pixels)))
     return jnp.stack([jnp.argmax(each, axis=1) for each in found], axis=1).astype(jnp.int32)
@@ -93,14 +93,14 @@ class ProbeReader:
 
     @cached_property
     def _answers(self) -> Callable[[Params, Array], Any]:
-        return jax.jit(lambda params, pixels: answers(self.network, params, pixels))
+        return jax.jit(lambda params, pixels: predict(self.network, params, pixels))
 
     def __call__(self, pictures: UInt8[np.ndarray, "n height width 3"]) -> Int[np.ndarray, "n attributes"]:
-        """Returns the indices of the predicted values (see `answers`); pictures of other sizes are resized."""
+        """Returns the indices of the predicted values (see `predict`); pictures of other sizes are resized."""
         found = []
-        for first in range(0, len(pictures), AT_ONCE):
-            part = [self._resized(picture) for picture in pictures[first : first + AT_ONCE]]
-            padded = np.stack(part + part[:1] * (AT_ONCE - len(part)))  # one shape, so that it compiles once
+        for first in range(0, len(pictures), BATCH_SIZE):
+            part = [self._resized(picture) for picture in pictures[first : first + BATCH_SIZE]]
+            padded = np.stack(part + part[:1] * (BATCH_SIZE - len(part)))  # one shape, so that it compiles once
             found.append(np.asarray(self._answers(self.params, padded))[: len(part)])
         return np.concatenate(found)
 

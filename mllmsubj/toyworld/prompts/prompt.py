@@ -7,12 +7,12 @@ from enum import StrEnum
 import numpy as np
 
 from mllmsubj.toyworld.prompts.phrases import ANIMAL_SUBJECTS, CHARACTER_SUBJECTS, NAMED_SUBJECTS, PATTERNS, PHRASES
-from mllmsubj.toyworld.world.identity import Accessory, Colour, Identity, pick
+from mllmsubj.toyworld.world.identity import Accessory, Color, Identity, pick
 from mllmsubj.toyworld.world.scene import POSE_ATTRIBUTES, SCENE_ATTRIBUTES, Column, Facing, Scene, Thing, Time
 
 SCENE_KINDS = ("scene", "recolour", "recolour in scene")
 """Kinds that name the subject's shape, unless they are reasoning prompts: "the animal in the picture, but blue"."""
-RELATIONS = tuple(kind for kind in PATTERNS if kind not in SCENE_KINDS)
+RELATIONAL_KINDS = tuple(kind for kind in PATTERNS if kind not in SCENE_KINDS)
 """Kinds whose requested values depend on the reference; they are always reasoning prompts."""
 OTHER = 0.5
 """Probability of a pattern in `Patterns.other`, rather than in `Patterns.train`, in the training split."""
@@ -40,7 +40,7 @@ class Prompt:
     def is_relational(self) -> bool:
         """Whether it requests a color or pose that depends on the reference's own: a swap, a turn, the other side."""
         surroundings = SCENE_ATTRIBUTES.keys() - set(POSE_ATTRIBUTES)
-        return self.kind in RELATIONS and not surroundings >= {name for name, _ in self.asks}
+        return self.kind in RELATIONAL_KINDS and not surroundings >= {name for name, _ in self.asks}
 
     def identity(self, reference: Identity) -> Identity:
         """Returns the subject of a correct picture."""
@@ -61,7 +61,7 @@ def random_kind(rng: np.random.Generator) -> tuple[str, bool]:
         return "scene", False
     if chance < 2 / 3:
         return pick(rng, SCENE_KINDS[1:]), False
-    return pick(rng, SCENE_KINDS + RELATIONS), True
+    return pick(rng, SCENE_KINDS + RELATIONAL_KINDS), True
 
 
 def fits(kind: str, identity: Identity, reference: Scene) -> bool:
@@ -115,7 +115,7 @@ def caption(
     return ", ".join([subject or identity.describe(), *said])
 
 
-def write_caption(
+def random_caption(
     rng: np.random.Generator, identity: Identity, scene: Scene, only: Container[str], held_out: bool
 ) -> str:
     """Returns a random description, in the words of prompts, of the attributes in `only`; empty if there are none.
@@ -150,7 +150,7 @@ def _meaning(
         case "scene":
             said = _wishes(rng, 1 + int(rng.integers(3)))
         case "recolour" | "recolour in scene":
-            unused = [c for c in Colour if c not in (identity.main, identity.second, identity.accent)]
+            unused = [c for c in Color if c not in (identity.main, identity.second, identity.accent)]
             asks["main"] = pick(rng, unused)
             said = _wishes(rng, 1) if kind == "recolour in scene" else {}
         case "same place":

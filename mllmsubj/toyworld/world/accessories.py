@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 
 from mllmsubj.toyworld.world.figures import Anchors
-from mllmsubj.toyworld.world.geometry import Number, Part, Points, box, ellipse, moved, polygon, ring, rotate
+from mllmsubj.toyworld.world.geometry import Number, Part, Points, box, ellipse, polygon, ring, rotate, translate
 from mllmsubj.toyworld.world.identity import Accessory, Texture
 
 
@@ -52,7 +52,7 @@ def _scarf(x: Number, y: Number, half: Number, turn: Number) -> tuple[Part, ...]
     side = x - 0.55 * half
     tail = polygon([(side - 0.05, y), (side + 0.08, y), (side + 0.06, y - 0.22), (side - 0.1, y - 0.2)], "accent")
     band = box(-half, -0.06, half, 0.06, 0.055, "accent")
-    return (tail, Part(moved(rotate(band.points, turn), x, y), "accent"))
+    return (tail, Part(translate(rotate(band.points, turn), x, y), "accent"))
 
 
 def _bow(x: Number, y: Number) -> tuple[Part, ...]:
@@ -61,7 +61,7 @@ def _bow(x: Number, y: Number) -> tuple[Part, ...]:
         polygon([(0, 0.03), (0.15, 0.1), (0.15, -0.1), (0, -0.03)], "accent"),
         ellipse(0, 0, 0.045, 0.05, "accent"),
     )
-    return tuple(Part(moved(rotate(part.points, 14), x, y), part.fill) for part in wings)
+    return tuple(Part(translate(rotate(part.points, 14), x, y), part.fill) for part in wings)
 
 
 @lru_cache(maxsize=512)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Int32
 
-from mllmsubj.toyworld.world.identity import Accessory, Colour, Identity, Shape, Texture
+from mllmsubj.toyworld.world.identity import Accessory, Color, Identity, Shape, Texture
 from mllmsubj.toyworld.world.scene import SCENE_ATTRIBUTES, Scene
 
 NOTHING = "none"
@@ -15,11 +15,11 @@ NOTHING = "none"
 IDENTITY_ATTRIBUTES = tuple(field.name for field in dataclasses.fields(Identity))
 ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "shape": tuple(Shape),
-    "main": tuple(Colour),
-    "second": tuple(Colour),
+    "main": tuple(Color),
+    "second": tuple(Color),
     "texture": tuple(Texture),
     "accessory": tuple(Accessory),
-    "accent": (NOTHING, *Colour),
+    "accent": (NOTHING, *Color),
     **{name: tuple(kinds) for name, kinds in SCENE_ATTRIBUTES.items()},
 }
 """Name -> values in the order of their indices; first the identity's attributes, then the scene's."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mllmsubj.toyworld.world.geometry import Number, Part, blob, box, ellipse, moved, polygon, ring, rotate, stroke
+from mllmsubj.toyworld.world.geometry import Number, Part, blob, box, ellipse, polygon, ring, rotate, stroke, translate
 from mllmsubj.toyworld.world.identity import Shape
 
 
@@ -243,7 +243,7 @@ def _flower() -> Figure:
         blob([(-0.23, 0.0), (-0.25, 0.1), (-0.29, 0.27), (0.0, 0.28), (0.29, 0.27), (0.25, 0.1), (0.23, 0.0),
               (0.0, -0.01)], "main", True),
         box(-0.33, 0.24, 0.33, 0.33, 0.04, "second"),
-        *(Part(moved(rotate(petal.points, angle), 0.1, 0.64), "second") for angle in angles),
+        *(Part(translate(rotate(petal.points, angle), 0.1, 0.64), "second") for angle in angles),
         ellipse(0.1, 0.64, 0.15, 0.145, "main"),
         *eye(0.08, 0.66, 0.038),
         *eye(0.18, 0.66, 0.038),

@@ -19,7 +19,7 @@ class Part:
 
     points: Points
     fill: str
-    """Name of a color: main, second or accent, which depend on the identity, or a key of `render.FIXED`."""
+    """Name of a color: main, second or accent, which depend on the identity, or a key of `render.FIXED_COLORS`."""
     textured: bool = False
     inked: bool = True
 
@@ -49,7 +49,7 @@ def ellipse(
     """Returns an ellipse with center (x, y) and half axes (rx, ry), rotated by `turn` degrees counterclockwise."""
     angle = np.linspace(0, 2 * np.pi, 28, endpoint=False)
     points = np.stack([rx * np.cos(angle), ry * np.sin(angle)], 1)
-    return Part(moved(rotate(points, turn), x, y), fill, textured, inked)
+    return Part(translate(rotate(points, turn), x, y), fill, textured, inked)
 
 
 def box(
@@ -68,7 +68,7 @@ def box(
     arcs = []
     for i, (x, y) in enumerate(((right, high), (left, high), (left, low), (right, low))):
         angle = quarter + i * np.pi / 2
-        arcs.append(moved(radius * np.stack([np.cos(angle), np.sin(angle)], 1), x, y))
+        arcs.append(translate(radius * np.stack([np.cos(angle), np.sin(angle)], 1), x, y))
     return Part(np.concatenate(arcs), fill, textured, inked)
 
 
@@ -103,7 +103,7 @@ def ring(
     way = np.stack([np.cos(angle), np.sin(angle)], 1)
     outer = way * (rx + thickness / 2, ry + thickness / 2)
     inner = way[::-1] * (rx - thickness / 2, ry - thickness / 2)
-    return Part(moved(np.concatenate([outer, inner]), x, y), fill)
+    return Part(translate(np.concatenate([outer, inner]), x, y), fill)
 
 
 def stroke(points: Sequence[tuple[Number, Number]], width: Number, fill: str, inked: bool = True) -> Part:
@@ -125,6 +125,6 @@ def rotate(points: Points, degrees: Number) -> Points:
     return points @ np.array([[c, s], [-s, c]])
 
 
-def moved(points: Points, x: Number, y: Number) -> Points:
+def translate(points: Points, x: Number, y: Number) -> Points:
     """Returns points moved by `x` to the right and `y` up."""
     return points + np.array((x, y))

@@ -33,7 +33,7 @@ ANIMALS = frozenset({Shape.DOG, Shape.CAT, Shape.RABBIT, Shape.BIRD, Shape.FISH,
 """Shapes that prompts may call "the animal"."""
 
 
-class Colour(StrEnum):
+class Color(StrEnum):
     """Named color of a subject."""
 
     RED = "red"
@@ -48,17 +48,17 @@ class Colour(StrEnum):
     WHITE = "white"
 
 
-PALETTE: Mapping[Colour, Rgb] = {
-    Colour.RED: (222, 44, 52),
-    Colour.ORANGE: (250, 136, 24),
-    Colour.YELLOW: (252, 218, 48),
-    Colour.GREEN: (58, 158, 62),
-    Colour.TURQUOISE: (64, 208, 200),
-    Colour.BLUE: (44, 92, 216),
-    Colour.PURPLE: (136, 62, 190),
-    Colour.PINK: (255, 152, 196),
-    Colour.BROWN: (124, 74, 38),
-    Colour.WHITE: (248, 246, 240),
+PALETTE: Mapping[Color, Rgb] = {
+    Color.RED: (222, 44, 52),
+    Color.ORANGE: (250, 136, 24),
+    Color.YELLOW: (252, 218, 48),
+    Color.GREEN: (58, 158, 62),
+    Color.TURQUOISE: (64, 208, 200),
+    Color.BLUE: (44, 92, 216),
+    Color.PURPLE: (136, 62, 190),
+    Color.PINK: (255, 152, 196),
+    Color.BROWN: (124, 74, 38),
+    Color.WHITE: (248, 246, 240),
 }
 """Color -> 8-bit RGB in daylight."""
 
@@ -89,13 +89,13 @@ class Identity:
     """A subject. Its colors differ from each other, and `accent` is None if and only if there is no accessory."""
 
     shape: Shape
-    main: Colour
+    main: Color
     """Color of the body and head."""
-    second: Colour
+    second: Color
     """Color of the texture and of small parts (ears, paws, roof, handle), visible with every texture."""
     texture: Texture
     accessory: Accessory
-    accent: Colour | None
+    accent: Color | None
     """Color of the accessory."""
 
     def __post_init__(self) -> None:
@@ -128,7 +128,7 @@ class Identity:
 
 def random_identity(rng: np.random.Generator) -> Identity:
     """Returns a random identity: each attribute uniform, colors without repetition."""
-    main, second, accent = (list(Colour)[i] for i in rng.permutation(len(Colour))[:3])
+    main, second, accent = (list(Color)[i] for i in rng.permutation(len(Color))[:3])
     accessory = pick(rng, tuple(Accessory))
     return Identity(
         shape=pick(rng, tuple(Shape)),
@@ -147,8 +147,8 @@ def pick(rng: np.random.Generator, values: Sequence[Any]) -> Any:
 
 def combination_is_held_out(identity: Identity) -> bool:
     """Returns whether no training picture has this shape with this main color: for each shape, one of ten colors."""
-    shape, main = list(Shape).index(identity.shape), list(Colour).index(identity.main)
-    return (3 * shape + main) % len(Colour) == 0
+    shape, main = list(Shape).index(identity.shape), list(Color).index(identity.main)
+    return (3 * shape + main) % len(Color) == 0
 
 
 def identity_is_held_out(identity: Identity) -> bool:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from mllmsubj.toyworld.world.accessories import pattern, worn
 from mllmsubj.toyworld.world.backgrounds import place
 from mllmsubj.toyworld.world.figures import FIGURES
-from mllmsubj.toyworld.world.geometry import Part, Points, moved
+from mllmsubj.toyworld.world.geometry import Part, Points, translate
 from mllmsubj.toyworld.world.identity import PALETTE, Accessory, Identity, Rgb, Shape, Texture
 from mllmsubj.toyworld.world.scene import Column, Facing, Pose, Row, Scene, Size, Thing, Tilt, Time
 from mllmsubj.toyworld.world.things import THINGS
@@ -35,7 +35,7 @@ TINT: Mapping[Time, tuple[float, float, float]] = {
 THING_SIZE, THING_BASE = 0.3, 0.82
 """The second object's unit and base as fractions of the picture's side, as in `SIZE` and `ROW`."""
 
-FIXED: Mapping[str, Rgb] = {
+FIXED_COLORS: Mapping[str, Rgb] = {
     "ink": (44, 34, 50),
     "white": (252, 250, 246),
     "blush": (244, 130, 130),
@@ -76,7 +76,7 @@ class _Placement:
     degrees: float
 
     def __call__(self, points: Points) -> Float[np.ndarray, "n 2"]:
-        return moved(self.direction(moved(points, 0.0, -0.42)), self.x, self.y - 0.42 * self.unit)
+        return translate(self.direction(translate(points, 0.0, -0.42)), self.x, self.y - 0.42 * self.unit)
 
     def direction(self, points: Points) -> Float[np.ndarray, "n 2"]:
         """Returns directions transformed without the shift."""
@@ -200,7 +200,9 @@ def _flat(points: Float[np.ndarray, "n 2"]) -> list[float]:
 def _tinted(own: Mapping[str, Rgb], time: Time) -> dict[str, Rgb]:
     factors = TINT[time]
     shining = {"glow", "lamp"} if time is Time.NIGHT else set()
-    return {name: rgb if name in shining else _times(rgb, factors) for name, rgb in (*FIXED.items(), *own.items())}
+    return {
+        name: rgb if name in shining else _times(rgb, factors) for name, rgb in (*FIXED_COLORS.items(), *own.items())
+    }
 
 
 def _times(rgb: Rgb, factors: tuple[float, float, float]) -> Rgb:

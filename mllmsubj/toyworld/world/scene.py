@@ -130,7 +130,7 @@ SCENE_ATTRIBUTES: Mapping[str, type[StrEnum]] = {
 
 POSE_ATTRIBUTES = tuple(field.name for field in dataclasses.fields(Pose))
 
-USUAL = Pose(Column.CENTRE, Row.FRONT, Size.LARGE, Facing.LEFT, Tilt.UPRIGHT)
+CANONICAL_POSE = Pose(Column.CENTRE, Row.FRONT, Size.LARGE, Facing.LEFT, Tilt.UPRIGHT)
 """Canonical pose, for subjects whose pose the prompt does not mention: large and centered, as in photographs."""
 
 
@@ -144,6 +144,6 @@ def random_scene(rng: np.random.Generator, pose_randomness: float = 1.0) -> Scen
         values["thing"] = Thing.NONE
     pose = Pose(**{name: values.pop(name) for name in POSE_ATTRIBUTES})
     if pose_randomness < 1.0:  # samples only where needed, so that a seed keeps its scenes
-        usual = {name: getattr(USUAL, name) for name in POSE_ATTRIBUTES if rng.random() >= pose_randomness}
+        usual = {name: getattr(CANONICAL_POSE, name) for name in POSE_ATTRIBUTES if rng.random() >= pose_randomness}
         pose = dataclasses.replace(pose, **usual)
     return Scene(pose=pose, **values)

@@ -16,7 +16,7 @@ from mllmsubj.toyworld.dataset.images import PictureSource
 from mllmsubj.toyworld.pretrain.captions import FIRSTS, OMITTED
 from mllmsubj.toyworld.pretrain.distillation import TEXT_ONLY_PERIOD, split_rows
 from mllmsubj.toyworld.pretrain.dla import ACTIVE_TOKENS
-from mllmsubj.toyworld.prompts.prompt import write_caption
+from mllmsubj.toyworld.prompts.prompt import random_caption
 from mllmsubj.toyworld.world.attributes import ATTRIBUTES, IDENTITY_ATTRIBUTES, numbers
 from mllmsubj.toyworld.world.scene import POSE_ATTRIBUTES
 from tests.toyworld.pretrain.parts import SIZE, make, parameters, read
@@ -106,7 +106,7 @@ def test_dla_guidance(dla, guidance, seen):
 def test_write_caption_only():
     """Attributes that a caption leaves out are not in its text."""
     rng, picture = np.random.default_rng(0), example(Split.TRAIN, 3).target
-    write = lambda only: write_caption(rng, picture.identity, picture.scene, only, held_out=False)  # noqa: E731
+    write = lambda only: random_caption(rng, picture.identity, picture.scene, only, held_out=False)  # noqa: E731
     assert write(set()) == ""
     assert picture.identity.describe() in write(set(ATTRIBUTES))
     assert str(picture.identity.shape) in write({"shape", "background"})

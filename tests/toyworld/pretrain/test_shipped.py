@@ -20,7 +20,7 @@ from mllmsubj.train.setup import prepare
 from mllmsubj.tree import flatten, unflatten
 from tests.environment import ROOT
 
-JUDGED = 32
+NUM_EVAL_IMAGES = 32
 """Number of held-out images; metrics in the files are over more."""
 NUMBERS = {
     "vae": ("vae/psnr", 0.7),
@@ -39,7 +39,7 @@ def test_shipped_component_metrics(name):
     """A shipped component reaches the metric in its provenance."""
     component = make_component(name, Experiment.from_config(CONFIG), checkpoint.TINY)
     component, (number, off) = (
-        replace(component, config=replace(component.config, num_eval_examples=JUDGED)),
+        replace(component, config=replace(component.config, num_eval_examples=NUM_EVAL_IMAGES)),
         NUMBERS[name],
     )
     params = unflatten(components.read(checkpoint.TINY, (name,)))

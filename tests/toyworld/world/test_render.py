@@ -7,11 +7,11 @@ from PIL import Image
 from mllmsubj.bench import toyworld as bench
 from mllmsubj.toyworld import Identity, Pose, Scene, caption, random_identity, random_scene, render
 from mllmsubj.toyworld.prompts.phrases import PHRASES
-from mllmsubj.toyworld.world.identity import PALETTE, Accessory, Colour, Shape, Texture
+from mllmsubj.toyworld.world.identity import PALETTE, Accessory, Color, Shape, Texture
 from mllmsubj.toyworld.world.render import COLUMN, ROW, SIZE, TINT
 from mllmsubj.toyworld.world.scene import SCENE_ATTRIBUTES, Background, Column, Facing, Row, Size, Thing, Tilt, Time
 
-IDENTITY = Identity(Shape.CAT, Colour.RED, Colour.WHITE, Texture.STRIPES, Accessory.HAT, Colour.BLUE)
+IDENTITY = Identity(Shape.CAT, Color.RED, Color.WHITE, Texture.STRIPES, Accessory.HAT, Color.BLUE)
 SCENE = Scene(
     Background.ROOM, Time.DAY, Pose(Column.LEFT, Row.FRONT, Size.MEDIUM, Facing.RIGHT, Tilt.UPRIGHT), Thing.BALL
 )
@@ -39,9 +39,9 @@ def split(mask: np.ndarray, scene: Scene) -> tuple[int, int]:
 def identities(attribute: str) -> list[Identity]:
     values = {
         "shape": Shape,
-        "main": [c for c in Colour if c not in (IDENTITY.second, IDENTITY.accent)],
-        "second": [c for c in Colour if c not in (IDENTITY.main, IDENTITY.accent)],
-        "accent": [c for c in Colour if c not in (IDENTITY.main, IDENTITY.second)],
+        "main": [c for c in Color if c not in (IDENTITY.second, IDENTITY.accent)],
+        "second": [c for c in Color if c not in (IDENTITY.main, IDENTITY.accent)],
+        "accent": [c for c in Color if c not in (IDENTITY.main, IDENTITY.second)],
         "texture": Texture,
         "accessory": [a for a in Accessory if a is not Accessory.NONE],
     }[attribute]
@@ -71,8 +71,8 @@ def test_render_shape_attributes(shape):
     """Texture, colors, accessory, facing and tilt are visible on every shape."""
     identity = IDENTITY.replace(shape=shape)
     plain = render(identity, SCENE, PIXELS)
-    for changes in (dict(texture=Texture.PLAIN), dict(main=Colour.GREEN), dict(second=Colour.GREEN),
-                    dict(accent=Colour.GREEN), dict(accessory=Accessory.GLASSES)):  # fmt: skip
+    for changes in (dict(texture=Texture.PLAIN), dict(main=Color.GREEN), dict(second=Color.GREEN),
+                    dict(accent=Color.GREEN), dict(accessory=Accessory.GLASSES)):  # fmt: skip
         assert split(changed(plain, render(identity.replace(**changes), SCENE, PIXELS)), SCENE)[0] >= 12, changes
     for changes in (dict(facing=Facing.LEFT), dict(tilt=Tilt.LEFT), dict(tilt=Tilt.RIGHT)):
         assert changed(plain, render(identity, SCENE.replace(**changes), PIXELS)).sum() >= 60, changes
