@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from mllmsubj.models.lora import LoRAConfig
-from mllmsubj.ops.attention import KEPT, Implementation
+from mllmsubj.ops.attention import RESIDUALS, Implementation
 from mllmsubj.parallel.sharding import STACKED
 from mllmsubj.parallel.target import loops_overlap, platform
 from mllmsubj.tree import flatten, unflatten
@@ -31,7 +31,7 @@ class Compute:
     dtype: Any = jnp.float32
     """Dtype of activations: bfloat16 on accelerators, float32 on CPUs."""
     remat: bool = False
-    """Recompute each block in the backward pass instead of storing its activations, except residuals named `KEPT`."""
+    """Recompute each block in the backward pass instead of storing its activations, except `RESIDUALS`."""
     attention: Implementation = "auto"
     scan_layers: bool = True
     """Run one compiled block in a loop over layers; False unrolls the layers, for parameters from `unstack`."""
@@ -183,7 +183,7 @@ def stack(
     (None stays None). With `per_layer_input` it is `block.__call__(x, own, shared)`, `own` being the block's slice of a
     tree with a leading axis of layers.
     """
-    policy = jax.checkpoint_policies.save_only_these_names(KEPT)
+    policy = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
     body = nn.remat(block, prevent_cse=not compute.loops, policy=policy) if compute.remat else block
     if not compute.scan_layers:
         return lambda *fields, name=None: UnrolledStack(partial(body, *fields), length, per_layer_input, name=name)

@@ -21,7 +21,7 @@ SHORT = 32
 LONG = 1024
 """Number of keys from which on it pays not to store the scores."""
 
-KEPT = "attention"
+RESIDUALS = "attention"
 """Name, for `jax.checkpoint_policies`, of the residuals of a kernel: small compared with the work to recompute them."""
 
 CACHE = 2**22
@@ -50,7 +50,10 @@ def attend(
 
         if splash.fits(query, key, mask, causal):
             split = activation_spec(query.shape, "batch", "seq", "heads", "embed")
-            return splash.splash_attend(query, key, value, mask, split=split, interpret=platform() != "tpu")
+            interpret = platform() != "tpu"
+            return splash.splash_attend(
+                query, key, value, mask, split=split, interpret=interpret, residual_name=RESIDUALS
+            )
     library: Literal["xla", "cudnn"] = "cudnn" if implementation == "cudnn" else "xla"
     return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation=library)
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 
-from mllmsubj.ops.attention import KEPT
 from mllmsubj.typing import Array, Bool, Float
 
 LANES = 128
@@ -34,10 +33,12 @@ def splash_attend(
     *,
     split: PartitionSpec,
     interpret: bool = False,
+    residual_name: str | None = None,
 ) -> Float[Array, "b s h k"]:
     """Computes `attend` with the kernel, sharded by `split` over batch (axis 0) and heads (axis 2).
 
-    `interpret` emulates the kernel on any device, slowly. Sequences are padded to full lanes.
+    `interpret` emulates the kernel on any device, slowly. `residual_name`: name of the residuals for
+    `jax.checkpoint_policies`. Sequences are padded to full lanes.
     """
     (b, s, _, k), z = query.shape, key.shape[1]
     key_mask = jnp.ones((b, z), bool) if mask is None else jnp.broadcast_to(mask[:, 0, 0], (b, z))
@@ -45,7 +46,7 @@ def splash_attend(
     heads = PartitionSpec(split[0], split[2], None, None)
 
     def local_attention(q: Array, k: Array, v: Array, key_mask: Array) -> Array:
-        kernel = _kernel(q, k, interpret)
+        kernel = _kernel(q, k, interpret, residual_name)
         segments = splash.SegmentIds(q=jnp.ones((len(q), q.shape[2]), jnp.int32), kv=jnp.asarray(key_mask, jnp.int32))
         return jax.vmap(kernel)(q, k, v, segments)
 
@@ -60,7 +61,7 @@ def splash_attend(
     return local_attention(q, k_, v, _padded(key_mask, axis=1))[:, :, :s].swapaxes(1, 2).astype(query.dtype)
 
 
-def _kernel(q: Array, k: Array, interpret: bool) -> Callable[..., Array]:
+def _kernel(q: Array, k: Array, interpret: bool, residual_name: str | None) -> Callable[..., Array]:
     """Returns the kernel for queries and keys of these shapes, [b, h, s, k]."""
     (_, heads, queries, channels), keys = q.shape, k.shape[2]
     block_q = _block(queries, _limit(channels, LARGEST_BLOCK))
@@ -76,7 +77,12 @@ def _kernel(q: Array, k: Array, interpret: bool) -> Callable[..., Array]:
     )
     mask = splash.MultiHeadMask([splash.FullMask((queries, keys))] * heads)
     return splash.make_splash_mha(
-        mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret, residual_checkpoint_name=KEPT
+        mask,
+        block_sizes=blocks,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+        residual_checkpoint_name=residual_name,
     )
 
 
