@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mllmsubj.bench.timing import alternate, summary
-from mllmsubj.bench.train_inputs import HEAD, NULL, Size, known_sizes, random_batch, random_encoded, random_params
+from mllmsubj.bench.train_inputs import HEAD, NULL, BenchSize, known_sizes, random_batch, random_encoded, random_params
 from mllmsubj.checkpoints.format import TINY, read_config
 from mllmsubj.config.schema import Experiment
 from mllmsubj.errors import UserError
@@ -52,7 +52,7 @@ def run(sizes: list[str], repeats: int) -> dict[str, Any]:
     }
 
 
-def compare(experiment: Experiment, size: Size, repeats: int) -> dict[str, Any]:
+def compare(experiment: Experiment, size: BenchSize, repeats: int) -> dict[str, Any]:
     """Compares and times our update and theirs at one size."""
     try:
         import torch
@@ -107,7 +107,7 @@ def _differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> 
 class Trainer:
     """Our training step with its state, on random features."""
 
-    def __init__(self, experiment: Experiment, size: Size) -> None:
+    def __init__(self, experiment: Experiment, size: BenchSize) -> None:
         """Initializes random parameters and features of `size`."""
         train, compute = experiment.train, replace(experiment.compute.resolve(), remat=False)
         self.size, self.model = size, SubjectModel(size.model, compute)
@@ -137,7 +137,7 @@ def _rows(ours: Trainer) -> Any:
     """Returns the inputs and random numbers of our first update, as the peer's inputs."""
     import torch
 
-    from mllmsubj.bench.train_peer import Rows
+    from mllmsubj.bench.train_peer import PeerBatch
 
     encoded, step, grid = random_encoded(ours.size), ours.step, ours.size.grid
     features, random_inputs = encoded.features, jax.jit(step.draw)(encoded, jnp.int32(0))
@@ -159,10 +159,10 @@ def _rows(ours: Trainer) -> Any:
         "mask": jax.jit(masks)(layers),
         "image_ids": np.concatenate([image_ids(*grid), reference_ids(grid, [grid])]),
     }
-    return Rows(**{name: torch.tensor(np.array(array)) for name, array in arrays.items()})
+    return PeerBatch(**{name: torch.tensor(np.array(array)) for name, array in arrays.items()})
 
 
-def _full_step(experiment: Experiment, size: Size, repeats: int) -> dict[str, Any]:
+def _full_step(experiment: Experiment, size: BenchSize, repeats: int) -> dict[str, Any]:
     """Measures `encode`, `update` and both, as training runs them."""
     ours, batch = Trainer(experiment, size), random_batch(experiment, size)
     encoders = random_params({name: abstract_params(getattr(ours.model.stacked, name)) for name in FROZEN_ENCODERS})

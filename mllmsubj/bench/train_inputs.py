@@ -21,7 +21,7 @@ ROWS = 8
 
 
 @dataclass(frozen=True)
-class Size:
+class BenchSize:
     """Model, number of rows and tokens per row of one update."""
 
     model: SubjectConfig
@@ -34,10 +34,10 @@ class Size:
     """Visual tokens of the MLLM."""
 
 
-def known_sizes(experiment: Experiment) -> dict[str, Size]:
+def known_sizes(experiment: Experiment) -> dict[str, BenchSize]:
     """Returns `tiny`, the model of `configs/tiny.py`, and `medium`, with 76 M parameters and 256 tokens per image."""
     model, side = experiment.model, experiment.data.sizes[0][0] // TOKEN_PIXELS
-    tiny = Size(model, ROWS, (side, side), experiment.data.prompt_tokens, 16)
+    tiny = BenchSize(model, ROWS, (side, side), experiment.data.prompt_tokens, 16)
     wide = replace(
         model,
         dla=replace(model.dla, input_dim=256, width=256, num_heads=8, num_kv_heads=8, intermediate_size=704),
@@ -50,7 +50,7 @@ def known_sizes(experiment: Experiment) -> dict[str, Size]:
             axes_dims_rope=(8, 28, 28),
         ),
     )
-    return {"tiny": tiny, "medium": Size(wide, 2, (16, 16), 128, 64)}
+    return {"tiny": tiny, "medium": BenchSize(wide, 2, (16, 16), 128, 64)}
 
 
 def random_params(shapes: Params) -> Params:
@@ -67,7 +67,7 @@ def random_params(shapes: Params) -> Params:
     return unflatten({path: leaf(path, shape.shape) for path, shape in flatten(shapes).items()})
 
 
-def random_encoded(size: Size) -> Encoded:
+def random_encoded(size: BenchSize) -> Encoded:
     """Returns random outputs of the frozen encoders for one batch; a quarter of the text is padding."""
     rng, model = np.random.default_rng(1), size.model
 
@@ -94,7 +94,7 @@ def random_encoded(size: Size) -> Encoded:
     )
 
 
-def random_batch(experiment: Experiment, size: Size) -> Batch:
+def random_batch(experiment: Experiment, size: BenchSize) -> Batch:
     """Returns random images and token ids, in the order of the prompt template with one reference."""
     rng, mllm = np.random.default_rng(2), experiment.model.mllm
     height, width = (side * TOKEN_PIXELS for side in size.grid)

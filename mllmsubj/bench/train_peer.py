@@ -27,7 +27,7 @@ ADAPTER = ".lora_A.default.weight"
 
 
 @dataclass(frozen=True)
-class Rows:
+class PeerBatch:
     """Inputs of both steps, sampled beforehand; states have Krea2TextFusion's layout, [b, s, l, d]."""
 
     text: Tensor
@@ -120,7 +120,7 @@ class Peer(nn.Module):
         state = self.optimizer.state
         return {name: state[p]["exp_avg"].numpy() for name, p in self.named_parameters() if p.requires_grad}
 
-    def loss(self, rows: Rows) -> Tensor:
+    def loss(self, rows: PeerBatch) -> Tensor:
         """Returns the mean squared error of the velocity."""
         t, batch = rows.t[:, None, None], len(rows.t)
         picture = rows.target_mean
@@ -142,7 +142,7 @@ class Peer(nn.Module):
         )[0][:, : latents.shape[1]]
         return F.mse_loss(velocity, rows.noise - picture)
 
-    def step(self, rows: Rows) -> float:
+    def step(self, rows: PeerBatch) -> float:
         """One update; returns the loss before it."""
         train = self.train_config
         warm = min(1.0, (self.done + 1) / max(1, self.warmup_steps))

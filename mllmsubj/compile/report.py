@@ -22,7 +22,7 @@ RESERVED = 0.025
 
 
 @dataclass(frozen=True)
-class Row:
+class ProgramReport:
     """Report of one program; bytes, FLOPs and collectives are per chip."""
 
     name: str
@@ -50,7 +50,7 @@ def report(step: Step, experiment: Experiment, where: Slice) -> dict[str, Any]:
     Raises UserError for a mesh or batch that does not divide.
     """
     mesh = make_mesh(**asdict(experiment.mesh), devices=list(where.devices))
-    rows: list[Row] = []
+    rows: list[ProgramReport] = []
     try:
         rows.extend(_row(program, where.chip) for program in compile_programs(step, experiment, mesh))
     except OutOfMemoryError as error:
@@ -76,7 +76,7 @@ def report(step: Step, experiment: Experiment, where: Slice) -> dict[str, Any]:
     }
 
 
-def _row(program: Program, chip: Chip) -> Row:
+def _row(program: Program, chip: Chip) -> ProgramReport:
     memory: Any = program.compiled.memory_analysis()
     work = _work(program, chip)
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
@@ -84,7 +84,7 @@ def _row(program: Program, chip: Chip) -> Row:
     # Temporaries are not all live at once, so their sum can exceed the memory; the compiler reports the actual peak.
     own = memory.peak_memory_in_bytes or arguments + temporary + results
     own += memory.generated_code_size_in_bytes
-    return Row(
+    return ProgramReport(
         name=program.name,
         peak_bytes=chip.devices * (own + program.resident),
         argument_bytes=chip.devices * arguments,
@@ -108,13 +108,13 @@ def _work(program: Program, chip: Chip) -> Work:
     return Module(text).work(roof)
 
 
-def _failed(error: OutOfMemoryError, chip: Chip) -> Row:
+def _failed(error: OutOfMemoryError, chip: Chip) -> ProgramReport:
     """Returns the row of a program that does not fit, from "Used 20.79G of 15.75G hbm" or "(64.00G) exceeds"."""
     name, message, seconds = error.args
     used = re.search(r"(?:Used |\()([\d.]+)([KMG])(?: of [\d.]+[KMG] hbm|\) exceeds)", message)
     scale = {"K": 2**10, "M": 2**20, "G": GIB}
     need = round(float(used[1]) * scale[used[2]]) if used else chip.hbm_bytes + 1
-    return Row(name, chip.devices * need, 0, 0, 0, 0, 0, 0, {}, 0, None, seconds)
+    return ProgramReport(name, chip.devices * need, 0, 0, 0, 0, 0, 0, {}, 0, None, seconds)
 
 
 def _added(parts: list[dict[str, int]]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from mllmsubj.checkpoints import format as checkpoint
 from mllmsubj.io import replacing
 from mllmsubj.sweeps.jobs import Job
 from mllmsubj.sweeps.names import word
-from mllmsubj.sweeps.plan import Record, Run
+from mllmsubj.sweeps.plan import Record, SweepRun
 from mllmsubj.train.workdir import is_locked
 
 LOCAL_PREFIX = (sys.executable, "-m")
@@ -34,13 +34,13 @@ class Commands:
     benchmark: str
     limit: int | None
 
-    def train(self, run: Run) -> tuple[str, ...]:
+    def train(self, run: SweepRun) -> tuple[str, ...]:
         """Returns the command that trains the model of a run."""
         own = [word(key, value) for key, value in run.training_overrides.items()]
         workdir = f"--workdir={self.workdir / run.training}"
         return ("mllmsubj", "train", f"--config={self.config}", workdir, *self.common, *own)
 
-    def evaluate(self, run: Run) -> tuple[str, ...]:
+    def evaluate(self, run: SweepRun) -> tuple[str, ...]:
         """Returns the command that evaluates the model of a run."""
         own = [word(key, value) for key, value in run.evaluation_overrides.items()]
         own += [f"--limit={self.limit}"] if self.limit else []
@@ -79,7 +79,7 @@ def launched(jobs: Sequence[Job], launcher: str) -> list[Job]:
     ]
 
 
-def _training(record: Record, commands: Commands, run: Run) -> Job:
+def _training(record: Record, commands: Commands, run: SweepRun) -> Job:
     folder = commands.workdir / run.training
 
     def is_done() -> bool:
@@ -98,7 +98,7 @@ def _training(record: Record, commands: Commands, run: Run) -> Job:
     )
 
 
-def _evaluation(commands: Commands, run: Run, training: Job | None) -> Job:
+def _evaluation(commands: Commands, run: SweepRun, training: Job | None) -> Job:
     folder, words = commands.workdir / run.name, commands.evaluate(run)
 
     call, metrics = json.dumps(words, indent=2) + "\n", folder / "eval" / "metrics.json"

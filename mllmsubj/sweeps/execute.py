@@ -12,12 +12,12 @@ from mllmsubj.errors import UserError
 
 if TYPE_CHECKING:
     from mllmsubj.sweeps.jobs import Job, Outcome
-    from mllmsubj.sweeps.plan import Record, Run
+    from mllmsubj.sweeps.plan import Record, SweepRun
 
 
 def check_runs(
     config: ConfigDict, sweep: Sequence[Overrides], given: Collection[str] = (), checkpoint: str | None = None
-) -> "tuple[Run, ...]":
+) -> "tuple[SweepRun, ...]":
     """Returns the runs of a sweep after checking that each config is valid and differs from all others.
 
     `config`: config without overrides; `given`: keys that no run may set; `checkpoint`: checkpoint that all runs

@@ -23,7 +23,7 @@ RECORD = "sweep.json"
 
 
 @dataclass(frozen=True)
-class Run:
+class SweepRun:
     """One set of overrides, evaluated once."""
 
     name: str
@@ -52,7 +52,7 @@ class Record:
     """Checkpoint that all runs evaluate; None: runs train their own."""
     config: ConfigDict
     """Config of the run without overrides."""
-    runs: tuple[Run, ...]
+    runs: tuple[SweepRun, ...]
 
 
 def load_sweep(file: str, config: ConfigDict) -> list[Overrides]:
@@ -69,14 +69,14 @@ def load_sweep(file: str, config: ConfigDict) -> list[Overrides]:
     return [{key: as_plain(value) for key, value in run.items()} for run in runs]
 
 
-def plan(sweep: Iterable[Overrides], keys: Collection[str]) -> tuple[Run, ...]:
+def plan(sweep: Iterable[Overrides], keys: Collection[str]) -> tuple[SweepRun, ...]:
     """Returns the runs in order; `keys`: all keys of the config. Raises UserError if two runs are the same."""
-    runs: dict[str, Run] = {}
+    runs: dict[str, SweepRun] = {}
     for overrides in sweep:
         name = run_name(overrides, keys)
         if name in runs:
             raise UserError(f"the sweep has run {name} twice; every run must differ from the others")
-        runs[name] = Run(name, overrides, run_name(_trained(overrides), keys))
+        runs[name] = SweepRun(name, overrides, run_name(_trained(overrides), keys))
     return tuple(runs.values())
 
 
@@ -88,7 +88,7 @@ def read_record(workdir: Path) -> Record:
     try:
         said = json.loads(path.read_text())
         runs = tuple(
-            Run(run["name"], {key: as_plain(value) for key, value in run["overrides"].items()}, run["training"])
+            SweepRun(run["name"], {key: as_plain(value) for key, value in run["overrides"].items()}, run["training"])
             for run in said["runs"]
         )
         return Record(said["sweep"], said["checkpoint"], ConfigDict(said["config"]), runs)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mllmsubj.config.load import flat
 from mllmsubj.sweeps.names import short_key
-from mllmsubj.sweeps.plan import Record, Run, value_of
+from mllmsubj.sweeps.plan import Record, SweepRun, value_of
 
 FINISHED = "finished"
 FINAL_LOSS = "train/loss"
@@ -26,7 +26,7 @@ CHANCE = re.compile(r"_chance$")
 
 
 @dataclass(frozen=True)
-class Row:
+class RunSummary:
     """Settings and metrics of one run."""
 
     run: str
@@ -40,7 +40,7 @@ class Row:
 class Summary:
     """One row per run, in the sweep's order."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[RunSummary, ...]
     labels: dict[str, str]
     """Dotted key -> short label."""
 
@@ -105,7 +105,7 @@ def _cell(value: float | None, best: float | None) -> str:
     return "–" if value is None else f"{shown(value)}{'*' if value == best else ''}"
 
 
-def _row(workdir: Path, record: Record, run: Run, keys: Sequence[str]) -> Row:
+def _row(workdir: Path, record: Record, run: SweepRun, keys: Sequence[str]) -> RunSummary:
     training = workdir / run.training
     metrics = _numbers(workdir / run.name / "eval" / "metrics.json")
     status, reports = FINISHED if metrics else "not begun", _reports(training / "metrics.jsonl")
@@ -115,7 +115,7 @@ def _row(workdir: Path, record: Record, run: Run, keys: Sequence[str]) -> Row:
     elif metrics and reports and math.isfinite(loss := reports[-1]["loss"]):
         metrics[FINAL_LOSS] = loss
     settings = {key: run.overrides.get(key, value_of(record.config, key)) for key in keys}
-    return Row(run.name, status, settings, metrics)
+    return RunSummary(run.name, status, settings, metrics)
 
 
 def _numbers(file: Path) -> dict[str, float]:

@@ -15,7 +15,7 @@ from mllmsubj.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class IndexEntry:
     """Description of one example; paths are relative to the source's folder."""
 
     references: tuple[str, ...]
@@ -32,7 +32,7 @@ class Entry:
 class FilesSource:
     """Source of a list of entries."""
 
-    def __init__(self, name: str, folder: epath.Path, entries: Sequence[Entry]) -> None:
+    def __init__(self, name: str, folder: epath.Path, entries: Sequence[IndexEntry]) -> None:
         """`name` identifies the entries, as the source's `repr` (see `Source`)."""
         self.name, self.folder, self.entries = name, folder, entries
 

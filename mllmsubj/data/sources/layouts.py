@@ -10,13 +10,13 @@ from mllmsubj.data.example import Example, Unreadable
 from mllmsubj.data.pixels import decode, size_of
 from mllmsubj.errors import DataError
 
-Row = Mapping[str, Any]
+ParquetRow = Mapping[str, Any]
 Entry = tuple[tuple[int, int], int, dict[str, float]]
 """(width, height) of the target, number of references, scores."""
 
 
 @runtime_checkable
-class Layout(Protocol):
+class ParquetLayout(Protocol):
     """Mapping from columns to examples."""
 
     name: str
@@ -26,11 +26,11 @@ class Layout(Protocol):
     index_columns: tuple[str, ...]
     """Columns required by `entry`."""
 
-    def example(self, row: Row, which: int, origin: str) -> Example:
+    def example(self, row: ParquetRow, which: int, origin: str) -> Example:
         """Returns example number `which` of a row; raises Unreadable if it cannot be read."""
         ...
 
-    def entry(self, row: Row) -> Entry:
+    def entry(self, row: ParquetRow) -> Entry:
         """Returns the index entry of each of a row's examples."""
         ...
 
@@ -60,7 +60,7 @@ class Subjects200K:
         named = {field.name for field in description} if pa.types.is_struct(description) else set()
         return _is_picture(schema.field("image").type) and {"description_0", "description_1"} <= named
 
-    def example(self, row: Row, which: int, origin: str) -> Example:
+    def example(self, row: ParquetRow, which: int, origin: str) -> Example:
         """Returns the example whose target is view `which` of the composite."""
         description, what = row["description"] or {}, f"{origin}, composite"
         prompt = description.get(f"description_{which}")
@@ -72,7 +72,7 @@ class Subjects200K:
         subject = description.get("item") or ""
         return Example((views[1 - which],), prompt, views[which], subject, scores=_grades(row), origin=origin)
 
-    def entry(self, row: Row) -> Entry:
+    def entry(self, row: ParquetRow) -> Entry:
         """Returns the index entry of both examples, from the composite's header."""
         try:
             side, _, _ = composite_squares(size_of(_file(row["image"], ""), ""), "")
@@ -136,7 +136,7 @@ class General:
         """Returns whether the schema has columns for references, target and prompt."""
         return all(cls._column(schema, part) for part in ("references", "target", "prompt"))
 
-    def example(self, row: Row, which: int, origin: str) -> Example:
+    def example(self, row: ParquetRow, which: int, origin: str) -> Example:
         """Returns the row's only example; raises Unreadable if a required field is missing."""
         references, masks = self._as_list(row, "references"), self._as_list(row, "masks")
         prompt = row[self._of["prompt"]]
@@ -154,7 +154,7 @@ class General:
             origin=origin,
         )
 
-    def entry(self, row: Row) -> Entry:
+    def entry(self, row: ParquetRow) -> Entry:
         """Returns the row's index entry; the target's size is (0, 0) if it cannot be read."""
         several = self._of["references"] in row
         references = len(self._as_list(row, "references")) if several else 1
@@ -167,18 +167,18 @@ class General:
             size = 0, 0
         return size, references, self._scores(row)
 
-    def _as_list(self, row: Row, part: str) -> list[Any]:
+    def _as_list(self, row: ParquetRow, part: str) -> list[Any]:
         value = row[self._of[part]] if part in self._of else None
         return value if isinstance(value, list) else [] if value is None else [value]
 
-    def _scores(self, row: Row) -> dict[str, float]:
+    def _scores(self, row: ParquetRow) -> dict[str, float]:
         return _numbers(row[self._of["scores"]]) if "scores" in self._of else {}
 
 
 LAYOUTS = (Subjects200K, General)
 
 
-def find_layout(schema: pa.Schema, path: str) -> Layout:
+def find_layout(schema: pa.Schema, path: str) -> ParquetLayout:
     """Returns the layout that fits the columns; raises UserError that lists them and each layout's columns."""
     for layout in LAYOUTS:
         if layout.fits(schema):
@@ -211,10 +211,10 @@ def _file(value: Any, what: str) -> bytes:
     return content
 
 
-def _grades(row: Row) -> dict[str, float]:
+def _grades(row: ParquetRow) -> dict[str, float]:
     valid = (row["description"] or {}).get("description_valid")
     return _numbers(row.get("quality_assessment")) | ({} if valid is None else {"description_valid": float(valid)})
 
 
-def _numbers(struct: Row | None) -> dict[str, float]:
+def _numbers(struct: ParquetRow | None) -> dict[str, float]:
     return {name: float(value) for name, value in (struct or {}).items() if isinstance(value, int | float)}

@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from mllmsubj.data.sources.files import Entry, FilesSource, inside
+from mllmsubj.data.sources.files import FilesSource, IndexEntry, inside
 from mllmsubj.errors import DataError, UserError, nearest
 
 KEYS = ("reference", "references", "target", "prompt", "subject", "masks", "scores", "width", "height")
@@ -48,7 +48,7 @@ def _others(numbers: list[int]) -> str:
     return f"; wrong as well: {len(numbers)} more line{'s' * (len(numbers) > 1)} ({listed})"
 
 
-def _entry(line: bytes, origin: str) -> Entry:
+def _entry(line: bytes, origin: str) -> IndexEntry:
     value = _object(line)
     if "reference" in value:
         value["references"] = [value["reference"]]
@@ -57,7 +57,7 @@ def _entry(line: bytes, origin: str) -> Entry:
         raise DataError(f"masks is {masks!r}; it should be a list of paths, null where a reference has none")
     if masks and len(masks) != len(references):
         raise DataError(f"{len(masks)} masks for {len(references)} references; give one each, null where there is none")
-    return Entry(
+    return IndexEntry(
         references=tuple(map(inside, references)),
         target=inside(_text(value, "target")),
         prompt=_text(value, "prompt"),

@@ -21,7 +21,7 @@ from etils import epath
 
 from mllmsubj.data.example import Example, Index, Unreadable
 from mllmsubj.data.sources.indexing import THREADS, check_index, make_index
-from mllmsubj.data.sources.layouts import Layout, find_layout
+from mllmsubj.data.sources.layouts import ParquetLayout, find_layout
 from mllmsubj.errors import DataError
 
 KEPT_GROUPS = 4
@@ -82,7 +82,7 @@ class ParquetSource:
         """Returns the name of the source (see `Source`)."""
         return self._name
 
-    def _agree(self) -> Layout:
+    def _agree(self) -> ParquetLayout:
         """Returns the layout of the first file; raises UserError if another file's columns differ."""
         schema = self._footers[0].schema.to_arrow_schema()
         layout = find_layout(schema, str(self._files[0]))

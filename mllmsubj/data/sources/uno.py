@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from mllmsubj.data.sources.files import Entry, FilesSource, inside
+from mllmsubj.data.sources.files import FilesSource, IndexEntry, inside
 from mllmsubj.errors import DataError, UserError
 
 SCORES = (0.0, 4.0)
@@ -34,7 +34,7 @@ def open_uno(path: epath.Path) -> FilesSource:
     return FilesSource(name, _pictures(path, entries[0].target), entries)
 
 
-def _entries(pair: Any, path: epath.Path, number: int) -> Iterator[Entry]:
+def _entries(pair: Any, path: epath.Path, number: int) -> Iterator[IndexEntry]:
     origin = f"{path.name}, pair {number}"
     try:
         caption, paths = pair["caption"], [inside(pair["img_path1"]), inside(pair["img_path2"])]
@@ -49,7 +49,7 @@ def _entries(pair: Any, path: epath.Path, number: int) -> Iterator[Entry]:
         ) from error
     scores = {"score_final": score} if SCORES[0] <= score <= SCORES[1] else {}
     for reference, target in ((0, 1), (1, 0)):
-        yield Entry((paths[reference],), paths[target], prompts[target], origin, subject, (), scores)
+        yield IndexEntry((paths[reference],), paths[target], prompts[target], origin, subject, (), scores)
 
 
 def _pictures(path: epath.Path, picture: str) -> epath.Path:
