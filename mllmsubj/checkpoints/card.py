@@ -40,8 +40,9 @@ def model_card(experiment: Experiment, metrics: Mapping[str, Any], fingerprint: 
             *_header(flux, mllm),
             "# Subject-driven generation with a multimodal LLM: DLA and LoRA",
             "",
-            "A picture of a subject and a prompt in, a new picture of it out: what mllmsubj trains, without the frozen",
-            f"models that it needs. The method: [arXiv 2605.26111]({PAPER}). Exported from checkpoint `{fingerprint}`.",
+            "Generates a new image of a subject from reference images and a prompt. These are the weights that",
+            f"mllmsubj trains, without the frozen models that they need. Method: [arXiv 2605.26111]({PAPER}). Exported from",
+            f"checkpoint `{fingerprint}`.",
             "",
             *_files(experiment),
             *_use(experiment, flux),
@@ -77,19 +78,25 @@ def _mllm(experiment: Experiment) -> BaseModel | None:
 
 
 def _header(flux: BaseModel | None, mllm: BaseModel | None) -> Iterator[str]:
-    yield "---"
-    if bases := [base.name for base in (flux, mllm) if base is not None]:
-        yield from ("base_model:", *(f"  - {name}" for name in bases), "base_model_relation: adapter")
-    yield f"license: {'apache-2.0' if flux is None else flux.license}"
-    if flux == DEV:
-        yield from ("license_name: flux-1-dev-non-commercial-license", f"license_link: {FLUX_LICENSE}")
-    yield from ("library_name: diffusers", "pipeline_tag: image-to-image", "tags:")
-    yield from (f"  - {tag}" for tag in ("lora", "flux", "subject-driven-generation", "mllmsubj"))
-    yield from ("---", "")
+    from huggingface_hub import ModelCardData  # imported here, since only an export needs it
+
+    bases = [base.name for base in (flux, mllm) if base is not None]
+    data = ModelCardData(
+        base_model=bases or None,
+        license="apache-2.0" if flux is None else flux.license,
+        license_name="flux-1-dev-non-commercial-license" if flux == DEV else None,
+        license_link=FLUX_LICENSE if flux == DEV else None,
+        library_name="diffusers",
+        pipeline_tag="image-to-image",
+        tags=["lora", "flux", "subject-driven-generation", "mllmsubj"],
+        base_model_relation="adapter" if bases else None,
+        ignore_metadata_errors=True,
+    )
+    yield from ("---", data.to_yaml(), "---", "")
 
 
 def _files(experiment: Experiment) -> Iterator[str]:
-    yield from ("| file | what it is |", "|---|---|")
+    yield from ("| file | contents |", "|---|---|")
     if experiment.model.lora is not None:
         yield (
             "| `pytorch_lora_weights.safetensors` | LoRA of the transformer in diffusers' form; alpha / rank is "
@@ -173,7 +180,10 @@ def _licenses(flux: BaseModel | None, mllm: BaseModel | None) -> Iterator[str]:
             yield f"| {base.name} | {base.terms} |"
     yield from ("| the code of mllmsubj | Apache-2.0 |", "")
     if flux is not None or mllm is not None:
-        yield from ("Base models are told by their sizes: check that these are the ones that it was trained on.", "")
+        yield from (
+            "Base models are identified by their sizes: check that these are the ones that it was trained on.",
+            "",
+        )
 
 
 def _cell(value: object) -> str:
