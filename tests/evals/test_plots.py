@@ -44,8 +44,8 @@ def test_loss_curves(tmp_path):
     """Training losses and held-out losses have a panel each."""
     lines = [{"step": step, "time": 0.0, "loss": 1 / step, "loss_t/0.0-0.1": 9.0} for step in range(1, 30)]
     alone = loss_curves(run(tmp_path, [*lines, {"step": 30, "time": 0.0, "loss": None}]))
-    evaluate_checkpoint = [{"step": step, "time": 0.0, "loss/all": 1.0, "loss/mllm": 2.0} for step in (10, 20)]
-    both = loss_curves(run(tmp_path, lines + evaluate_checkpoint))
+    evaluated = [{"step": step, "time": 0.0, "loss/all": 1.0, "loss/mllm": 2.0} for step in (10, 20)]
+    both = loss_curves(run(tmp_path, lines + evaluated))
     assert both.size == (2 * alone.width, alone.height)
     blue = (31, 119, 180)  # matplotlib's first
     assert shown(alone, blue)

@@ -23,23 +23,23 @@ class Tally:
 
     names: tuple[str, ...]
     right: Int[np.ndarray, "n a"]
-    evaluate_checkpoint: Int[np.ndarray, "n a"]
+    evaluated: Int[np.ndarray, "n a"]
 
     def only(self, kept: Bool[np.ndarray, " n"]) -> "Tally":
         """Returns the counts of the images in `kept`; those of the others are 0."""
-        return Tally(self.names, self.right * kept[:, None], self.evaluate_checkpoint * kept[:, None])
+        return Tally(self.names, self.right * kept[:, None], self.evaluated * kept[:, None])
 
     def column(self, name: str) -> "Tally":
         """Returns the counts of one name."""
         at = [self.names.index(name)]
-        return Tally((name,), self.right[:, at], self.evaluate_checkpoint[:, at])
+        return Tally((name,), self.right[:, at], self.evaluated[:, at])
 
     def concatenate(self, other: "Tally") -> "Tally":
         """Concatenates the columns of two tallies of the same images."""
         return Tally(
             self.names + other.names,
             np.concatenate([self.right, other.right], axis=1),
-            np.concatenate([self.evaluate_checkpoint, other.evaluate_checkpoint], axis=1),
+            np.concatenate([self.evaluated, other.evaluated], axis=1),
         )
 
 
@@ -61,7 +61,7 @@ def prompt(examples: Sequence[Example], readings: Int[np.ndarray, "n attributes"
     wanted = [dict(example.prompt.asks) for example in examples]
     scene = _compare([_part(asks, SCENE_ATTRIBUTES) for asks in wanted], readings, tuple(SCENE_ATTRIBUTES))
     colours = _compare([_part(asks, IDENTITY_ATTRIBUTES) for asks in wanted], readings, IDENTITY_ATTRIBUTES)
-    sums = (counts.sum(axis=1, keepdims=True) for counts in (colours.right, colours.evaluate_checkpoint))
+    sums = (counts.sum(axis=1, keepdims=True) for counts in (colours.right, colours.evaluated))
     return scene.concatenate(Tally((RECOLOURING,), *sums))
 
 
@@ -88,24 +88,24 @@ def accuracy(tally: Tally, weights: Float[np.ndarray, "b n"]) -> Float[np.ndarra
 
     `weights`: how often each image counts.
     """
-    right, evaluate_checkpoint = weights @ tally.right, weights @ tally.evaluate_checkpoint
-    shares = np.divide(right, evaluate_checkpoint, out=np.zeros_like(right), where=evaluate_checkpoint > 0)
-    return _ratio(shares.sum(axis=1), (evaluate_checkpoint > 0).sum(axis=1))
+    right, evaluated = weights @ tally.right, weights @ tally.evaluated
+    shares = np.divide(right, evaluated, out=np.zeros_like(right), where=evaluated > 0)
+    return _ratio(shares.sum(axis=1), (evaluated > 0).sum(axis=1))
 
 
 def all_right(tally: Tally, weights: Float[np.ndarray, "b n"]) -> Float[np.ndarray, " b"]:
     """Returns the share of images in which everything evaluated is right; NaN where nothing is evaluated."""
-    evaluate_checkpoint = tally.evaluate_checkpoint.any(axis=1)
-    whole = evaluate_checkpoint & (tally.right == tally.evaluate_checkpoint).all(axis=1)
-    return _ratio(weights @ whole, weights @ evaluate_checkpoint)
+    evaluated = tally.evaluated.any(axis=1)
+    whole = evaluated & (tally.right == tally.evaluated).all(axis=1)
+    return _ratio(weights @ whole, weights @ evaluated)
 
 
 def copy_chance(tally: Tally) -> float:
     """Returns the `pose_copy` rate of independent images: poses are uniform, so one over an attribute's values."""
     chances = [
         1 / len(ATTRIBUTES[name])
-        for name, evaluate_checkpoint in zip(tally.names, tally.evaluate_checkpoint.T, strict=True)
-        if evaluate_checkpoint.any()
+        for name, evaluated in zip(tally.names, tally.evaluated.T, strict=True)
+        if evaluated.any()
     ]
     return float(np.mean(chances)) if chances else float("nan")
 
@@ -114,10 +114,8 @@ def _compare(wanted: Sequence[Mapping[str, str | None]], readings: np.ndarray, n
     """Counts the values of `wanted`, a mapping for each image, that are read; `names` are the columns."""
     columns = [list(ATTRIBUTES).index(name) for name in names]
     numbers = np.asarray([[number(name, asks[name]) if name in asks else -1 for name in names] for asks in wanted])
-    evaluate_checkpoint = numbers.reshape(-1, len(names)) >= 0
-    return Tally(
-        names, (evaluate_checkpoint & (readings[:, columns] == numbers)).astype(int), evaluate_checkpoint.astype(int)
-    )
+    evaluated = numbers.reshape(-1, len(names)) >= 0
+    return Tally(names, (evaluated & (readings[:, columns] == numbers)).astype(int), evaluated.astype(int))
 
 
 def _part(values: Mapping[str, str], names: Collection[str]) -> dict[str, str]:

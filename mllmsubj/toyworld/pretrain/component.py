@@ -86,8 +86,8 @@ class ComponentEvaluator:
         """Evaluates `component` with the parameters `frozen` of the components that it builds on."""
         self.name, self.meanings = component.name, component.meanings
         self.every_steps, self.examples = component.config.eval_every_steps, component.config.num_eval_examples
-        self._part, self._frozen = component, frozen
+        self._component, self._frozen = component, frozen
 
     def run(self, params: Params) -> Iterator[tuple[str, Value]]:
         """See `Evaluator.run`."""
-        return self._part.evaluate(params, self._frozen)
+        return self._component.evaluate(params, self._frozen)

@@ -125,14 +125,14 @@ class DiTComponent:
 
         Raises UserError as `latents.cached_latents` does.
         """
-        frozen, look = self.frozen(), jax.jit(self.latent_stats)
+        frozen, latent_stats = self.frozen(), jax.jit(self.latent_stats)
         folder = self.find_folder("vae")
         assert folder is not None
         vae = hashlib.sha256(components.path(folder, "vae").read_bytes()).hexdigest()
         encoder = f"{vae} {self.model.config.vae} {self.model.compute.dtype}"
 
         def encode(pixels: UInt8[np.ndarray, "b height width 3"]) -> Float[np.ndarray, "b two n c"]:
-            return jax.device_get(look(frozen, pixels))
+            return jax.device_get(latent_stats(frozen, pixels))
 
         return cached_latents(pictures, encode, encoder, self.folder / self.name, threads)
 
@@ -146,16 +146,10 @@ class DiTComponent:
     ) -> tuple[Float[Array, " b"], dict[str, Float[Array, "two n"]]]:
         """Returns the flow-matching loss on the VAE's latents, as the method defines it."""
         drawn = self.noisy(batch, key)
-        with_reference_view, apart = (
-            jax.tree.map(lambda x, rows=rows: x[rows], (batch, drawn))
-            for rows in (WITH_REFERENCE_VIEW, WITHOUT_REFERENCE_VIEW)
-        )
-        losses = (
-            jnp.zeros(len(batch.example))
-            .at[WITH_REFERENCE_VIEW]
-            .set(self._losses(params, *with_reference_view, reference_view=True))
-        )
-        losses = losses.at[WITHOUT_REFERENCE_VIEW].set(self._losses(params, *apart, reference_view=False))
+        losses = jnp.zeros(len(batch.example))
+        for half, reference_view in ((WITH_REFERENCE_VIEW, True), (WITHOUT_REFERENCE_VIEW, False)):
+            some = jax.tree.map(lambda x, half=half: x[half], (batch, drawn))
+            losses = losses.at[half].set(self._losses(params, *some, reference_view=reference_view))
         rows = jax.nn.one_hot(jnp.minimum((drawn[1] * TIME_BINS).astype(jnp.int32), TIME_BINS - 1), TIME_BINS)
         return losses, {"by_time": jnp.stack([losses @ rows, rows.sum(axis=0)])}
 
@@ -181,10 +175,10 @@ class DiTComponent:
     def evaluate(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
         """Evaluates losses, with fixed noise, and pictures generated from full captions and from reference views."""
         full, pairs = (self.held_out(frozen, self.config.num_eval_examples, views) for views in (1, 2))
-        look = jax.jit(self._losses, static_argnames="reference_view")
+        evaluate_batch = jax.jit(self._losses, static_argnames="reference_view")
         for name, held, reference_view in (("", full, False), ("_alone", pairs, False), ("_beside", pairs, True)):
             losses = [
-                look(params, batch, self.noisy(batch, key), reference_view=reference_view)
+                evaluate_batch(params, batch, self.noisy(batch, key), reference_view=reference_view)
                 for batch, key in held.batches
             ]
             yield f"dit/loss{name}", float(np.concatenate(losses).mean())

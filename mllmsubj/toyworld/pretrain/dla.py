@@ -113,9 +113,9 @@ class DLAComponent:
         """Returns the losses of rows of one kind."""
         latents, t, _ = drawn
         target = self.dit.velocity(frozen, latents, t, self.dit.condition(frozen, batch), ACTIVE_TOKENS[0])
-        told = self.condition(params, frozen, batch, references)
+        condition = self.condition(params, frozen, batch, references)
         return squared_error(
-            self.dit.velocity(frozen, latents, t, told, ACTIVE_TOKENS[references]), target, batch.weights
+            self.dit.velocity(frozen, latents, t, condition, ACTIVE_TOKENS[references]), target, batch.weights
         )
 
     def condition(self, params: Params, frozen: Params, batch: DistillationBatch, references: int) -> Condition:
@@ -125,16 +125,16 @@ class DLAComponent:
         ids, mask = batch.input_ids[:, :stop], batch.attention_mask[:, :stop]
         states: Any = model.mllm.apply({"params": frozen["mllm"]}, ids, mask, tiles)
         image = jnp.concatenate([states[:, :, :0], *(states[:, :, slice(*span)] for span in images)], axis=2)
-        told: Any = model.dla.apply({"params": params["dla"]}, states[:, :, start:stop], image, mask[:, start:stop])
+        pooled: Any = model.dla.apply({"params": params["dla"]}, states[:, :, start:stop], image, mask[:, start:stop])
         known = self.dit.condition(frozen, replace(batch, clip_ids=batch.text_clip_ids))
-        return replace(known, text=told[0], image=told[1], text_mask=mask[:, start:stop])
+        return replace(known, text=pooled[0], image=pooled[1], text_mask=mask[:, start:stop])
 
     def evaluate(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
         """Evaluates held-out examples: full captions, and prompts about references, in held-out sentence patterns."""
         source = ToyworldSource(Split.TEST, self.config.num_eval_examples, self.size)
         examples = [source.example(i) for i in range(len(source))]
-        generate, look = (jax.jit(each, static_argnames="references") for each in (self._generate, self._loss))
-        silence, repeat, folder = (
+        generate, loss = (jax.jit(each, static_argnames="references") for each in (self._generate, self._loss))
+        empty_caption_loss, from_captions, folder = (
             jax.jit(self._empty_caption_loss),
             jax.jit(self._generate_from_captions),
             self.dit.find_folder("probe"),
@@ -142,15 +142,21 @@ class DLAComponent:
         probe = None if folder is None else ProbeReader.load(folder)
         for references, name in enumerate(("", "_seen")):
             held = list(self._held_out(frozen, examples, references))
-            losses = [look(params, frozen, *each, references=references) for each in held]
+            losses = [loss(params, frozen, *each, references=references) for each in held]
             yield f"dla/loss{name}", float(np.concatenate(losses).mean())
-            yield f"dla/silence{name}", float(np.concatenate([silence(frozen, *each) for each in held]).mean())
+            yield (
+                f"dla/silence{name}",
+                float(np.concatenate([empty_caption_loss(frozen, *each) for each in held]).mean()),
+            )
             drawn = np.concatenate([generate(params, frozen, *each, references=references) for each in held])
             if probe is not None:
                 yield from self._read(examples, probe(drawn), references)
             if probe is not None and references:
-                told = np.concatenate([repeat(frozen, *each) for each in held])
-                yield from ((f"{key}_told", share) for key, share in self._read(examples, probe(told), references))
+                drawn_from_captions = np.concatenate([from_captions(frozen, *each) for each in held])
+                yield from (
+                    (f"{key}_told", share)
+                    for key, share in self._read(examples, probe(drawn_from_captions), references)
+                )
             shown = [np.stack([example.target.render(self.size) for example in examples[:SHOWN]]), drawn[:SHOWN]]
             if references:
                 shown.insert(0, np.stack([example.reference.render(self.size) for example in examples[:SHOWN]]))
@@ -190,8 +196,8 @@ class DLAComponent:
         return self._losses(params, frozen, batch, self.dit.noisy(batch, key), references)
 
     def _generate(self, params: Params, frozen: Params, batch: DistillationBatch, key: Array, references: int) -> Array:
-        told = self.condition(params, frozen, batch, references)
-        return self.dit.generate(frozen, frozen, told, key, ACTIVE_TOKENS[references])
+        condition = self.condition(params, frozen, batch, references)
+        return self.dit.generate(frozen, frozen, condition, key, ACTIVE_TOKENS[references])
 
     def _generate_from_captions(self, frozen: Params, batch: CaptionBatch, key: Array) -> Array:
         """Generates pictures of the captions themselves, from the embedding table."""

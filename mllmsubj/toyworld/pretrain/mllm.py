@@ -115,10 +115,8 @@ class VQAReader:
                 prompt = write(rng, kind, reasoning, picture.identity, picture.scene, held_out=False)
                 if held_out(prompt.identity(picture.identity)) is HeldOut.NOTHING:
                     break
-        conditional = tuple(name for name, _ in prompt.asks)
-        return [
-            (prompt.text, caption(prompt.identity(picture.identity), prompt.scene(picture.scene), only=conditional))
-        ]
+        requested = tuple(name for name, _ in prompt.asks)
+        return [(prompt.text, caption(prompt.identity(picture.identity), prompt.scene(picture.scene), only=requested))]
 
     def _answer(self, picture: Picture, rng: np.random.Generator) -> Conversation:
         names = rng.choice(list(QUESTIONS), self.component.config.questions, replace=False)
@@ -144,9 +142,9 @@ class MLLMComponent:
     @property
     def meanings(self) -> dict[str, str]:
         """Description of each number of `evaluate`."""
-        captions = {f"mllm/{name}": f"Share of right answers to “{question}”" for name, question in QUESTIONS.items()}
+        meanings = {f"mllm/{name}": f"Share of right answers to “{question}”" for name, question in QUESTIONS.items()}
         seen = "Share of attributes that are read right off the tokens that the eye gives the decoder"
-        return captions | {"mllm/mean": "Their mean", "mllm/least": "The least of them", "mllm/seen": seen}
+        return meanings | {"mllm/mean": "Their mean", "mllm/least": "The least of them", "mllm/seen": seen}
 
     def init(self, key: jax.Array) -> Params:
         """Returns random parameters."""
@@ -177,11 +175,11 @@ class MLLMComponent:
         ids: list[int] = first.input_ids[0][first.attention_mask[0]].tolist()
         answers: list[bool] = []
         following, tail = self._separator_ids
-        for i, (conditional, captions) in enumerate(turns):
+        for i, (question, reply) in enumerate(turns):
             if i:
-                ids += following[1:] + self.encoder.ids("\n" + conditional) + tail
+                ids += following[1:] + self.encoder.ids("\n" + question) + tail
             answers += [False] * (len(ids) - len(answers))
-            ids += self.encoder.ids(captions) + following[:1]
+            ids += self.encoder.ids(reply) + following[:1]
             answers += [True] * (len(ids) - len(answers))
         length = self.config.tokens
         there = min(len(ids), length)
@@ -196,25 +194,25 @@ class MLLMComponent:
 
         Every token of an answer has the same weight in the batch, however long its row is.
         """
-        rows, vision_only_share = len(batch.example), int(self.config.vision_only_share * len(batch.example))
+        rows, vision_only = len(batch.example), int(self.config.vision_only_share * len(batch.example))
         talks, pixels, truth = (
-            jax.tree.map(lambda x: x[vision_only_share:], batch),
-            batch.pixels[:vision_only_share],
-            batch.truth[:vision_only_share],
+            jax.tree.map(lambda x: x[vision_only:], batch),
+            batch.pixels[:vision_only],
+            batch.truth[:vision_only],
         )
         answers = talks.answers[:, 1:].astype(jnp.float32)
         logits = self._logits(params, talks)[:, :-1]
         each = optax.softmax_cross_entropy_with_integer_labels(logits, talks.input_ids[:, 1:]) * answers
-        captions, tasks = each.sum(axis=1), jax.nn.one_hot(talks.task, len(TASKS))
-        by_task = jnp.stack([captions @ tasks, answers.sum(axis=1) @ tasks])
+        by_row, tasks = each.sum(axis=1), jax.nn.one_hot(talks.task, len(TASKS))
+        by_task = jnp.stack([by_row @ tasks, answers.sum(axis=1) @ tasks])
         unseen, right = [], []
         for found, true in zip(self._auxiliary_logits(params, pixels).values(), truth.T, strict=True):
             unseen.append(optax.softmax_cross_entropy_with_integer_labels(found, true))
             right.append((found.argmax(axis=1) == true).sum())
-        task_shares = jnp.stack([jnp.stack(right), jnp.full(len(right), vision_only_share)]).astype(jnp.float32)
-        weight = self.config.auxiliary_weight * rows / max(1, vision_only_share)
-        losses = jnp.concatenate([weight * jnp.stack(unseen).mean(axis=0), captions * rows / answers.sum()])
-        return losses, {"by_task": by_task, "seen": task_shares}
+        seen = jnp.stack([jnp.stack(right), jnp.full(len(right), vision_only)]).astype(jnp.float32)
+        weight = self.config.auxiliary_weight * rows / max(1, vision_only)
+        losses = jnp.concatenate([weight * jnp.stack(unseen).mean(axis=0), by_row * rows / answers.sum()])
+        return losses, {"by_task": by_task, "seen": seen}
 
     def evaluate(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
         """Evaluates each question alone; an answer is right if every token of it is the most likely one."""
@@ -222,7 +220,7 @@ class MLLMComponent:
         pictures, size = [source[i] for i in range(len(source))], self.config.batch_size
         pixels = np.stack([picture.render(self.size) for picture in pictures])
         truth = np.stack([numbers(picture.identity, picture.scene) for picture in pictures])
-        task_shares = {}
+        accuracies = {}
         for name, question in QUESTIONS.items():
             counts = []
             for first in range(0, len(source), size):
@@ -231,14 +229,14 @@ class MLLMComponent:
                 length = -(-int(mask.sum(axis=1).max()) // 16) * 16
                 ids, answers, mask = ids[:, :length], answers[:, :length], mask[:, :length]
                 rows, zero = slice(first, first + size), np.zeros(len(ids), np.int32)
-                tokenize = VQABatch(zero, zero, pixels[rows], ids, answers, mask, task=zero, truth=truth[rows])
-                counts.append(right(params, tokenize))
-            task_shares[name] = float(np.concatenate(counts).mean())
-            yield f"mllm/{name}", task_shares[name]
-        yield "mllm/mean", float(np.mean(list(task_shares.values())))
-        yield "mllm/least", min(task_shares.values())
-        look = jax.jit(self._auxiliary_logits)
-        found = [look(params, pixels[first : first + size]) for first in range(0, len(source), size)]
+                questions = VQABatch(zero, zero, pixels[rows], ids, answers, mask, task=zero, truth=truth[rows])
+                counts.append(right(params, questions))
+            accuracies[name] = float(np.concatenate(counts).mean())
+            yield f"mllm/{name}", accuracies[name]
+        yield "mllm/mean", float(np.mean(list(accuracies.values())))
+        yield "mllm/least", min(accuracies.values())
+        evaluate_batch = jax.jit(self._auxiliary_logits)
+        found = [evaluate_batch(params, pixels[first : first + size]) for first in range(0, len(source), size)]
         seen = [np.concatenate([np.argmax(each[name], axis=1) for each in found]) for name in ATTRIBUTES]
         yield "mllm/seen", float((np.stack(seen, axis=1) == truth).mean())
 

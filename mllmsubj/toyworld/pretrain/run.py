@@ -57,12 +57,10 @@ def pretrain(config: ConfigDict, name: str, workdir: Path) -> Path:
     check_batch(component.config.batch_size, 1, mesh, f"pretrain.{name}")
     run = PretrainingTask(experiment, mesh, component)
     with StartupTime() as first, jax.set_mesh(mesh):
-        params, evaluate = (
-            run.start(),
-            ComponentEvaluator(component, run.frozen),
-        )  # both may raise UserError, before the workdir is created
+        # Both may raise UserError, before the workdir is created.
+        params, evaluator = run.start(), ComponentEvaluator(component, run.frozen)
         with open_workdir(folder, config), Checkpoints(folder, experiment.checkpoint) as saves:
-            fit(run, params, run.loader(), [evaluate], config, folder, saves, first)
+            fit(run, params, run.loader(), [evaluator], config, folder, saves, first)
     return components.path(workdir, name)
 
 

@@ -23,8 +23,8 @@ def one(statistic, tally):
 
 def counts(tally):
     """Returns name -> (correct, evaluated) over all images, for names with any evaluated."""
-    found = zip(tally.names, tally.right.sum(0).tolist(), tally.evaluate_checkpoint.sum(0).tolist(), strict=True)
-    return {name: (right, evaluate_checkpoint) for name, right, evaluate_checkpoint in found if evaluate_checkpoint}
+    found = zip(tally.names, tally.right.sum(0).tolist(), tally.evaluated.sum(0).tolist(), strict=True)
+    return {name: (right, evaluated) for name, right, evaluated in found if evaluated}
 
 
 def test_identity_reference():
@@ -116,6 +116,6 @@ def test_truth_all_attributes():
     example = case(("time", "day"), identity=BARE)
     tally = truth(*stacked((example, read(example, accent="pink"))))
     assert tally.names == tuple(ATTRIBUTES)
-    assert tally.evaluate_checkpoint.all()
+    assert tally.evaluated.all()
     assert counts(tally)["accent"] == (0, 1)
     assert tally.right.sum() == len(ATTRIBUTES) - 1

@@ -45,12 +45,10 @@ def test_pretrain_probe(tmp_path, network, monkeypatch):
     assert [line["step"] for line in logged if "loss" in line] == [2, 4]
 
     component, found = make("probe", tmp_path, **network), components.read(tmp_path, ("probe",))
-    again, num_eval_examples = dict(component.evaluate(unflatten(found), {})), logged[-1]
-    assert again["probe/mean"] == pytest.approx(
-        num_eval_examples["probe/mean"], abs=0.1
-    )  # weights are stored in 16 bits
+    again, numbers = dict(component.evaluate(unflatten(found), {})), logged[-1]
+    assert again["probe/mean"] == pytest.approx(numbers["probe/mean"], abs=0.1)  # weights are stored in 16 bits
     about = components.provenance(tmp_path, "probe")
-    assert about["metrics"]["probe/mean"] == num_eval_examples["probe/mean"]
+    assert about["metrics"]["probe/mean"] == numbers["probe/mean"]
     assert (about["steps"], about["seed"], about["pretrain"]["batch_size"]) == (4, 0, 8)
     assert about["started_from"] is None
     assert about["seconds"] > 0
