@@ -153,8 +153,8 @@ def sampler(config: ConfigDict) -> Table:
     stronger = {f"sampling.{name}": 1.6 * sampling[name] for name in kinds}
 
     def at(tau1: float, tau2: float) -> Overrides:
-        translate = [round(equivalent_timestep(tau, sampling.height, sampling.width), 2) for tau in (tau1, tau2)]
-        return {"sampling.tau1": translate[0], "sampling.tau2": translate[1]}
+        equivalent = [round(equivalent_timestep(tau, sampling.height, sampling.width), 2) for tau in (tau1, tau2)]
+        return {"sampling.tau1": equivalent[0], "sampling.tau2": equivalent[1]}
 
     rows = (
         Row("0, 0", at(0.0, 0.0), Paper(0.6905, 0.8225, 0.3044)),
