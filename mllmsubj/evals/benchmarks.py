@@ -38,7 +38,7 @@ class EvaluationRequest:
 class EvaluationPlan:
     """Benchmark of one checkpoint, prepared before its weights are read."""
 
-    evaluators: "Callable[[Setup], Sequence[Evaluator]]"
+    make_evaluators: "Callable[[Setup], Sequence[Evaluator]]"
     count_evaluator: str
     """Name of the evaluator whose number of examples is reported as the benchmark's."""
     image_evaluator: str

@@ -35,7 +35,7 @@ def evaluate_checkpoint(checkpoint: str | Path, config: ConfigDict, request: Eva
     mesh = sharding.make_mesh(**asdict(experiment.mesh))
     with jax.set_mesh(mesh):
         setup, params = setups.restored(experiment, folder, mesh)
-        evaluators = plan.evaluators(setup)
+        evaluators = plan.make_evaluators(setup)
         for each in evaluators:
             log.info("%s: %d held-out examples", each.name, each.examples)
         numbers, images, texts = split_values(chain.from_iterable(each.run(params) for each in evaluators))

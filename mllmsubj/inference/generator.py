@@ -56,13 +56,13 @@ class Generator:
         starts = np.repeat(times[:-1, None], size, axis=1)
         guidance, scales = jnp.full((1,), settings.guidance), (settings.text_guidance, settings.reference_guidance)
 
-        one = self.run(params, "encode", lambda group: self.condition(group, inputs, guidance))
+        one = self.run(params, "encode", lambda loaded: self.condition(loaded, inputs, guidance))
         condition = jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *x.shape[1:])), one)
-        modulation = self.run(params, "prepare", lambda group: self.prepare(group, starts, condition))
+        modulation = self.run(params, "prepare", lambda loaded: self.prepare(loaded, starts, condition))
 
-        def denoise(group: Params, batch: int) -> Array:
+        def denoise(loaded: Params, batch: int) -> Array:
             options = dict(grid=grid, cfg=settings.uses_cfg, scales=scales, stepper=settings.stepper)
-            run = partial(self.sample, group, condition, **options)
+            run = partial(self.sample, loaded, condition, **options)
             noise = self.noise(seed, batch * size, size, grid)
             if progress is None:
                 return run(noise, times, modulation=modulation, stages=stages)[0]
@@ -71,9 +71,11 @@ class Generator:
                 run, (noise, state), times, stages, modulation, _batch_progress(progress, batch, len(batches))
             )
 
-        latents = self.run(params, "denoise", lambda group: [denoise(group, batch) for batch in batches])
+        latents = self.run(params, "denoise", lambda loaded: [denoise(loaded, batch) for batch in batches])
         images = self.run(
-            params, "decode", lambda group: [np.asarray(self.decode(group, each, grid), np.float32) for each in latents]
+            params,
+            "decode",
+            lambda loaded: [np.asarray(self.decode(loaded, x, grid), np.float32) for x in latents],
         )
         return np.concatenate(images)[:num_images]
 

@@ -34,7 +34,7 @@ class SweepRun:
     @property
     def training_overrides(self) -> Overrides:
         """Overrides that apply in training."""
-        return _trained(self.overrides)
+        return _training_overrides(self.overrides)
 
     @property
     def evaluation_overrides(self) -> Overrides:
@@ -76,7 +76,7 @@ def plan(sweep: Iterable[Overrides], keys: Collection[str]) -> tuple[SweepRun, .
         name = run_name(overrides, keys)
         if name in runs:
             raise UserError(f"the sweep has run {name} twice; every run must differ from the others")
-        runs[name] = SweepRun(name, overrides, run_name(_trained(overrides), keys))
+        runs[name] = SweepRun(name, overrides, run_name(_training_overrides(overrides), keys))
     return tuple(runs.values())
 
 
@@ -134,5 +134,5 @@ def value_of(config: ConfigDict, key: str) -> Any:
     return as_plain(node)
 
 
-def _trained(overrides: Overrides) -> Overrides:
+def _training_overrides(overrides: Overrides) -> Overrides:
     return {key: value for key, value in overrides.items() if not key.startswith(EVALUATION_ONLY)}

@@ -41,7 +41,7 @@ class TrainBatch:
     size: int
     """Rows over all processes."""
     stage: int = 0
-    """Number of the stage that trains on it."""
+    """Index of the stage that trains on it."""
     flops: int = 0
     """Floating-point operations spent on `inputs`, over all devices."""
 
@@ -67,7 +67,7 @@ def encoded_batches(
 ) -> Generator[TrainBatch]:
     """Yields features of the batches of `global_batches`, from the cache if it contains all rows of a batch.
 
-    `stage_of`: step -> number of its stage, whose encoder is one of `encoders`; `frozen`: the frozen parameters;
+    `stage_of`: step -> index of its stage in `encoders`; `frozen`: the frozen parameters;
     `step`: number of the first batch. Batches that are not in the cache are stored there. Closes `cache` at the end.
     """
     params, programs = {name: frozen[name] for name in FROZEN_ENCODERS}, Programs(throughput)

@@ -16,7 +16,7 @@ class Evaluator(Protocol):
     """Evaluates parameters; on several processes each runs it, and all get the same values."""
 
     name: str
-    """Name of the evaluator and of its section in the config's `evals`."""
+    """Name of the evaluator."""
     meanings: Mapping[str, str]
     """Description of each number and each set of images, for readers of a report."""
     every_steps: int

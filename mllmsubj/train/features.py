@@ -97,11 +97,11 @@ class FeatureEncoder:
 
     def _encode(self, encoders: Params, batch: Batch, row: Int[Array, " b"], cached: CachedFeatures) -> Encoded:
         inputs = self.inputs(batch)
-        cached = cached or self._latents(encoders, batch, inputs)
+        known = cached or self._latents(encoders, batch, inputs)
         return Encoded(
-            features=_features(self.model, encoders, inputs, cached),
-            target_mean=cached["target_mean"],
-            target_std=cached["target_std"],
+            features=_features(self.model, encoders, inputs, known),
+            target_mean=known["target_mean"],
+            target_std=known["target_std"],
             row=row,
             skipped=batch.skipped,
             grid=token_grid(*batch.target.shape[1:3]),

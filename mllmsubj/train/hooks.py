@@ -28,8 +28,8 @@ from mllmsubj.train.task import Task
 from mllmsubj.train.throughput import Throughput
 from mllmsubj.train.writers import Writer
 
-FIRST_EXAMPLES = 1000
-"""Smallest number of examples that the fraction of unreadable ones is computed of."""
+MIN_EXAMPLES = 1000
+"""The fraction of unreadable examples is computed of at least this many."""
 LOGGED_IMAGES = 8
 """Rows of the first batch whose images are logged."""
 
@@ -84,7 +84,7 @@ class NonfiniteGuard:
                     f"check the data"
                 )
         data, examples = self._progress.task.experiment.data, metrics.examples + metrics.skipped
-        if metrics.skipped > data.max_skipped * max(examples, FIRST_EXAMPLES):
+        if metrics.skipped > data.max_skipped * max(examples, MIN_EXAMPLES):
             raise UserError(
                 f"{metrics.skipped} of {examples} examples cannot be used, more than data.max_skipped "
                 f"({data.max_skipped:g}); run `mllmsubj data check --source={data.source}`"
@@ -123,7 +123,7 @@ class Reports:
             progress.writer.write_images(step, _images(batch.rows))
         if progress.at_log_point(step):
             figures, numbers = progress.throughput.report(), progress.metrics.scalars()
-            trainable = {"trainable_params": progress.task.trainable_params(step - 1)}
+            trainable = {"trainable_params": progress.task.num_trainable_params(step - 1)}
             progress.writer.write_scalars(step, numbers | figures | trainable | self._once)
             self._once = {}
             self._status.update(step, progress.throughput.clock, numbers["loss"], figures)

@@ -69,10 +69,10 @@ def schedule(stage: StageConfig) -> optax.Schedule:
 
     def share(count: Array) -> Float[Array, ""]:
         done = jnp.asarray(count, jnp.float32)
-        share = jnp.minimum(1.0, (done + 1.0) / max(1, stage.warmup_steps))
+        fraction = jnp.minimum(1.0, (done + 1.0) / max(1, stage.warmup_steps))
         if stage.decay_steps:
-            share *= jnp.clip((stage.steps - done) / min(stage.decay_steps, max(1, stage.steps)), 0.0, 1.0)
-        return share
+            fraction *= jnp.clip((stage.steps - done) / min(stage.decay_steps, max(1, stage.steps)), 0.0, 1.0)
+        return fraction
 
     return share
 

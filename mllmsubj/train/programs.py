@@ -87,12 +87,12 @@ def lower_update(
 
 def encode_step_flops(encoder: FeatureEncoder, batch: Batch, cached: CachedFeatures | None = None) -> int:
     """Returns the floating-point operations that encoding a batch must spend; only shapes are read."""
-    parts = encoder.grad_accum_steps
-    part = jax.eval_shape(partial(jax.tree.map, lambda x: x[::parts]), batch)
+    count = encoder.grad_accum_steps
+    part = jax.eval_shape(partial(jax.tree.map, lambda x: x[::count]), batch)
     inputs = jax.eval_shape(encoder.inputs, part)
     if cached is None:
-        return parts * encode_flops(encoder.model.config, inputs, batch.target.shape[1:3])
-    return 0 if NULL in cached else parts * encode_flops(encoder.model.config, replace(inputs, references=()))
+        return count * encode_flops(encoder.model.config, inputs, batch.target.shape[1:3])
+    return 0 if NULL in cached else count * encode_flops(encoder.model.config, replace(inputs, references=()))
 
 
 def update_step_flops(step: TrainStep, encoded: Encoded) -> int:

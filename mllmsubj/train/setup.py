@@ -75,7 +75,7 @@ class Setup:
         """Returns the index in `stages` of update number `step`, counted from 0."""
         return int(step >= self.experiment.train.stage1.steps)
 
-    def trainable_params(self, step: int) -> int:
+    def num_trainable_params(self, step: int) -> int:
         """Returns the number of parameters that update number `step` changes."""
         shapes, rates = flatten(self.model.stacked.abstract_params()), self.stages[self.stage_of(step)].step.rates
         return sum(shapes[path].size for path in rates)
@@ -85,8 +85,8 @@ class Setup:
 
         Can be evaluated on shapes by `jax.eval_shape`.
         """
-        stage = self.stages[self.stage_of(step)].step
-        return new_state(trained, set(stage.rates), stage.optimizer, ema=self.experiment.train.ema_decay > 0)
+        first = self.stages[self.stage_of(step)].step
+        return new_state(trained, set(first.rates), first.optimizer, ema=self.experiment.train.ema_decay > 0)
 
     def enter_stage(self, state: TrainState, step: int) -> TrainState:
         """Returns the state after `step` updates; at the start of stage 2, with a new optimizer state."""

@@ -106,28 +106,28 @@ class TrainStep:
         image = encoded.target_mean.astype(jnp.float32)
         if self.train.sample_posterior:
             image += encoded.target_std * random_inputs.posterior
-        latents, target = interpolate(image, random_inputs.noise, random_inputs.t)
+        latents, target_velocity = interpolate(image, random_inputs.noise, random_inputs.t)
         condition = self.model.aggregate(params, encoded.features, jnp.full(len(random_inputs.t), self.train.guidance))
         condition = modes.mask_condition(condition, random_inputs.mode)
         velocity = self.model.velocity(params, encoded.grid, latents, random_inputs.t, condition, self.active_tokens)
-        return squared_error(velocity, target)
+        return squared_error(velocity, target_velocity)
 
     def draw(self, encoded: Encoded, step: Int[Array, ""]) -> RandomInputs:
         """Generates each row's random numbers from (seed, step, row, purpose)."""
-        run = jax.random.fold_in(jax.random.key(self.seed), step)
+        step_key = jax.random.fold_in(jax.random.key(self.seed), step)
         n, c = encoded.target_mean.shape[1:]
         time = self.train.time
 
         def one(row: Array) -> RandomInputs:
-            key = jax.random.fold_in(run, row)
-            purpose = [jax.random.fold_in(key, i) for i in range(4)]
+            row_key = jax.random.fold_in(step_key, row)
+            keys = [jax.random.fold_in(row_key, i) for i in range(4)]
             t = (
-                logit_normal(purpose[0], time.mean, time.std)
+                logit_normal(keys[0], time.mean, time.std)
                 if time.density == "logit_normal"
-                else shifted_uniform(purpose[0], shift_exponent(n, self.shift))
+                else shifted_uniform(keys[0], shift_exponent(n, self.shift))
             )
-            noise, posterior = (jax.random.normal(key, (n, c)) for key in purpose[1:3])
-            return RandomInputs(t, noise, posterior, modes.draw(purpose[3], self.stage.modes))
+            noise, posterior = (jax.random.normal(key, (n, c)) for key in keys[1:3])
+            return RandomInputs(t, noise, posterior, modes.draw(keys[3], self.stage.modes))
 
         return jax.vmap(one)(encoded.row)
 

@@ -41,7 +41,7 @@ class Task(Protocol):
         """Frozen parameters that the update reads."""
         ...
 
-    def trainable_params(self, step: int) -> int:
+    def num_trainable_params(self, step: int) -> int:
         """Returns the number of parameters that update number `step`, counted from 0, changes."""
         ...
 

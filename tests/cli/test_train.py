@@ -137,7 +137,7 @@ def test_train_unreadable_examples(tmp_path, monkeypatch, caplog):
     named = [message for message in caplog.messages if message.startswith("skipped: ")]
     assert len(named) == 2
     assert any(message.startswith("skipped: pairs.jsonl:1, reference 1 cannot be read") for message in named)
-    monkeypatch.setattr(hooks, "FIRST_EXAMPLES", 1)
+    monkeypatch.setattr(hooks, "MIN_EXAMPLES", 1)
     with pytest.raises(UserError, match=r"\d of \d+ examples cannot be used, more than data.max_skipped \(0.01\)"):
         train_here(monkeypatch, tmp_path / "other", data__source=source, **ONE_STAGE)
 

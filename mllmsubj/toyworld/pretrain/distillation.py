@@ -90,13 +90,13 @@ class DistillationReader:
         row: int,
     ) -> None:
         """Writes the example to `row`, as the kind of that row."""
-        drawn, latent_stats = example
+        pair, latent_stats = example
         if row % TEXT_ONLY_PERIOD:
-            self.write_prompt_row(drawn, latent_stats, batch, row)
+            self.write_prompt_row(pair, latent_stats, batch, row)
         else:
             kept = self.captions.kept(rng, with_reference_view=False)
-            text = random_caption(rng, drawn.target.identity, drawn.target.scene, kept, held_out=False)
-            self.write_text_row(drawn.target, kept, text, latent_stats, batch, row)
+            text = random_caption(rng, pair.target.identity, pair.target.scene, kept, held_out=False)
+            self.write_text_row(pair.target, kept, text, latent_stats, batch, row)
 
     def write_prompt_row(self, example: Example, latent_stats: LatentStats, batch: DistillationBatch, row: int) -> None:
         """Writes a row with a prompt about a reference.

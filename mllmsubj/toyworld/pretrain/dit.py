@@ -128,13 +128,13 @@ class DiTComponent:
         frozen, latent_stats = self.frozen(), jax.jit(self.latent_stats)
         folder = self.find_folder("vae")
         assert folder is not None
-        vae = hashlib.sha256(components.path(folder, "vae").read_bytes()).hexdigest()
-        encoder = f"{vae} {self.model.config.vae} {self.model.compute.dtype}"
+        vae_hash = hashlib.sha256(components.path(folder, "vae").read_bytes()).hexdigest()
+        encoder_id = f"{vae_hash} {self.model.config.vae} {self.model.compute.dtype}"
 
         def encode(pixels: UInt8[np.ndarray, "b height width 3"]) -> Float[np.ndarray, "b two n c"]:
             return jax.device_get(latent_stats(frozen, pixels))
 
-        return cached_latents(pictures, encode, encoder, self.folder / self.name, threads)
+        return cached_latents(pictures, encode, encoder_id, self.folder / self.name, threads)
 
     def reader(self, data: DataConfig) -> CaptionReader:
         """Returns a reader of captions."""
@@ -175,10 +175,10 @@ class DiTComponent:
     def evaluate(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
         """Evaluates losses, with fixed noise, and pictures generated from full captions and from reference views."""
         full, pairs = (self.held_out(frozen, self.config.num_eval_examples, views) for views in (1, 2))
-        evaluate_batch = jax.jit(self._losses, static_argnames="reference_view")
+        batch_losses = jax.jit(self._losses, static_argnames="reference_view")
         for name, held, reference_view in (("", full, False), ("_alone", pairs, False), ("_beside", pairs, True)):
             losses = [
-                evaluate_batch(params, batch, self.noisy(batch, key), reference_view=reference_view)
+                batch_losses(params, batch, self.noisy(batch, key), reference_view=reference_view)
                 for batch, key in held.batches
             ]
             yield f"dit/loss{name}", float(np.concatenate(losses).mean())
@@ -202,9 +202,9 @@ class DiTComponent:
             yield f"dit/{name}", held.texts[:SHOWN]
 
     def held_out(self, frozen: Params, count: int, views: int) -> HeldOutPictures:
-        """Returns `count` held-out pictures with full captions, for one view of each subject.
+        """Returns `count` held-out pictures: of one view with full captions, or of two views of each subject.
 
-        For two views, the captions describe the scene only, and the second view is the reference.
+        With two views, the captions describe the scene only, and the second view is the reference.
         """
         source = PictureSource(
             Split.TEST, views * count, self.size, views=views, pose_randomness=self.config.pose_randomness

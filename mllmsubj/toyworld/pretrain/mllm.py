@@ -205,13 +205,13 @@ class MLLMComponent:
         each = optax.softmax_cross_entropy_with_integer_labels(logits, talks.input_ids[:, 1:]) * answers
         by_row, tasks = each.sum(axis=1), jax.nn.one_hot(talks.task, len(TASKS))
         by_task = jnp.stack([by_row @ tasks, answers.sum(axis=1) @ tasks])
-        unseen, right = [], []
+        entropies, right = [], []
         for found, true in zip(self._auxiliary_logits(params, pixels).values(), truth.T, strict=True):
-            unseen.append(optax.softmax_cross_entropy_with_integer_labels(found, true))
+            entropies.append(optax.softmax_cross_entropy_with_integer_labels(found, true))
             right.append((found.argmax(axis=1) == true).sum())
         seen = jnp.stack([jnp.stack(right), jnp.full(len(right), vision_only)]).astype(jnp.float32)
         weight = self.config.auxiliary_weight * rows / max(1, vision_only)
-        losses = jnp.concatenate([weight * jnp.stack(unseen).mean(axis=0), by_row * rows / answers.sum()])
+        losses = jnp.concatenate([weight * jnp.stack(entropies).mean(axis=0), by_row * rows / answers.sum()])
         return losses, {"by_task": by_task, "seen": seen}
 
     def evaluate(self, params: Params, frozen: Params) -> Iterator[tuple[str, Value]]:
@@ -235,8 +235,8 @@ class MLLMComponent:
             yield f"mllm/{name}", accuracies[name]
         yield "mllm/mean", float(np.mean(list(accuracies.values())))
         yield "mllm/least", min(accuracies.values())
-        evaluate_batch = jax.jit(self._auxiliary_logits)
-        found = [evaluate_batch(params, pixels[first : first + size]) for first in range(0, len(source), size)]
+        auxiliary_logits = jax.jit(self._auxiliary_logits)
+        found = [auxiliary_logits(params, pixels[first : first + size]) for first in range(0, len(source), size)]
         seen = [np.concatenate([np.argmax(each[name], axis=1) for each in found]) for name in ATTRIBUTES]
         yield "mllm/seen", float((np.stack(seen, axis=1) == truth).mean())
 
@@ -256,5 +256,5 @@ class MLLMComponent:
         """Returns the auxiliary head's logits of each attribute."""
         tiles = normalize_tiles(pixels, self.reference)
         tokens: Any = self.model.mllm.apply({"params": params["mllm"]}, tiles, method="see")
-        seen: Any = AuxiliaryHead().apply({"params": params["seen"]}, tokens.astype(jnp.float32))
-        return seen
+        logits: Any = AuxiliaryHead().apply({"params": params["seen"]}, tokens.astype(jnp.float32))
+        return logits

@@ -36,7 +36,7 @@ class LabeledBatch(Rows):
 
 
 @dataclass(frozen=True)
-class LabelledReader:
+class LabeledReader:
     """Renders pictures."""
 
     config: DataConfig
@@ -92,9 +92,9 @@ class ProbeComponent:
         """Returns the pictures."""
         return pictures
 
-    def reader(self, data: DataConfig) -> LabelledReader:
+    def reader(self, data: DataConfig) -> LabeledReader:
         """Returns a reader of labeled pictures."""
-        return LabelledReader(data)
+        return LabeledReader(data)
 
     def losses(
         self, params: Params, frozen: Params, batch: LabeledBatch, key: Array
@@ -112,10 +112,10 @@ class ProbeComponent:
     def evaluate(self, params: Params, frozen: Params) -> Iterator[tuple[str, float | np.ndarray]]:
         """Evaluates the accuracy of each attribute on held-out pictures."""
         source = PictureSource(Split.TEST, self.config.num_eval_examples, self.size)
-        evaluate_batch, right = jax.jit(partial(predict, self.network)), np.zeros(len(ATTRIBUTES))
+        predict_batch, right = jax.jit(partial(predict, self.network)), np.zeros(len(ATTRIBUTES))
         for first in range(0, len(source), self.config.batch_size):
             pictures = [source[i] for i in range(first, min(first + self.config.batch_size, len(source)))]
-            read = evaluate_batch(params["probe"], np.stack([picture.render(self.size) for picture in pictures]))
+            read = predict_batch(params["probe"], np.stack([picture.render(self.size) for picture in pictures]))
             right += (read == np.stack([numbers(each.identity, each.scene) for each in pictures])).sum(axis=0)
         shares = right / len(source)
         for name, share in zip(ATTRIBUTES, shares, strict=True):

@@ -55,12 +55,12 @@ def pretrain(config: ConfigDict, name: str, workdir: Path) -> Path:
     experiment = component_experiment(whole, component)
     mesh, folder = make_mesh(**asdict(experiment.mesh)), workdir / name
     check_batch(component.config.batch_size, 1, mesh, f"pretrain.{name}")
-    run = PretrainingTask(experiment, mesh, component)
-    with StartupTime() as first, jax.set_mesh(mesh):
+    task = PretrainingTask(experiment, mesh, component)
+    with StartupTime() as startup, jax.set_mesh(mesh):
         # Both may raise UserError, before the workdir is created.
-        params, evaluator = run.start(), ComponentEvaluator(component, run.frozen)
-        with open_workdir(folder, config), Checkpoints(folder, experiment.checkpoint) as saves:
-            fit(run, params, run.loader(), [evaluator], config, folder, saves, first)
+        params, evaluator = task.start(), ComponentEvaluator(component, task.frozen)
+        with open_workdir(folder, config), Checkpoints(folder, experiment.checkpoint) as checkpoints:
+            fit(task, params, task.loader(), [evaluator], config, folder, checkpoints, startup)
     return components.path(workdir, name)
 
 
@@ -143,7 +143,7 @@ class PretrainingTask:
         """Frozen parameters that the update reads."""
         return self.frozen
 
-    def trainable_params(self, step: int) -> int:
+    def num_trainable_params(self, step: int) -> int:
         """Returns the number of trainable parameters, the same for every step."""
         shapes = jax.eval_shape(self.component.init, jax.random.key(0))
         return sum(shape.size for shape in jax.tree.leaves(shapes))

@@ -119,11 +119,11 @@ class VAEComponent:
         source = PictureSource(Split.TEST, self.config.num_eval_examples, self.size)
         psnr: list[float] = []
         means, variances, shown = [], [], np.empty(0)
-        evaluate_batch = jax.jit(self._reconstruct)
+        reconstruct = jax.jit(self._reconstruct)
         for first in range(0, len(source), self.config.batch_size):
             numbers = range(first, min(first + self.config.batch_size, len(source)))
             pixels = np.stack([source[i].render(self.size) for i in numbers])
-            images, mean, logvar = jax.device_get(evaluate_batch(params, pixels))
+            images, mean, logvar = jax.device_get(reconstruct(params, pixels))
             psnr += list(-10.0 * np.log10(np.mean((pixels / 255.0 - images / 255.0) ** 2, axis=(1, 2, 3))))
             means.append(mean)
             variances.append(np.exp(logvar))
